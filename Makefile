@@ -108,7 +108,7 @@ site: $(READY)  ## the documentation as a site, in build/site/docs/index.html; N
 release: $(STUBS)  ## the distributions in dist/, checked and not uploaded
 	$(PY) -m scripts.dev.tools.release
 
-gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
+gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in six minutes
 	$(PY) scripts/gpu_check.py $(ARGS)
 
 clean:  ## the virtual environment, the caches and the demo's output

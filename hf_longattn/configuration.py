@@ -174,16 +174,13 @@ def _layer_rules(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
 
 
 def _layer_index(key: int | str) -> int:
-    try:
-        index = int(key)
-    except (TypeError, ValueError):
-        index = -1
-    if not 0 <= index <= HIGHEST_LAYER:
+    text = str(key)
+    if not text.isdecimal() or len(text) > len(str(HIGHEST_LAYER)):
         raise OptionError(
             f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, for example"
             " layers={0: {'window': 64}}."
         )
-    return index
+    return int(text)
 
 
 def _readable(value: Any, info: OptionInfo) -> str:

@@ -121,19 +121,9 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def sentence_case(text: str) -> str:
-    """``text`` with a capital first letter. Other letters do not change."""
-    return text[:1].upper() + text[1:]
-
-
 def error_line(error: object) -> str:
     """The one line that every command prints for an error. It begins with "Error: "."""
     return f"Error: {visible(' '.join(str(error).split()))}"
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
 def in_a_line(error: BaseException, limit: int = 300) -> str:

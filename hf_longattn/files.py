@@ -206,12 +206,6 @@ EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "Mu
 """The classes of sentence-transformers that load a folder."""
 
 
-def tokenizer_values(folder: Path) -> dict[str, Any]:
-    """The values of the tokenizer's config in a folder; empty without one."""
-    file = folder / TOKENIZER_CONFIG
-    return read_json_object(file) if file.is_file() else {}
-
-
 def sentence_kind(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder; ``None`` without modules."""
     if not (folder / MODULES).is_file():
@@ -224,7 +218,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
+        CheckpointError: the list is damaged, or names a folder outside of ``folder``.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -236,8 +230,6 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
-        for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
-            sentence_values(settings)
     return list(modules)
 
 
@@ -444,11 +436,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files below a folder, without their modes."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 # Names of local files and folders in cards, without their parent folders.

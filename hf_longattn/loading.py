@@ -95,12 +95,6 @@ def only_pickles(name: str) -> str:
 # Errors of the Hub and of loading, each in one sentence.
 
 
-def redacted(text: str, token: str | bool | None = None) -> str:
-    """``text`` with the given token, and anything that looks like one, masked."""
-    hidden = TOKEN.sub("hf_***", text)
-    return hidden.replace(token, "hf_***") if isinstance(token, str) and token else hidden
-
-
 @contextlib.contextmanager
 def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[LongAttentionError] = HubError) -> Iterator[None]:
     """Raise errors of the Hub in one sentence without tokens.
@@ -121,7 +115,10 @@ def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         reason = in_a_line(next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), error))
         failure = "cannot be uploaded" if kind is HubError else "is not a folder, and it cannot be downloaded"
-        raise kind(redacted(f"{repo_id!r} {failure}: {reason}.", token)) from None  # the traceback could show the token
+        sentence = TOKEN.sub("hf_***", f"{repo_id!r} {failure}: {reason}.")
+        if isinstance(token, str) and token:
+            sentence = sentence.replace(token, "hf_***")
+        raise kind(sentence) from None  # the traceback could show the token
 
 
 @contextlib.contextmanager
@@ -207,13 +204,11 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
     """The tokenizer of a text model with this config, for training and batches; see :func:`fit_tokenizer`."""
-    tokenizer = load_part(AutoTokenizer, name)
-    fit_tokenizer(tokenizer, config, name)
-    return tokenizer
+    return fit_tokenizer(load_part(AutoTokenizer, name), config, name)
 
 
-def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> None:
-    """Let a tokenizer without a padding token pad with its end token. Refuse one with neither, or with ids that the model lacks."""
+def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
+    """The tokenizer, which pads with its end token if it has no other. Refuse one with neither, or with ids that the model lacks."""
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
@@ -221,6 +216,7 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_token_ids(tokenizer, config, name)
+    return tokenizer
 
 
 def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
@@ -310,9 +306,7 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
         arguments: of ``from_pretrained``.
     """
     safely = {**NO_CODE, "use_safetensors": None if allow_pickle else True, "weights_only": True}
-    if name is None:
-        return loader.from_pretrained(name, **safely, **arguments)
-    with loading_errors(name):
+    with contextlib.nullcontext() if name is None else loading_errors(name):
         return loader.from_pretrained(name, **safely, **arguments)
 
 
@@ -346,15 +340,11 @@ def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str =
         name: of its checkpoint.
         advice: what to type.
     """
-    missing = _modules({*info["missing_keys"]} - {*tied_weights(model)})
-    resized = _modules(key for key, *_ in info["mismatched_keys"])
-    if lost := " and ".join(filter(None, (missing, resized and f"{resized} of this size"))):
-        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {lost}; {advice}.")
-
-
-def _modules(weights: Iterable[str]) -> str:
-    """The modules of some weights, by name."""
-    return listed(name.rpartition(".")[0] or name for name in weights)
+    resized = (key for key, *_ in info["mismatched_keys"])
+    new = {"": {*info["missing_keys"]} - {*tied_weights(model)}, " of this size": {*resized}}
+    lost = [f"{listed(key.rpartition('.')[0] or key for key in keys)}{which}" for which, keys in new.items() if keys]
+    if lost:
+        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:

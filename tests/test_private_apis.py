@@ -18,8 +18,8 @@ from .removed_apis import resolve
 
 HOME = "hf_longattn/names.py"
 FOLDERS = ("hf_longattn", "scripts")
-OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
-"""Private by their spelling only (of a namedtuple, of os), or argparse's."""
+OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit", "_python_dispatch"}
+"""Private by their spelling only (of a namedtuple, of os; of the module in which PyTorch documents TorchDispatchMode), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
 OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_attn_implementation",
@@ -108,7 +108,7 @@ def touched(nodes: list[ast.AST], ours: set[str]) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
         elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in (*TESTED, "torch"):
             private = [name for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)] if name.startswith("_")]
-            yield from ((node.lineno, name) for name in private if name != "__version__")
+            yield from ((node.lineno, name) for name in private if name not in {"__version__", *OTHERS})
         elif isinstance(node, ast.Constant) and node.value in NAMED_ONLY:
             yield node.lineno, str(node.value)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, shortened
+from ..errors import LongAttentionError, UsageError, error_line, shortened
 from .convert import compress, convert, export, plan, search
 from .hub import push
 from .inspect import inspect, mechanisms, recipes
@@ -25,19 +25,13 @@ app = typer.Typer(
 )
 
 
-def _print_version(version: bool) -> None:
+@app.callback(invoke_without_command=True)
+def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from .. import __version__
 
         typer.echo(f"longattn {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    pass
 
 
 class Command(TyperCommand):
@@ -74,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename:
             sentence = f"{shortened(str(error.filename))!r}: {error.strerror}."
         elif not isinstance(error, OSError | LongAttentionError):
-            if not lacks_memory(error):  # a fault of the program
+            if not isinstance(error, MemoryError) and "allocate" not in str(error):  # a fault of the program
                 raise
             sentence = "There is not enough memory; use smaller options or lengths."
         print(error_line(sentence), file=sys.stderr)

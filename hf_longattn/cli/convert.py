@@ -207,12 +207,8 @@ def _flops(count: int) -> str:
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
-
-    def shown(size: Any) -> str:
-        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
-
     columns = {
-        inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
+        inputs.kind.noun: [cost.size.words for cost in costs] if inputs.kind.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],

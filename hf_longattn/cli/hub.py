@@ -32,8 +32,6 @@ def push(
     pushed = push_model(
         model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
     )
-    cards = {"the folder's": "with the folder's card", "written": "with a card written for it"}
-    commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}"
+    commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
     left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
-    lines = [Line(pushed.url), Line(f"{commit}; {cards.get(pushed.card, 'the repository keeps its card')}{left_out}.")]
-    show(asdict(pushed), lines, as_json=as_json)
+    show(asdict(pushed), [Line(pushed.url), Line(f"{commit}{left_out}.")], as_json=as_json)

@@ -34,13 +34,15 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
             command(**values, config=kind(**chosen))
 
-        parameters = [parameter.replace(kind=KEYWORD) for parameter in inspect.signature(command, eval_str=True).parameters.values()]
-        place = [parameter.name for parameter in parameters].index("config")
-        del parameters[place]
-        for number, (name, setting) in enumerate(settings.items(), place):
-            value_type: Any = list[str] if setting.metadata["type"] is list else setting.metadata["type"]
-            annotation = Annotated[value_type | None, option(setting)]
-            parameters.insert(number, inspect.Parameter(name, KEYWORD, default=setting.default, annotation=annotation))
+        of_settings = [
+            inspect.Parameter(
+                name, KEYWORD, default=setting.default, annotation=Annotated[setting.metadata["type"] | None, option(setting)]
+            )
+            for name, setting in settings.items()
+        ]
+        parameters = list[inspect.Parameter]()
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            parameters += of_settings if parameter.name == "config" else [parameter.replace(kind=KEYWORD)]
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]

@@ -79,9 +79,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[..., None]]:
     """Show the words that it is called with, and two numbers "done of total", on stderr while that is a terminal."""
-    console = SafeConsole(stderr=True)
-    if not console.is_terminal:
-        yield lambda *words: None
-        return
-    with console.status("loading") as status:
+    with SafeConsole(stderr=True).status("loading") as status:
         yield lambda words, *numbers: status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))

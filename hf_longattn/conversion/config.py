@@ -40,7 +40,7 @@ def setting(
     Args:
         help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
-        type, metavar: of one value on the command line, and its form in the help. ``list`` is for a flag that can be repeated.
+        type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
         minimum: the smallest valid number.
         secret: never written into a report.
     """
@@ -104,13 +104,13 @@ class ConversionConfig(Settings):
         type=Path,
     )
     options: Mapping[str, Any] | None = setting(
-        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list, metavar="NAME=VALUE"
+        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list[str], metavar="NAME=VALUE"
     )
     layers: Mapping[Any, Any] | None = setting(
         None,
         'Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate between, '
         '"window:window=256,full". Repeatable.',
-        type=list,
+        type=list[str],
         metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
     )
     long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(

@@ -25,7 +25,6 @@ from ..files import (
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
     check_destination,
-    copy_folder,
     destination_path,
     read_json_object,
     sentence_modules,
@@ -160,7 +159,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             shutil.copyfile(files[name], stage / name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
-            copy_folder(source.folder / name, stage / name)
+            shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
     if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
@@ -187,7 +186,7 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
         shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
     for module in modules[1:]:
         if module["path"] and (root / module["path"]).is_dir():
-            copy_folder(root / module["path"], folder / module["path"])
+            shutil.copytree(root / module["path"], folder / module["path"], copy_function=shutil.copyfile)
 
 
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:

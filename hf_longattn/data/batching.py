@@ -24,8 +24,6 @@ from hf_longattn.modeling.run.documents import refusal_of_documents
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments
 
-GLOBALS = "global_attention_mask"
-
 
 def processes() -> PartialState:
     """This process among all; without an accelerator they communicate on the CPU."""
@@ -76,7 +74,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """A padded batch."""
         rows = [dict(row) for row in features]
-        fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
+        fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
         size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
@@ -128,8 +126,7 @@ class DataCollatorWithPacking:
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
     """Let the pooling of a packed row ``(1, T)`` read the first token of each document; ``lengths (B,)``."""
     starts = lengths.cumsum(0) - lengths
-    module = pooling_module(model)
-    assert module is not None
+    module: Any = pooling_module(model)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
     try:
         yield
@@ -180,9 +177,7 @@ class TokenBudget(EpochSampler):
     """Batches of rows of similar length that hold at most a number of tokens, in an order that depends on the seed and the epoch.
 
     Args:
-        lengths: tokens of each row.
         budget: maximum tokens of a batch. A longer row gets its own batch.
-        seed: of the order.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
         processes: the number of batches is a multiple of it, so that all processes take equally many steps.
     """

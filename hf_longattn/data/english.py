@@ -29,11 +29,7 @@ no page is interesting, she said, but the shelf is.
 
 
 def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual.
-
-    Raises:
-        CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
-    """
+    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual."""
     if file is None:
         try:  # 600 kB of English prose, missing in some slim installations
             topics = importlib.import_module("pydoc_data.topics").topics

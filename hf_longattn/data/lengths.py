@@ -47,11 +47,7 @@ def decoder_length(model: PreTrainedModel) -> int | None:
 
 
 def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, *, decoded: bool = True) -> int:
-    """Return the tokens of one input: ``wanted``, or the model's maximum. ``decoded`` as for :func:`longest_input`.
-
-    Raises:
-        OptionError: ``wanted`` exceeds that maximum, or there is neither.
-    """
+    """Return the tokens of one input: ``wanted``, or the model's maximum. ``decoded`` as for :func:`longest_input`."""
     try:
         longest = longest_input(model, tokenizer, decoded=decoded)
     except OptionError:

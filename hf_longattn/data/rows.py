@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
@@ -26,7 +26,6 @@ from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
-Changed = TypeVar("Changed")
 Roles = Mapping[str, Sequence[str]]
 """Role -> names of columns that are recognised; the first existing one is taken."""
 OPTIONAL = ("question", "negative", "score", "id")
@@ -55,7 +54,6 @@ def read_rows(
     ``max_train_samples`` and ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
 
     Args:
-        args: the task's data arguments.
         roles: default: ``args.roles``.
         read: reads a split of a source; default: :func:`rows_of`.
         shuffle: draw the order of rows that are not split by the seed, too.
@@ -97,7 +95,7 @@ def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
     return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
 
 
-def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
+def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
     """``change(part)`` for each part. A part that is given twice is converted once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
@@ -111,7 +109,6 @@ def split_held_out(
     A source of two units or more gives at least one; if none has two, the last one drawn is held out.
 
     Args:
-        parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
         unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
         classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
@@ -174,9 +171,6 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
     Args:
         leave_out: leave out rows in which a text is empty, with a warning.
         option: names the column of a role, in messages.
-
-    Raises:
-        DataError: a missing column, or a row without a value of its kind.
     """
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")

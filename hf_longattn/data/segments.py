@@ -22,12 +22,9 @@ Place = tuple[int, int, int]
 
 
 class Segments(Dataset[dict[str, Any]]):
-    """Segments of tokenised documents, by their :data:`Place`, padded on the right. ``None`` is a segment of padding.
+    """Segments of ``length`` tokens of documents (:func:`.tokenization.to_documents`), by their :data:`Place`, padded on the right.
 
-    Args:
-        documents: rows with ``input_ids``; see :func:`.tokenization.to_documents`.
-        length: tokens of a segment.
-        pad_token_id: the padding.
+    ``None`` is a segment of padding.
     """
 
     def __init__(self, documents: datasets.Dataset, length: int, pad_token_id: int = 0) -> None:
@@ -50,11 +47,8 @@ class SegmentBatches(Sampler[list["Place | None"]]):
 
     Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
 
-    Args:
-        segments: of the documents.
-        rows: of a batch.
-        seed: of another order of the documents in each of endless passes. ``None`` = a single pass in their order, at whose end rows
-            without a document are ``None``.
+    By ``seed``, passes have no end, and each has another order of the documents. Without, there is a single pass in their order, at whose
+    end rows without a document are ``None``.
     """
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:

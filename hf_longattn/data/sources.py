@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,8 +26,14 @@ from hf_longattn import __version__
 from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
 from hf_longattn.files import AUDIO_SUFFIXES
 
-CONLL = (".conll", ".iob", ".bio", ".iob2")
+CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
 """Endings of files of words with tags, one word in a line."""
+DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
+"""Beginnings of the lines around the documents of a CoNLL file."""
+PART = re.compile(r"\d+[-.]\d+")
+"""CoNLL-U's number of a range of words (1-2), or of an empty node (1.1)."""
+IOB_TAG = re.compile("O|[BIESLU]-.+")
+"""A tag of a named entity, or of none."""
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
 """Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
 SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
@@ -228,26 +234,57 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
 
 
 def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
-    """The documents of a file whose lines are a word, perhaps other columns, and a tag, separated by tabs or else by spaces.
+    """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
 
-    Lines of -DOCSTART-, or else blank ones, separate documents.
+    If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the last one of B-, I- and
+    O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in a file without
+    tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the words. At the start of a sentence a line that begins
+    with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
     """
-    lines, rows, width = text.read().replace("\r\n", "\n").split("\n"), list[list[str]](), 0
-    borders = any(line.startswith("-DOCSTART-") for line in lines)
-    for number, line in enumerate([*lines, "-DOCSTART-"], 1):
-        is_border, columns = line.startswith("-DOCSTART-"), line.split("\t") if "\t" in line else list(filter(None, line.split(" ")))
-        if is_border or not line.strip():
-            if rows and (is_border or not borders):
-                words, tags = ([row[place] for row in rows] for place in (0, -1))
-                if width > 2 and all(map(str.isdecimal, words)):
-                    raise DataError(f"The words of {file!r} have numbers, as in CoNLL-U; write a word and its tag in each line.")
-                yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags)}
-                rows = []
+    lines = [line.removesuffix("\r") for line in text.read().split("\n")]
+    of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
+    tabs = any("\t" in line for line in of_words)
+    filled_width = max((len(line.rstrip(" \t").split("\t")) for line in of_words), default=0)
+
+    def columns_of(line: str) -> list[str]:
+        filled = line.rstrip(" \t").split("\t" if tabs else " ")
+        if tabs and filled != [""]:
+            return line.split("\t")[: max(filled_width, len(filled))]  # tabs at the ends of all lines separate nothing
+        return [column for column in filled if column]
+
+    rows = list(map(columns_of, of_words))
+    widths, tags = set(map(len, rows)), {columns[-1] for columns in rows}
+    width, word_column, tag_column = max(widths, default=0), 0, -1
+    numbered = [columns for columns in rows if not PART.fullmatch(columns[0])]
+    numbers = [int(columns[0]) if columns[0].isdecimal() else -1 for columns in numbered]
+    if width > 2 and all(number in (0, 1, before + 1) and number >= 0 for before, number in pairwise([0, *numbers])):
+        cells = {place: {columns[place] for columns in numbered if columns[place:]} - {""} for place in range(2, width)}
+        entities = [place for place, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
+        word_column, tag_column = 1, max(entities, default=-1)
+        if not entities and width == 10:  # the last column is one of remarks
+            raise DataError(f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
+    marked, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
+    words, tags_of_words = list[str](), list[str]()
+    for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
+        columns = columns_of(line)
+        if not columns or line.startswith(DOCUMENT):
+            starts_sentence = True
+            if words and (columns or not marked):
+                yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags_of_words)}
+                words, tags_of_words = [], []
             continue
-        width = width or len(columns)
-        if len(columns) != width or width < 2 or not columns[0].strip() or not columns[-1].strip():
-            raise DataError(f"Line {number} of {file!r} is no word and its tag, with as many columns as the lines before; correct it.")
-        rows.append(columns)
+        is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
+        if (starts_sentence and line.startswith("#") and not is_word) or (word_column and (line[0] == "#" or PART.fullmatch(columns[0]))):
+            continue
+        starts_sentence = False
+        word, tag = "".join(columns[word_column : word_column + 1]), "".join(columns[tag_column:][:1]).strip(" ")
+        if not word or not tag or len(columns) < word_column + 2 or "\r" in line:
+            missing, between = "tag" if word else "word", "tabs" if tabs else "spaces"
+            raise DataError(
+                f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by {between}, and ends with \\n."
+            )
+        words.append(word)
+        tags_of_words.append(tag)
 
 
 def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:

@@ -41,7 +41,6 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
-        names: the tags in the order of their numbers.
 
     Returns:
         A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .cpu.dropout import drops_in_tiles
 from .cpu.flash import cached_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
+from .cuda.flash_globals import flash_globals
 from .cuda.flex import flex_band
 from .dispatch import first_path, try_path
 from .distances import distance_attention
@@ -39,8 +40,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if call.batch is not None and call.batch.documents is not None:
         return _of_documents(q, k, v, pattern, call)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    kernels = {"flash": functools.partial(flash_band, q, k, v, pattern, call), "flex": functools.partial(_flex, q, k, v, pattern, call)}
-    out, path = try_path("band", context, kernels)
+    out, path = try_path("band", context, _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
     if path not in ("cpu-band", "cpu-distances"):  # these paths skip outer padding themselves
@@ -66,15 +66,24 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
 
 
+def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
+    """The kernels that a machine may lack, by path."""
+    return {
+        "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
+        "flex": lambda: _flex(q, k, v, pattern, call),
+    }
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    q, k, v, call = clear_padding(q, k, v, call)
-    return flex_band(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, call.written_out())
+    if not call.finite_padding:
+        q, k, v, call = clear_padding(q, k, v, call)
+    return flex_band(q, k, v, pattern, call.written_out())
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """Band attention within packed documents: one flash-attention call, or :func:`attend_per_sequence`."""
+    """Band attention within packed documents: one call of a kernel, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    out, path = try_path("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
+    out, path = try_path("documents under a band", context, _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
 
@@ -84,9 +93,9 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
     return attend_per_sequence(run, q, k, v, call, path, clears_padding=True)
 
 
-def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether a single kernel call computes full attention within all packed documents."""
-    context = DispatchContext.of(q, k, call, dtype=dtype_in_attention(q), features=q.shape[3])
+def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:
+    """Whether a single kernel call computes a band within all packed documents. ``k``: ``(B, H_kv, N, D)``."""
+    context = DispatchContext.of(k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3])
     return first_path("packed bands", context)[0] == "packed"
 
 

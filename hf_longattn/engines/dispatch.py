@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from . import grid_windows
-from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
+from .common.call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
 from .common.paths import OBSERVERS, Kind, PathName, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
 from .cpu.dropout import drops_in_tiles
-from .cuda import fla, flash_band, flex_blocks, flex_kernel
+from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
 DENSE_KEYS = 768
@@ -28,6 +28,7 @@ Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
+ONE_CALL = "one call of flex_attention has fewer launches than the parts of global tokens"
 DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
 
 
@@ -46,7 +47,7 @@ def _many_pairs(context: DispatchContext) -> str | None:
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
-    if torch.compiler.is_exporting():
+    if context.exporting:
         return "an exported graph cannot check whether the band covers every length"
     if not context.pattern.covers(context.q_len, context.kv_len):
         return "the band leaves keys out"
@@ -59,18 +60,21 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
 
 def _band_is_short(context: DispatchContext) -> str | None:
     pattern, kv_len = context.pattern, context.kv_len
-    if torch.compiler.is_exporting():  # one graph for all lengths
+    if context.exporting:  # one graph for all lengths
         narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
     if context.few_pairs:
         return None
+    compiling = torch.compiler.is_compiling()
+    if context.device != "cpu" and not compiling and kv_len > min(DENSE_KEYS, pattern.width):
+        return MANY_PAIRS
     if context.call.global_mask is None and _flash_runs(context):
         return NEEDS_NO_MASK
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if torch.compiler.is_compiling() and _globals_need_mask(context):
+    if compiling and _globals_need_mask(context):
         return None
-    if torch.compiler.is_compiling() or band.why_not(context) is not None:
+    if compiling or band.why_not(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
     if _kernel_adds_term(context) or context.call.batch is not None:
         return "the band kernel handles bias and padding without an N×N matrix"
@@ -79,14 +83,27 @@ def _band_is_short(context: DispatchContext) -> str | None:
 
 def _globals_need_mask(context: DispatchContext) -> bool:
     """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
-    if context.call.global_mask is None or context.call.max_globals is not None or torch.compiler.is_exporting():
+    if context.call.global_mask is None or context.call.global_positions is not None or torch.compiler.is_exporting():
         return False
     kernels = PATHS["band"][2:-1]
-    return all(any(path == name for path, _ in context.failed) or reason(context) is not None for name, reason in kernels)
+    return all(_failed(name, context) or reason(context) is not None for name, reason in kernels)
 
 
 def _flash_runs(context: DispatchContext) -> bool:
-    return context.device == "cuda" and not any(path == "flash" for path, _ in context.failed) and flash_band.why_not(context) is None
+    return context.device == "cuda" and not _failed("flash", context) and flash_band.why_not(context) is None
+
+
+def _failed(path: str, context: DispatchContext) -> bool:
+    return bool(context.failed) and any(path == name for name, _ in context.failed)
+
+
+def _flash(context: DispatchContext) -> str | None:
+    one_call = context.call.global_mask is not None and context.kv_len <= flex.MAX_LISTED_TOKENS and not _failed("flex", context)
+    return ONE_CALL if one_call and flex_kernel.why_not(context) is None else flash_band.why_not(context)
+
+
+def _no_call_for_all_documents(context: DispatchContext) -> str | None:
+    return None if flash_band.why_not(context) is None else flex_kernel.why_not(context)
 
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
@@ -113,9 +130,9 @@ PAIR_PATHS: tuple[tuple[PathName, Reason], ...] = (("dense", _not_covered), ("de
 PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
-    "packed bands": (("packed", flash_band.why_not), *DOCUMENT_PATHS),
+    "packed bands": (("packed", _no_call_for_all_documents), *DOCUMENT_PATHS),
     "documents": DOCUMENT_PATHS,
-    "documents under a band": (("flash", flash_band.why_not), *DOCUMENT_PATHS),
+    "documents under a band": (("flash", _flash), ("flex", flex_kernel.why_not), *DOCUMENT_PATHS),
     "pairs": PAIR_PATHS,
     "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
     "selected": (("dense", _not_covered), ("selected", _always_runs)),
@@ -125,7 +142,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("dense-masked", _band_is_short),
         ("cpu-band", band.why_not),
         ("cpu-distances", distance_band.why_not),
-        ("flash", flash_band.why_not),
+        ("flash", _flash),
         ("flex", flex_kernel.why_not),
         ("blockwise", _always_runs),
     ),
@@ -135,6 +152,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("flex-blocks", flex_blocks.why_not),
         ("tiles", _always_runs),
     ),
+    "table of blocks": (("flex-blocks", flex_blocks.why_no_table), ("tiles", _always_runs)),
     "windows": (
         ("dense", _not_covered),
         ("windows", grid_windows.why_not),
@@ -182,7 +200,9 @@ def first_path(kind: Kind, context: DispatchContext) -> tuple[PathName, list[tup
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
         reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
-        reason = reason_of(context) if reason is None else reason
+        if reason is None:
+            elsewhere = context.device != "cpu" and name.startswith("cpu-")
+            reason = ELSEWHERE if elsewhere else reason_of(context)
         if reason is None:
             return name, refused
         refused.append((name, reason))

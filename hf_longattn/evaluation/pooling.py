@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ..files import (
     MODULES,
     SENTENCE_LIMIT,
+    TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
+    read_json_object,
     sentence_modules,
     sentence_values,
-    tokenizer_values,
 )
 
 OLD_KEYS = {
@@ -96,7 +97,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
     new_fields = () if pooling is None else ("transformer_task", "modality_config", "module_output_name")  # same as without them
     for settings in folder.glob(TRANSFORMER_SETTINGS):
-        limit = tokenizer_values(folder).get(TOKENIZER_LIMIT)
+        limit = read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT) if (folder / TOKENIZER_CONFIG).is_file() else None
         values = {SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length, **sentence_values(settings)}
         write(settings, {name: value for name, value in values.items() if name not in new_fields})
     if pooling is None:

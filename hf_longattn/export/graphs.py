@@ -18,7 +18,7 @@ from ..conversion.sources import attached_mechanisms
 from ..evaluation.pooling import SentencePooling
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.exact import is_full
 from ..modeling.family.definition import known_family
 from ..names import look_up
 from ..reports import FAILED, Check, Difference, equality
@@ -80,7 +80,7 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
 
 
 def _is_sparse(mechanism: Mechanism, causal: bool, length: int) -> bool:
-    return not for_length(mechanism, length, causal).covers(length, causal)
+    return not is_full(mechanism, length, causal)
 
 
 class ModelGraph(nn.Module):

@@ -41,7 +41,7 @@ from ..files import (
 )
 from ..inputs.kind import InputKind, kind_in
 from ..loading import read_config
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -244,12 +244,7 @@ def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool
         layers: of the stack. longest: the maximum number of tokens, if there is one. nouns: the inputs.
     """
     mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
-
-    def differs(length: int) -> bool:
-        used = (for_length(mechanism, length, causal) for mechanism in mechanisms)
-        return not all(each.covers(length, causal) and not (each.traits.recursion and each.traits.recursion.memory) for each in used)
-
-    exact = bisect_left(lengths, True, key=differs)
+    exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
     upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
     return f"equals full attention {upto}" if exact else "never equals full attention"
 

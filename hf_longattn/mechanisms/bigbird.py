@@ -17,19 +17,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..engines.common.batch import last_real
+from ..engines.common.accelerator import accelerated
+from ..engines.common.batch import in_graph, last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
+from ..engines.common.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.global_rows import global_index
 from ..engines.common.score_terms import add_term
-from ..engines.dispatch import choose
+from ..engines.cuda.flex_blocks import BlockTable, flex_block_table
+from ..engines.dispatch import choose, try_path
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..positions.distances import Locality
@@ -44,6 +46,9 @@ from .common.traits import Handling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+TABLE_STEP = 64
+"""Blocks by which a table for decoding grows. Untuned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +97,10 @@ class BigBird(MaskedMechanism):
     engine = "gathered"
     cost = "N·b·(w+r+2g)"
     traits = MaskedMechanism.traits.but(takes_globals=True)
-    handling = Handling(exports_definition=True)
+    handling = Handling(hides_padding=True, exports_definition=True)
     per_head_tensors = ()
+    drawn_by_layer = True
+    _kept: tuple[Any, Tensor] | None = None
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
     covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: BigBirdOptions
@@ -113,6 +120,10 @@ class BigBird(MaskedMechanism):
                 stacklevel=2,
             )
         return super().train(mode)
+
+    @property
+    def mask_is_reach(self) -> bool:
+        return self.options.random_pattern == "seeded"  # otherwise keys count more than once
 
     @property
     def full_blocks(self) -> int:
@@ -159,8 +170,17 @@ class BigBird(MaskedMechanism):
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        times = self.times(AttentionCall(causal), global_mask)
-        return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+        if not causal:
+            times = self.times(AttentionCall(), global_mask)
+            return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+
+        def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            size = self.options.block_size
+            table = self._causal_table(-(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP, kv_idx.device)
+            visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
+            return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
+
+        return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """A function for the number of times that each key counts in a query's softmax. Its ``kv_idx`` must cover the whole sequence."""
@@ -199,7 +219,9 @@ class BigBird(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal), global_tokens=tokens is not None)
+        one_call = accelerated(q)  # takes any number of global tokens, also in a graph
+        about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens is not None and not one_call}
+        path = choose("pairs", q, k, call, **about)
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
@@ -208,11 +230,67 @@ class BigBird(MaskedMechanism):
                 exact = torch.promote_types(q.dtype, torch.float32)
                 call = call.replace(score_mod=add_term(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
-        parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
-        out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
+        padded, size = pad_queries(q, kv_len), self.options.block_size
+        context = DispatchContext.of(padded, k, call, dtype=q.dtype, features=q.shape[3], block_size=size)
+
+        def by_table() -> Tensor:
+            table_call = call.replace(global_mask=tokens).written_out()
+            key = (type(self), self.options, self.num_heads, self.layer + call.seed)
+            return flex_block_table(padded, k, v, key, lambda: self.table(kv_len, call, q.device), size, table_call)
+
+        out, _ = try_path("table of blocks", context, {"flex-blocks": by_table})
+        if out is None:
+            parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
+            out = gathered_attention(padded, k, v, parts, call)
         if call.key_mask is not None and self._zeroes_padding(kv_len):
             out = out * call.key_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
+
+    def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
+        """Which blocks of keys each block of queries sees. The number of blocks of each text is read with the batch."""
+        rows, batch = -(-length // self.options.block_size), call.batch
+        by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
+        if by_text is None or batch is None:
+            return self._table([rows], rows, call, device)
+        if in_graph():
+            return self._table_of(-(-(last_real(by_text) + 1) // self.options.block_size), rows, call, device)
+        counts = dict.fromkeys(range(len(by_text)), rows) | {span.row: -(-span.stop // self.options.block_size) for span in batch.sequences}
+        return self._table([*counts.values()], rows, call, device)
+
+    def _causal_table(self, rows: int, device: torch.device) -> Tensor:
+        """Which blocks each block of a causal text sees, ``(H, rows, rows)`` bool. The layer keeps it for the next steps of decoding."""
+        key = (rows, device, self.layer)
+
+        def make() -> Tensor:
+            blocks = self.blocks(torch.full((1,), rows, device=device), rows, True, device)
+            seen: Tensor = (blocks.times(*index_grid(1, self.num_heads, rows, rows, device)) > 0)[0].expand(self.num_heads, -1, -1)
+            return seen
+
+        if in_graph():
+            return make()
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = key, make()
+        return self._kept[1]
+
+    def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
+        """The table of texts with ``counts`` blocks, of which the tables of each number are cached for the process."""
+        key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
+
+        def table_of(count: int) -> BlockTable:
+            return BYTE_CACHE.get((*key, count), lambda: self._table_of(torch.full((1,), count, device=device), rows, call, device))
+
+        if len({*counts}) == 1:
+            return table_of(counts[0])
+        tables = [table_of(count) for count in counts]
+        added = [table.added for table in tables if table.added is not None]
+        return BlockTable(torch.cat([table.seen for table in tables]), torch.cat(added) if added else None)
+
+    def _table_of(self, count: Tensor, rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
+        """The table of texts with ``count (B,)`` blocks."""
+        blocks = self.blocks(count, rows, call.causal, device, call.seed)
+        times = blocks.times(*index_grid(len(count), self.num_heads, rows, rows, device))
+        return BlockTable(times > 0, times.clamp(min=1).log() if blocks.again else None)
 
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device

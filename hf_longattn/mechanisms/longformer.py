@@ -32,6 +32,7 @@ from .common.options import option
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.token_rules import TokenRule, check_counted, global_tokens
+from .common.traits import Handling
 from .window import BandOptions
 
 
@@ -96,6 +97,10 @@ class Longformer(SparseMechanism):
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
+
+    @property
+    def handling(self) -> Handling:  # type: ignore[override]
+        return self.band_handling(finds_starts=True)
 
     def pattern(self, causal: bool) -> Pattern:
         return self.options.pattern(causal, has_globals=True)
@@ -171,8 +176,8 @@ class Longformer(SparseMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and self.pattern(causal).covers(length, length)
 
-    def most_globals(self) -> int:
-        return len(self.options.global_tokens)
+    def global_positions(self) -> tuple[int, ...]:
+        return self.options.global_tokens
 
     def pairs(self, length: int, causal: bool = False) -> int:
         # A global token adds a row and a column of pairs. When causal, half of these pairs are hidden.

@@ -133,8 +133,8 @@ class Union(GatheredMechanism):
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
         return functools.reduce(torch.logical_or, masks) if masks else None
 
-    def most_globals(self) -> int:
-        return sum(member.most_globals() for member in self.mechanisms)
+    def global_positions(self) -> tuple[int, ...]:
+        return tuple(sorted({position for member in self.mechanisms for position in member.global_positions()}))
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """A tile for the band, then each member's tiles without the pairs of earlier tiles."""

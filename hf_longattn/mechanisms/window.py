@@ -32,6 +32,7 @@ from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
+from .common.token_rules import global_tokens
 from .common.traits import Handling
 
 
@@ -49,9 +50,11 @@ class BandOptions(Options):
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
         pattern = Pattern.window(self.window, causal, has_globals, global_rows)
+        if self.left is None and self.right is None:
+            return pattern
         left = pattern.left if self.left is None else self.left
         right = pattern.right if self.right is None or causal else self.right
-        return dataclasses.replace(pattern, left=left, right=right)
+        return Pattern(left, right, causal, has_globals, global_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     @property
     def handling(self) -> Handling:  # type: ignore[override]
-        return self.band_handling(exports_definition=self.max_dilation > 1)
+        return self.band_handling(exports_definition=self.max_dilation > 1, finds_starts=self.max_dilation == 1)
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
@@ -130,11 +133,10 @@ class Window(SparseMechanism, GatheredMechanism):
         """The sinks, ``(B, N)`` bool. ``None`` without sinks, or if :meth:`parts` lists them."""
         if not self.options.num_sinks or self.listed:
             return None
-        sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
-        return sinks if call.key_mask is None else sinks & call.key_mask
+        return global_tokens(self.global_positions(), k, call.replace(global_mask=None), skips_padding=False)
 
-    def most_globals(self) -> int:
-        return self.options.num_sinks
+    def global_positions(self) -> tuple[int, ...]:
+        return tuple(range(self.options.num_sinks))
 
     def only_parts(self) -> bool:
         return self.listed and type(self).forward is Window.forward

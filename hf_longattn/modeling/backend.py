@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.accelerator import accelerated
+from ..engines.common.accelerator import accelerated, on_host
 from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, Pattern
@@ -73,6 +73,8 @@ COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
+ON_HOST = "on the host"
+"""The key under which a padding mask has its copy in the host's memory."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
@@ -164,9 +166,14 @@ def mechanism_mask(
         if attention_mask is None:
             return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
         return for_one_pass(attention_mask[:, :total])
-    if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
+    if attention_mask is None or in_graph():
+        return attention_mask
+    real = on_host(attention_mask != 0).numpy()
+    if real.all():
         return None
-    return for_one_pass(attention_mask)
+    mask: Tensor = for_one_pass(attention_mask)
+    cached_on(mask, ON_HOST, lambda: real)  # which the first layer would read again
+    return mask
 
 
 @functools.cache
@@ -258,14 +265,15 @@ def longattn_attention_forward(
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     layer = kwargs.pop(CACHE_LAYER, None)
-    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
+    own_window = layer is not None and isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer))
+    if own_window and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
     if attention_mask is not None and attention_mask.dim() == 4:
         _check_pairs(attention_mask, query)
         if query.shape[2] > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
             keeps_pairs = takes_masked_documents(mechanism, attention_mask.shape[3], causal)
             attention_mask = simplified_mask(attention_mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
-    computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
+    computes_itself = layer is not None and isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
         mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
@@ -282,7 +290,9 @@ def longattn_attention_forward(
         grid = RUNNING_GRID.get()
     call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
     padding = attention_mask
-    if isinstance(layer, AttentionCacheLayer):
+    if layer is None:
+        pass
+    elif isinstance(layer, AttentionCacheLayer):
         cached = _attend_by_cache(layer, mechanism, query, key, value, attention_mask, call, kwargs)
         if cached is not None:
             return cached
@@ -688,7 +698,12 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-    return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
+
+    def make() -> Batch:
+        real = cached_on(mask, ON_HOST, lambda: None)
+        return Batch(mask[:, first:].bool(), host_mask=None if real is None else real[:, first:])
+
+    return cached_on(mask, first, make)
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:

@@ -103,7 +103,7 @@ class SearchConfig(Settings):
         "A mechanism that layers may run, for example window:window=256. Repeatable.",
         unset="windows of several widths, longformer, bigbird, block_top_k, full; for images those on grids",
         flag="--candidate",
-        type=list,
+        type=list[str],
         metavar="MECHANISM[:NAME=VALUE,...]",
     )
     score: str = setting(

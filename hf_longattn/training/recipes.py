@@ -48,30 +48,16 @@ def recipe_names(command: str = "") -> str:
     return ", ".join(each.name for each in recipes if each.command == command or (not command and each.command != "accelerate launch"))
 
 
-def read_recipe(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command: str = "", loader: str = "SafeLoader") -> dict[str, Any]:
     """The values of a recipe: a YAML file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
     Args:
-        recipe: the path or the name.
         names: the settings that it may have; ``None``: any.
+        command: refuse ready recipes of other ones; "" = of none.
 
     Raises:
         LongAttentionError: the recipe does not exist, is not a YAML mapping, or has another name than ``names``.
     """
-    return {name: value for name, (value, _) in _read(recipe, names).items()}
-
-
-def recipe_words(recipe: str, command: str = "") -> list[str]:
-    """The values of a recipe as words of a command line. Raises as :func:`read_recipe`, and for a ready recipe of another ``command``."""
-    words = []
-    for name, (value, written) in _read(recipe, command=command).items():
-        if value is not None:
-            words += [f"--{name}", *([json.dumps(value)] if isinstance(value, dict) else written if isinstance(value, list) else [written])]
-    return words
-
-
-def _read(recipe: str | Path, names: Iterable[str] | None = None, command: str = "") -> dict[str, tuple[Any, Any]]:
-    """Name -> the value, and its text as it is written: a ``no`` or a ``1e-5``."""
     import yaml
 
     path, ready = Path(recipe), ready_recipes()
@@ -82,15 +68,25 @@ def _read(recipe: str | Path, names: Iterable[str] | None = None, command: str =
             raise LongAttentionError(f"The recipe {name!r} is for longattn {ready[name].command}; give another one, or a YAML file.")
         path = ready[name].path
     try:
-        text = read_text(path)
-        values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+        values = yaml.load(read_text(path), getattr(yaml, loader))
     except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
         failure = "cannot be read" if path.exists() else "does not exist"
         raise LongAttentionError(f"The recipe {path} {failure}; give a YAML file, or one of {recipe_names()}.") from error
     if not isinstance(values, dict):
         raise LongAttentionError(f"The recipe {path} must contain names and values, for example `max_length: 4096`.")
-    settings = {str(name).replace("-", "_"): (value, text) for (name, value), text in zip(values.items(), written.values(), strict=True)}
+    settings = {str(name).replace("-", "_"): value for name, value in values.items()}
     known = list(settings if names is None else names)
     if wrong := next((name for name in settings if name not in known), None):
         raise LongAttentionError(f"The recipe {path} sets {wrong!r}, which is not a setting of this command.{nearest(wrong, known)}")
     return settings
+
+
+def recipe_words(recipe: str, command: str = "") -> list[str]:
+    """The values of a recipe as words of a command line, as they are written: a ``no`` or a ``1e-5``."""
+    values, written = (read_recipe(recipe, command=command, loader=loader) for loader in ("SafeLoader", "BaseLoader"))
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            text = json.dumps(value) if isinstance(value, dict) else written[name]
+            words += [f"--{name}", *(text if isinstance(text, list) else [text])]
+    return words

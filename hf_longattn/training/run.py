@@ -92,7 +92,6 @@ def finish(
 
     Args:
         trainer: its arguments are a :class:`LongTrainingArguments`.
-        model_args, data_args: of the run.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
         facts: more entries of the log, of values for JSON. Numbers are in the card, too; so is ``note``, which follows the scores.
 
@@ -207,7 +206,6 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
 
     Args:
         task: a module with ``ARGUMENTS`` and ``main``; see above.
-        words: the command line.
         prog: the command in messages and help, "longattn train qa".
 
     Returns:

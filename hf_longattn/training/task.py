@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ..errors import UsageError, nearest, sentence_case
+from ..errors import UsageError, nearest
 from ..names import load_module, module_names
 from . import tasks
 from .recipes import recipe_names, recipe_words
@@ -46,7 +46,7 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
         def error(self, message: str) -> NoReturn:
             named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
-            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{sentence_case(message)}.")
+            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}.")
 
     summary = str(task.__doc__).partition("\n")[0]
     recipes = recipe_names(prog.removeprefix("longattn "))

@@ -327,7 +327,7 @@ def row_lengths(data: Any) -> list[int]:
     names = getattr(data, "column_names", None) or ()
     if "length" in names:
         return list(data["length"])
-    if "input_ids" not in names or not hasattr(data, "__len__"):
+    if "input_ids" not in names:
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
     return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
 

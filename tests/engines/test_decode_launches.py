@@ -28,7 +28,7 @@ from hf_longattn.modeling import backend
 from hf_longattn.modeling.mixin import LongAttentionMixin
 
 from .eager_flex import by_the_lists
-from .launches import Counting, Launches
+from .launches import Counting
 
 LAYERS, BATCH, LENGTH, ROOM, STEPS = 4, 2, 300, 400, 3
 SHAPE: dict[str, Any] = {
@@ -72,7 +72,7 @@ def model_of(plan: dict[str, Any] | None) -> Any:
 
 
 @torch.no_grad()
-def step_of(model: Any, cache_kind: str, padding: str) -> Launches:
+def step_of(model: Any, cache_kind: str, padding: str) -> Counting:
     """The last of some decoded tokens."""
     ids = torch.randint(SHAPE["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
@@ -87,7 +87,7 @@ def step_of(model: Any, cache_kind: str, padding: str) -> Launches:
             with Counting() as counting:
                 given = mask if padding == "left" else None
                 token = model(token, attention_mask=given, past_key_values=cache).logits[:, -1:].argmax(-1)
-    return counting.launches
+    return counting
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def graphs_of(model: Any) -> int | None:
 
 
 @functools.cache
-def base() -> dict[tuple[str, str], Launches]:
+def base() -> dict[tuple[str, str], Counting]:
     """The steps of the plain Llama."""
     model = model_of(None)
     return {cell: step_of(model, *cell) for cell in CELLS}

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import block_sparse, dispatch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common import global_rows
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
@@ -72,7 +71,8 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
 def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visited: str, causal: bool, side: str, heads: int) -> None:
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
-    tokens = torch.rand(2, LENGTH) < 0.03 if module.traits.takes_globals else None
+    tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03  # beside others, the operator can hide none
+    tokens = tokens.expand(2, -1) if module.traits.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}
@@ -109,45 +109,32 @@ def test_documents_without_flash_attention_are_separate_calls(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize("sinks", [0, 3])
-def test_flash_attention_drops_the_same_weights_in_both_passes(
-    sinks: int, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of the band by the operator's own state; those of the columns are drawn here."""
+def test_flash_attention_drops_the_same_weights_in_both_passes(emulated_flash: list[dict[str, Any]]) -> None:
     q, k, v = tensors()
-    kept = (torch.rand(2, 4, LENGTH, sinks, dtype=torch.float64) >= 0.25) / 0.75
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda weights, p: weights * kept if p else weights)
-    out = attend(q, k, v, "window", window=64, num_sinks=sinks, dropout_p=0.25)
-    call = emulated_flash[-1]
-    band, columns = (torch.zeros(2, 4, LENGTH, LENGTH, dtype=torch.float64) for _ in range(2))
+    out = attend(q, k, v, "window", window=64, dropout_p=0.25)
+    kept = torch.zeros(2, 4, LENGTH, LENGTH, dtype=torch.float64)
     for row in range(2):
-        band[row] = flash_operator._kept(band[row], 0.25, call["state"], row)
-    if sinks:
-        columns[..., :sinks] = kept
+        kept[row] = flash_operator._kept(kept[row], 0.25, emulated_flash[-1]["state"], row)
     near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= 32
-    seen = near | (torch.arange(LENGTH) < sinks)
-    weights = (q @ k.mT * 12**-0.5).masked_fill(~seen, float("-inf")).softmax(-1) * torch.where(near, band, columns)
+    weights = (q @ k.mT * 12**-0.5).masked_fill(~near, float("-inf")).softmax(-1) * kept
     assert (weights[0, 0][near] == 0).double().mean() == pytest.approx(0.25, abs=0.02)
     assert_equal_with_gradients(out, weights @ v, [q, k, v], torch.ones(()))
 
 
 @pytest.mark.usefixtures("emulated_flash")
-@every_case("tokens", [False, True])
+@every_case("sinks", [False, True])
 @every_case("dropout", [0.0, 0.4])
-def test_flash_attention_of_a_band_passes_gradcheck(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The global columns are computed in three parts, which draw the same weights again for the backward pass."""
-    monkeypatch.setattr(global_rows, "MAX_COLUMN_PAIRS", 4 * 4 * 2 * 2)
-    pattern = Pattern(3, 2, causal=False, has_globals=True, global_rows=False)
-    chosen = torch.tensor([[True] + [False] * 10, [False] * 5 + [True, True] + [False] * 4]) if tokens else None
+def test_flash_attention_of_a_band_passes_gradcheck(dropout: float, sinks: bool) -> None:
+    pattern = Pattern(3, 2, causal=False)
     batch = Batch.of(torch.arange(11) < torch.tensor([[11], [8]]))
 
     def run(*inputs: Tensor) -> Tensor:
         torch.manual_seed(0)
-        call = AttentionCall(batch=batch, global_mask=chosen, dropout=dropout)
-        return flash_band.flash_band(*inputs, pattern, call)[1:, :, :8]
+        call = AttentionCall(batch=batch, dropout=dropout, sink_scores=inputs[3] if sinks else None)
+        return flash_band.flash_band(*inputs[:3], pattern, call)[1:, :, :8]
 
     inputs = [x.detach()[:, :count, :11, :8].requires_grad_() for x, count in zip(tensors(), (4, 2, 2), strict=True)]
-    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(run, [*inputs, torch.randn(4, dtype=torch.float64, requires_grad=True)], fast_mode=True)
 
 
 @pytest.mark.slow
@@ -280,7 +267,10 @@ def test_flash_attention_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         ({"features": 264}, "the flash-attention operator takes heads of up to 256 numbers"),
         ({"call": AttentionCall(score_mod=lambda score, *_: score)}, "the flash-attention operator adds no score term"),
         ({"call": AttentionCall(batch=Batch.of(padding("inside")))}, "there is padding between the tokens of a sequence"),
-        ({"call": AttentionCall(batch=Batch.of(padding("left"))), "q_len": 200}, "the queries are some tokens of a batch with padding"),
+        (
+            {"call": AttentionCall(batch=Batch.of(padding("left"))), "q_len": 200},
+            "the queries are some tokens of a batch with padding or global tokens",
+        ),
     ],
 )
 def test_the_reasons_against_flash_attention_are_those_of_the_call(changes: dict[str, Any], reason: str | None) -> None:
@@ -309,7 +299,7 @@ def test_padding_and_global_tokens_in_a_graph_are_left_to_flex_attention() -> No
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 def test_flash_attention_copies_no_tensor_that_a_projection_stored() -> None:
     q, k, v = torch.randn(3, 2, LENGTH, 4, 16, dtype=torch.float64).transpose(2, 3).unbind(0)
-    stored = [flash_band._stored(x, 16) for x in (q, k, v)]
+    stored, _ = flash_band.prepared(q, k, v, Pattern.window(8, causal=True), AttentionCall(), packed=False)
     assert [x.data_ptr() for x in stored] == [x.data_ptr() for x in (q, k, v)]
     out = block_sparse_attention(q, k, v, Pattern.window(8, causal=True), AttentionCall(causal=True))
     assert out.transpose(1, 2).is_contiguous()

@@ -49,7 +49,7 @@ def test_block_lists_of_flex_attention_are_the_blocks_of_the_band(left: int, rig
     pattern = Pattern(left, right, right == 0)
     mask = torch.ones(1, kv_len, dtype=torch.bool)
     mask[:, 256:520] = not padded
-    found = band_block_mask(pattern, q_len, kv_len, mask if padded else None, mask.device)
+    found = band_block_mask(pattern, q_len, kv_len, mask.device, key_mask=mask if padded else None)
     q_idx, kv_idx = torch.arange(q_len)[:, None] + kv_len - q_len, torch.arange(kv_len)[None]
     seen = pattern.band_mod(0, 0, q_idx, kv_idx) & mask
     missing = (0, -kv_len % BAND_BLOCK, 0, -q_len % BAND_BLOCK)
@@ -66,7 +66,7 @@ def test_block_lists_of_flex_attention_are_the_blocks_of_the_band(left: int, rig
 
 
 def test_block_lists_of_a_band_of_a_million_tokens_are_small() -> None:
-    found = band_block_mask(Pattern.window(512, causal=False), 1 << 20, 1 << 20, None, torch.device("cpu"))
+    found = band_block_mask(Pattern.window(512, causal=False), 1 << 20, 1 << 20, torch.device("cpu"))
     for indices in (found.kv_indices, found.q_indices, found.full_kv_indices, found.full_q_indices):
         assert indices.shape == (1, 1, 8192, 6)
 
@@ -212,9 +212,9 @@ def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None
     (part,) = mark_static([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
     (other,) = mark_static([GatherTile(rows_of(300, 100), rows_of(300, 100))])
     with torch.inference_mode():
-        mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
+        mask = flex.kept_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu"))
         made = [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))]
-    assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
+    assert flex.kept_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu")) is mask
     assert [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))] == made
     tensors = list(_tensors([made, [x for x in vars(mask).values() if isinstance(x, Tensor)]]))
     assert len(tensors) > 20
@@ -248,7 +248,7 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(flex, "band_block_mask", lambda *arguments: made.append(band_block_mask(*arguments)) or made[-1])
+    monkeypatch.setattr(flex, "band_block_mask", lambda *sizes, **masks: made.append(band_block_mask(*sizes, **masks)) or made[-1])
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
     mask = torch.ones(2, 300, dtype=torch.long)
     mask[0, :100] = 0

@@ -146,7 +146,7 @@ def test_flex_tiles_read_values_of_the_device_once(monkeypatch: pytest.MonkeyPat
     for tiles in (kept, other, kept, other):
         with Counting() as counting:
             flex_tiles.flex_gathered(q, k, v, tiles, AttentionCall())
-        waits.append(counting.launches.waits.total())
+        waits.append(counting.waits.total())
     assert waits[0] > 0
     assert waits[1:] == [0, 0, 0]
 
@@ -208,7 +208,7 @@ def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
         assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks"}
+FLEX_PATHS = {"adaptive_span": "flex", "bigbird": "flex-blocks", "block_top_k": "flex-blocks"}
 """Where it is not tiles of positions that reach the kernel."""
 OTHER_PATHS = {"window2d": "windows"}
 """Calls of PyTorch's fused attention, for all windows of a size."""

@@ -16,7 +16,7 @@ from hf_longattn.engines.topk import prefiltered_topk_keys
 from hf_longattn.functional import prepare, run_batch
 from tests.cases import every_case
 
-from .launches import Counting, Launches
+from .launches import Counting
 
 
 def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, return_aux: AuxRequest | None = None, **_: Any) -> Any:
@@ -24,7 +24,7 @@ def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMas
     return out if return_aux is None else (out, AuxOutput(lse=out[..., 0].float()))
 
 
-def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tuple[Launches, Launches | None]:
+def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tuple[Counting, Counting | None]:
     """What the second of two layers asks for, and its backward pass."""
     module = build_mechanism(name, num_heads=8, head_dim=64, max_length=length, hidden_size=64).train(gradients)
     q, k, v = (torch.randn(1, 8, length, 64, dtype=torch.bfloat16, requires_grad=gradients) for _ in range(3))
@@ -37,10 +37,10 @@ def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tupl
         with Counting() as forward:
             out = run_batch(module, q, k, v, call)
         if not gradients:
-            return forward.launches, None
+            return forward, None
         with Counting() as backward:
             out.sum().backward()
-        return forward.launches, backward.launches
+        return forward, backward
 
 
 MOST: list[tuple[str, int, bool, int, int]] = [
@@ -70,8 +70,8 @@ def test_the_search_of_top_k_waits_for_a_gpu_once(causal: bool) -> None:
     q, k = (torch.randn(1, 8, 2048, 64) for _ in range(2))
     with torch.no_grad(), Counting() as counts:
         prefiltered_topk_keys(q, k, None, 64, causal, 0.125)
-    assert counts.launches.operations <= (83 if causal else 72)  # causal queries are searched in four parts
-    assert counts.launches.waits == Counter({"_local_scalar_dense": 1})
+    assert counts.operations <= (83 if causal else 72)  # causal queries are searched in four parts
+    assert counts.waits == Counter({"_local_scalar_dense": 1})
 
 
 @pytest.mark.usefixtures("cuda_paths")

@@ -56,7 +56,7 @@ def test_every_path_of_a_band_equals_the_definition(path, visited: str, causal: 
     mask, chosen = masks(length, side), torch.rand(2, length) < 0.1
     name, options = MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=16, window=32, **options)
-    call = AttentionCall(causal, Batch.of(mask), chosen, 0.25)
+    call = AttentionCall(causal, Batch.of(mask), chosen, scale=0.25)
 
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return path(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
@@ -92,7 +92,7 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     chosen[:, [0, 150]] = True
     chosen[1, 20:40] = True  # more than a few
     module = build_mechanism(name, num_heads=4, head_dim=8, window=64, **options)
-    call = AttentionCall(causal, Batch.of(mask), chosen, 0.25)
+    call = AttentionCall(causal, Batch.of(mask), chosen, scale=0.25)
 
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_cpu_band(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
@@ -179,7 +179,7 @@ def test_wide_cpu_bands_in_bf16_are_near_the_definition(visited: str, causal: bo
     q, k, v = (torch.randn(2, 4, length, 16).bfloat16() for _ in range(3))
     q = q[:, :, -300:] if few_queries else q
     mask, chosen = masks(length, side), torch.rand(2, length) < 0.01
-    call = AttentionCall(causal, Batch.of(mask), chosen, 0.25)
+    call = AttentionCall(causal, Batch.of(mask), chosen, scale=0.25)
 
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_cpu_band(q, k, v, pattern, call.replace(global_mask=module.resolve_globals(k, call)))

@@ -42,8 +42,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
     "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["blockwise"]),
     "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
-    "tiles": ("bigbird", {"block_size": 16}, ["sparse", "cpu-gathered"]),
-    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "cpu-gathered"]),
+    "tiles": ("bigbird", {"block_size": 16}, ["sparse", "tiles", "cpu-gathered"]),
+    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
     "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
     "linear": ("linear", {"causal": True}, ["linear-chunks"]),
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "padding of tiles": (
         "bigbird",
         {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
-        ["split", "sparse", "cpu-gathered"],
+        ["split", "sparse", "tiles", "cpu-gathered"],
     ),
     "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
 }

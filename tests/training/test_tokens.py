@@ -92,25 +92,72 @@ def conll(path: Path, text: str) -> list[tuple[list[str], list[str]]]:
     return list(zip(data["words"], data["tags"], strict=True))
 
 
-def test_conll_lines_are_words_and_tags_with_any_columns_between_them(tmp_path: Path) -> None:
+def test_conll_comments_are_no_words_and_hash_words_are(tmp_path: Path) -> None:
     file = tmp_path / "a.conll"
+    mary = (["Mary", "lives"], ["B-PER", "O"])
+    comments = ("# id 52\tdomain=en", "# sent_id = 1\n# text = Mary lives", "#newdoc", "# newdoc", "#", "# a b")
     for space in (" ", "\t", " _ _ "):
-        for end in ("\n", "\r\n"):
-            body = f"Mary{space}B-PER\n#go{space}O\n1\xa0000{space}O\n".replace("\n", end)
-            mary = (["Mary", "#go", "1\xa0000"], ["B-PER", "O", "O"])
-            assert conll(file, f"{body}{end}{body}") == [mary, mary]
-            assert conll(file, f"-DOCSTART- -X- O{end}{body}{end}-DOCSTART- -X- O{end}{body}") == [mary, mary]
-    assert conll(file, "New York\tB-LOC\na  b\tO\n") == [(["New York", "a  b"], ["B-LOC", "O"])]
-    assert conll(file, "1 CD\n2 CD\n") == [(["1", "2"], ["CD"] * 2)]
+        body = f"Mary{space}B-PER\nlives{space}O\n"
+        for comment in comments:
+            assert conll(file, f"{comment}\n{body}\n{comment}\n{body}") == [mary, mary], (comment, space)
+            assert conll(file, f"-DOCSTART- -X- O\n\n{comment}\n{body}\n{comment}\n") == [mary], (comment, space)
+        for tag in ("O", "B-TAG"):  # also the first words of a sentence
+            first = f"#{space}{tag}\n#go{space}{tag}\n{body}"
+            assert conll(file, first) == [(["#", "#go", *mary[0]], [tag, tag, *mary[1]])], (space, tag)
+        assert conll(file, f"{body}#{space}NEW\n") == [([*mary[0], "#"], [*mary[1], "NEW"])]
 
 
-def test_conll_lines_without_a_word_or_a_tag_or_with_numbers_are_refused(tmp_path: Path) -> None:
-    file, mary = tmp_path / "a.conll", "Mary\tNNP\tB-PER\n"
-    for wrong in ("runs\tVBZ\t", "runs\tO", "\tNNP\tO", "# text = Mary", "runs"):
-        with pytest.raises(DataError, match=r"Line 2 .* is no word and its tag, with as many columns"):
-            conll(file, mary + wrong)
-    with pytest.raises(DataError, match="have numbers, as in CoNLL-U; write a word and its tag in each line"):
-        conll(file, "1 Im O\n2 Haus B-LOC\n")
+def test_conll_words_keep_white_space_that_separates_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.conll"
+    for character in "\xa0\u2009\u3000\u2028\u2029\x85\x0b\x0c\x1c\x1e":
+        for word in (character, f"10{character}000", f"a{character}"):
+            for space in (" ", "\t"):
+                for end in ("\n", "\r\n"):
+                    text = end.join([f"Mary{space}B-PER", f"{word}{space}O", ""])
+                    assert conll(file, text) == [(["Mary", word], ["B-PER", "O"])], repr(text)
+    assert conll(file, "New York\tB-LOC\t\n \tO\t\na  b\tO") == [(["New York", " ", "a  b"], ["B-LOC", "O", "O"])]
+    assert conll(file, "New York\tB-LOC\na  b\tX\tO\t") == [(["New York", "a  b"], ["B-LOC", "O"])]
+    assert conll(file, "Mary   NN    B-PER  \n \t\nlives V O") == [(["Mary"], ["B-PER"]), (["lives"], ["O"])]
+    for wrong in ("Mary\tB-PER\nNew York\n", "Mary\tB-PER\nlives O\n", "Mary B-PER\rlives O\r"):
+        with pytest.raises(DataError, match="has no tag"):
+            conll(file, wrong)
+
+
+def test_conll_empty_cells_move_no_columns(tmp_path: Path) -> None:
+    mary = "Mary\tNNP\tB-PER\n"
+    for wrong in ("runs\tVBZ\t", "runs\t\t", "runs\tVBZ\t ", "runs\tVBZ\t\t"):
+        with pytest.raises(DataError, match=r"Line 2 .* has no tag"):
+            conll(tmp_path / "a.conll", mary + wrong)
+    for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2), ("1\tMary\tO\n2\t\tO\n", 2)):
+        with pytest.raises(DataError, match=f"Line {line} .* has no word"):
+            conll(tmp_path / "a.conll", text)
+    assert conll(tmp_path / "a.conll", mary + "runs\t\tO\n\t\t\nit\t_\tO") == [(["Mary", "runs"], ["B-PER", "O"]), (["it"], ["O"])]
+
+
+def test_conll_columns_of_numbers_are_no_words(tmp_path: Path) -> None:
+    file, blanks = tmp_path / "a.conllu", "\t_\t_\t_\t_\t_\t_"
+    expected = [(["Im", "Haus", "1"], ["O", "B-LOC", "O"]), (["Ja"], ["O"])]
+    numbered = ["1 Im O", "2 Haus B-LOC", "3 1 O", "", "1 Ja O", ""]
+    for start in (0, 1):
+        lines = [line if not line else " ".join([str(int(line[0]) - 1 + start), *line.split()[1:]]) for line in numbered]
+        for separator in (" ", "\t"):
+            assert conll(file, "\n".join(lines).replace(" ", separator)) == expected
+    uner = "# text = Im\n1-2\tImHaus\t_\t_\t_\n" + "\n".join(line and f"{line} - ann" for line in numbered).replace(" ", "\t")
+    assert conll(file, uner) == expected
+    germeval = "#\thttp://x [2009]\n" + "\n".join(line and f"{line} O" for line in numbered).replace(" ", "\t")
+    assert [words for words, _ in conll(file, germeval)] == [words for words, _ in expected]
+    universal = "\n".join(line and f"{line.replace(' ', chr(9), 1).replace(' ', blanks + chr(9))}\t_" for line in numbered)
+    universal = universal.replace("2\tHaus", f"1.1\tempty\t_{blanks}\t_\n2\tHaus")
+    assert conll(file, universal) == expected
+    with pytest.raises(DataError, match="CoNLL-U without a column of B-, I- and O"):
+        conll(file, universal.replace("B-LOC", "_").replace("\tO\t", "\tSpaceAfter=No\t"))
+    assert conll(file, "1 CD\n2 CD\n3 CD\n") == [(["1", "2", "3"], ["CD"] * 3)]
+    assert conll(file, "1 CD O\n2 CD O\n\nIt PR O\n") == [(["1", "2"], ["O", "O"]), (["It"], ["O"])]
+
+
+def test_marks_of_conll_2012_documents_are_no_words(tmp_path: Path) -> None:
+    text = "#begin document (x); part 000\nMary B-PER\n\nruns O\n#end document\n"
+    assert conll(tmp_path / "a.conll", text * 2) == [(["Mary", "runs"], ["B-PER", "O"])] * 2
 
 
 def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) -> None:

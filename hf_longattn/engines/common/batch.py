@@ -12,12 +12,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import InputError
+from .accelerator import on_host
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
@@ -79,10 +81,12 @@ class Batch(PassCache):
 
     mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
     documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
+    host_mask: ``mask`` in the host's memory, if it has been read already.
     """
 
     mask: Tensor | None = None
     documents: Tensor | None = None
+    host_mask: np.ndarray[Any, Any] | None = None
 
     @classmethod
     def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
@@ -91,13 +95,63 @@ class Batch(PassCache):
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
-        """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
-        return tuple(_find_sequences(self.mask, self.documents))
+        """Every sequence that has a real token, row by row. Not available in a graph."""
+        return tuple(_find_sequences(*self._on_host))
+
+    def rolled(self) -> tuple[Tensor, Batch]:
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
+        mask = self.mask
+        assert mask is not None
+
+        def make() -> tuple[Tensor, Batch]:
+            start, host_mask = first_real(mask), None
+            if not in_graph():
+                real = self._on_host[0]
+                places = np.arange(real.shape[1]) + real.argmax(1)[:, None]
+                host_mask = np.take_along_axis(real, places % real.shape[1], 1)
+            return start, Batch(roll_left(mask, start, 1), host_mask=host_mask)
+
+        return self.cached("rolled", make)
+
+    @functools.cached_property
+    def has_holes(self) -> bool:
+        """Whether there is padding between the real tokens of a sequence. Not available in a graph."""
+        return any(span.holes for span in self.sequences)
 
     @property
     def labels(self) -> DocumentLabels:
-        """The documents by token. Waits for the device once for all layers that share this batch; not available in a graph."""
-        return self.cached("labels", lambda: _label_documents(self.mask, self.documents))
+        """The documents by token. Not available in a graph."""
+
+        def make() -> DocumentLabels:
+            most = int(self._on_host[1].sum(1).max(initial=0))
+            return DocumentLabels(self._borders[0].cumsum(1) - 1, most)
+
+        return self.cached("labels", make)
+
+    @functools.cached_property
+    def _borders(self) -> tuple[Tensor, Tensor]:
+        """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens decrease, ``()`` bool."""
+        assert self.documents is not None
+        return _borders(self.mask, self.documents)
+
+    @functools.cached_property
+    def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The real tokens and where documents begin, ``(B, N)`` bool each: all that the host reads of a batch, in one transfer.
+
+        Raises:
+            InputError: numbers of documents descend.
+        """
+        if self.documents is None:
+            assert self.mask is not None
+            real = on_host(self.mask).numpy() if self.host_mask is None else self.host_mask
+            borders = np.zeros_like(real)
+            borders[:, :1] = True
+            return real, borders
+        borders_there, descending = self._borders
+        real_there = torch.ones_like(borders_there) if self.mask is None else self.mask
+        rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)])).numpy()
+        _check_ascending(bool(rows[2].any()))
+        return rows[0], rows[1]
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -227,24 +281,14 @@ def of_any_length(length: int) -> bool:
     return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
 
 
-def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[SequenceSpan]:
+def _find_sequences(real: np.ndarray[Any, Any], borders: np.ndarray[Any, Any]) -> Iterator[SequenceSpan]:
     """The documents of each row, each from its first real token to its last."""
-    like = documents if mask is None else mask
-    assert like is not None
-    borders, sequences = torch.zeros(like.shape, dtype=torch.bool, device=like.device), len(like)
-    borders[:, :1] = True
-    if documents is not None:
-        borders, descending = _borders(mask, documents)
-        is_descending, sequences = torch.stack([descending.long(), borders.sum()]).tolist()
-        _check_ascending(bool(is_descending))
-    width = like.shape[1]
-    part = borders.flatten().cumsum(0) - 1
-    places = torch.arange(len(part), device=like.device)
-    real = torch.ones_like(part) if mask is None else mask.flatten().long()
-    starts = part.new_full((sequences,), like.numel()).scatter_reduce(0, part, torch.where(real > 0, places, like.numel()), "amin")
-    stops = part.new_zeros(sequences).scatter_reduce(0, part, (places + 1) * real, "amax")
-    counts = part.new_zeros(sequences).scatter_add(0, part, real)
-    for start, stop, count in torch.stack([starts, stops, counts], 1).tolist():
+    width, places = real.shape[1], np.arange(real.size).reshape(real.shape)
+    begins = np.flatnonzero(borders)
+    starts = np.minimum.reduceat(np.where(real, places, real.size).ravel(), begins)
+    stops = np.maximum.reduceat(np.where(real, places + 1, 0).ravel(), begins)
+    counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
+    for start, stop, count in np.stack([starts, stops, counts], 1).tolist():
         if count:
             row = start // width
             yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
@@ -264,15 +308,6 @@ def _check_ascending(descending: bool) -> None:
             "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
             "number the documents in the order of their tokens."
         )
-
-
-def _label_documents(mask: Tensor | None, documents: Tensor | None) -> DocumentLabels:
-    assert documents is not None
-    borders, descending = _borders(mask, documents)
-    number = borders.cumsum(1) - 1
-    is_descending, highest = torch.stack([descending.long(), number.max()]).tolist()
-    _check_ascending(bool(is_descending))
-    return DocumentLabels(number, highest + 1)
 
 
 def _offsets(numbers: Tensor) -> Tensor:

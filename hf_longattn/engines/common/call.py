@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .batch import Batch, DocumentLabels, all_finite, in_graph, no_fused_kernels
+from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
+from .byte_cache import BYTE_CACHE
 from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 
@@ -64,14 +65,18 @@ class Pattern:
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
-        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both."""
+        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both.
+
+        global_mask: ``(B, Nk)`` bool, or ``(Nk,)`` if the tokens are the same in every row.
+        """
         if global_mask is None:
             return self.band_mod
+        of_rows = global_mask.dim() == 2
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            visible = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
+            visible = self.band_mod(b, h, q_idx, kv_idx) | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
             if self.global_rows:
-                visible = visible | global_mask[b, q_idx]
+                visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
             return visible & (kv_idx <= q_idx) if self.causal else visible
 
         return mod
@@ -157,7 +162,8 @@ class AttentionCall:
     batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs. The mechanism then handles only
         right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-    max_globals: the maximum number of global tokens in a row, for graphs; ``None`` if only the values of ``global_mask`` say it.
+    global_positions: the positions of the tokens of ``global_mask``, counted from each sequence's first real token; ``None`` if only the
+        values of ``global_mask`` say it. Then neither a graph nor the host needs to read the mask.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
@@ -168,12 +174,13 @@ class AttentionCall:
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
         from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
     cleared: whether :func:`clear_padding` has already run on the inputs.
+    finite_padding: whether values in padding are finite, as in models. :func:`hf_longattn.attend` takes any.
     """
 
     causal: bool = False
     batch: Batch | None = None
     global_mask: Tensor | None = None
-    max_globals: int | None = None
+    global_positions: tuple[int, ...] | None = None
     scale: float | None = None
     dropout: float = 0.0
     score_mod: ScoreMod | None = None
@@ -183,6 +190,7 @@ class AttentionCall:
     grid: Grid | tuple[Grid, ...] | None = None
     sink_scores: Tensor | None = None
     cleared: bool = False
+    finite_padding: bool = True
 
     @classmethod
     def of(
@@ -205,6 +213,15 @@ class AttentionCall:
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
+
+    def kept(self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None) -> Derived:
+        """``make()``, cached for the layers of a forward pass, or for the process if the call has neither a batch nor a global mask of
+        its own. ``make`` may depend on ``key``, the batch and the global mask; ``size`` as in :meth:`ByteCache.get`."""
+        batch = self.batch
+        if self.global_mask is not None and self.global_positions is None:  # with the batch, so that no other batch gets its id
+            return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]
+        key = (*key, self.global_positions)
+        return BYTE_CACHE.get(key, make, size) if batch is None else batch.cached(key, make)
 
     def replace(self, **changes: Any) -> AttentionCall:
         """A copy of the call with these changes."""
@@ -324,6 +341,8 @@ class DispatchContext:
     dtype: torch.dtype | None = None
     features: int = 0
     """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
+    block_size: int = 0
+    """Tokens in a block, for tables of blocks."""
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False
@@ -332,13 +351,15 @@ class DispatchContext:
     """Whether every sequence must be its own call."""
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
+    exporting: bool = False
+    """Whether a graph is exported."""
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, call: AttentionCall, **more: Any) -> DispatchContext:
         """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``."""
-        return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
+        return cls(q.device.type, q.shape[2], k.shape[2], call, exporting=torch.compiler.is_exporting(), **more)
 
     @property
     def few_pairs(self) -> Any:

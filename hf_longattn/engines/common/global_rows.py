@@ -1,7 +1,7 @@
 """Global tokens: a few tokens see every key and are seen by every query.
 
-Outputs of global tokens are computed densely, and overwrite those of a sparse engine. Global keys outside a band are a part of each query's
-softmax, merged with the band's part by log-sum-exp.
+On a GPU, global tokens and a band are one call of a kernel (:mod:`hf_longattn.engines.cuda.flex`), or three. Elsewhere, the outputs of
+global tokens are computed densely, and overwrite those of a sparse engine.
 
 :func:`separate_rows` computes these outputs as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A
 graph could compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64,
@@ -15,15 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ...names import missing
 from .batch import cached_on
-from .call import AttentionCall, Pattern
-from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads
-
-MAX_COLUMN_PAIRS = 1 << 25
-"""Maximum scores of global columns in memory at once: batch × heads × queries × global tokens."""
+from .call import AttentionCall
+from .dense import at_least_fp32, dense_attention, masked_softmax, products
 
 
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -43,10 +39,11 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
-    waits for the device. A graph cannot wait, and takes ``call.max_globals`` as their number."""
+    waits for the device. A graph cannot wait, and takes the number of ``call.global_positions``."""
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
-    most = call.max_globals if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else None
+    known = call.global_positions is not None and not torch.compiler.is_exporting()
+    most = len(call.global_positions or ()) if known else None
 
     def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         return real, global_index(tokens if real is None else tokens & real, most)
@@ -81,42 +78,6 @@ def softmax_part(scores: Tensor, seen: Tensor, values: Tensor, dropout: float) -
     total = total.masked_fill(empty, 1.0)
     out = F.dropout(weights / total, dropout).to(values.dtype) @ values
     return out, (highest + total.log()).masked_fill(empty, float("-inf"))[..., 0]
-
-
-def global_columns(
-    q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, pattern: Pattern, call: AttentionCall
-) -> tuple[Tensor, Tensor]:
-    """Attention of all queries to the global keys outside the band.
-
-    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` as :func:`softmax_part` does. Uses plain operations in at least fp32,
-    for some of the queries at a time. The backward pass computes the scores again.
-
-    index, real: the global tokens, ``(B, g)`` each, as from :func:`global_index`.
-    """
-    (batch, heads, q_len), offset = q.shape[:3], k.shape[2] - q.shape[2]
-    keys, values = (repeat_heads(gather_tokens(x, index), heads) for x in (k, v))
-    j = index[:, None, None]
-
-    def part(queries: Tensor, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        i = torch.arange(start, start + queries.shape[2], device=q.device)[:, None]
-        distance = i - j
-        near = distance <= pattern.left  # in the band, or later than the query
-        near = near if pattern.causal else near & (distance >= -pattern.right)
-        scores = products(queries, keys) * call.scale_for(q.shape[-1])
-        if call.score_mod is not None:
-            b, h, _, _ = index_grid(batch, heads, 1, 1, q.device)
-            scores = call.score_mod(scores, b, h, i, j)
-        return softmax_part(scores, ~near & real[:, None, None], values, call.dropout)
-
-    step, outs = max(1, MAX_COLUMN_PAIRS // (batch * heads * index.shape[1])), []
-    for start in range(0, q_len, step):
-        arguments = q[:, :, start : start + step], keys, values, start + offset
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            outs.append(checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=call.dropout > 0))
-        else:
-            outs.append(part(*arguments))
-    out, lse = (x[0] if len(x) == 1 else torch.cat(x, 2) for x in zip(*outs, strict=True))
-    return out, lse
 
 
 def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:

@@ -18,7 +18,7 @@ from .batch import in_graph
 
 Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
-    "tiles", "windows", "chosen blocks", "linear",
+    "tiles", "windows", "chosen blocks", "table of blocks", "linear",
 ]  # fmt: skip
 """Kinds of calls, chosen by mechanisms and engines. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 PathName = Literal[
@@ -29,9 +29,9 @@ PathName = Literal[
 ]  # fmt: skip
 """Algorithms or kernels that run a call. The first five are layouts of a batch, see :mod:`.sequences`."""
 GPU_RECORD: dict[str, str] = {
-    "flex-blocks": "correct on an H100, never timed",
+    "flex-blocks": "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
     "linear-fla": "correct on an H100, never timed",
-    "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",
+    "flex-gathered": "timed on an H100 before its block lists were rewritten",
 }
 """CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"

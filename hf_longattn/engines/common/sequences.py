@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
-from .batch import Batch, SequenceSpan, first_real, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
+from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
 from .grid import Grid
 from .paths import PathName
@@ -230,8 +230,11 @@ def stacked(
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
-    assert batch.mask is not None
-    start, length = first_real(batch.mask), k.shape[2]
+    length = k.shape[2]
+    start, rolled_batch = batch.rolled()
+    given, tokens = call.global_mask, None
+    if given is not None:
+        tokens = cached_on(given, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(given, start, 1)), batch))[0]
     missing = length - q.shape[2]
     hidden, detached_kv = call.hidden_states, call.detached_kv
     if hidden is not None:
@@ -241,8 +244,8 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
         keys, values = (torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True))
         detached_kv = roll_left(keys, start), roll_left(values, start)
     rolled_call = call.replace(
-        batch=Batch(roll_left(batch.mask, start, 1)),
-        global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
+        batch=rolled_batch,
+        global_mask=tokens,
         hidden_states=hidden,
         detached_kv=detached_kv,
     ).with_term(lambda term: term.moved(lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))))

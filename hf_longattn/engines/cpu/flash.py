@@ -37,10 +37,10 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
         drops: whether the path implements this call's dropout without the kernel.
         exports: whether the path supports exported graphs.
     """
-    if torch.compiler.is_exporting() and not exports:
-        return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cpu":
         return ELSEWHERE
+    if not exports and torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
     if not torch.compiler.is_compiling() and context.plain_only is not None:
         return context.plain_only
     return "the fused kernel has no dropout" if context.call.dropout and not drops else None

@@ -4,9 +4,9 @@ It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023
 key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a batch row is passed as another
 sequence: nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator
 by FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no
-dropout, and its backward pass ignores the gradient of the log-sum-exp, which is needed to merge global columns.
+dropout, and its backward pass takes no merged output.
 
-Plain operations compute the few global columns outside the band. Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
+Calls with global tokens: :mod:`.flash_globals`. Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
 so the operator's backward pass takes the merged o and l. This also holds with dropout: l does not change, and o sums the remaining weights.
 
@@ -27,8 +27,7 @@ from torch import Tensor
 from ...names import look_up
 from ..common.batch import Batch, in_graph, no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..common.dense import at_least_fp32, repeat_heads, unit_stride
-from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
+from ..common.dense import at_least_fp32, repeat_heads
 from ..common.plain import blockwise_attention
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
@@ -46,7 +45,7 @@ def why_not(context: DispatchContext) -> str | None:
     call = context.call
     if context.device != "cuda":
         return ELSEWHERE
-    if torch.compiler.is_exporting():
+    if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
     if call.score_mod is not None:
         return "the flash-attention operator adds no score term"
@@ -64,13 +63,11 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
     batch = context.call.batch
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
-    if batch is None:
-        return None
-    if batch.documents is not None and context.call.global_mask is not None:
-        return "the global tokens of a document are visible in this document only"
     if context.q_len != context.kv_len:
-        return "the queries are some tokens of a batch with padding"
-    if any(span.holes for span in batch.sequences):
+        return "the queries are some tokens of a batch with padding or global tokens"
+    if context.call.global_mask is not None and context.call.sink_scores is not None:
+        return "it merges global tokens or sinks, but not both"
+    if batch is not None and batch.has_holes:
         return "there is padding between the tokens of a sequence"
     return None
 
@@ -90,7 +87,7 @@ class Settings(NamedTuple):
         """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
         tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
         lengths = self._lengths(q, k, offsets)
-        out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self._keywords())
+        out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords())
         if offsets is not None:
             out, lse = out.view(q.shape), lse.view(lse.shape[0], *q.shape[:2]).transpose(0, 1)
         return out, lse, *state
@@ -103,39 +100,41 @@ class Settings(NamedTuple):
         if offsets is not None:
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
         numbers = (*self._lengths(q, k, offsets), self.dropout, self.causal)
-        found = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self._keywords())
+        found = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self.keywords())
         dq, dk, dv = (x.view(like.shape) for x, like in zip(found, (q, k, v), strict=True))
         return dq, dk, dv
 
     def _lengths(self, q: Tensor, k: Tensor, offsets: Tensor | None) -> tuple[int, int]:
         return (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
 
-    def _keywords(self) -> dict[str, Any]:
-        return {"scale": self.scale, "window_size_left": self.left, "window_size_right": self.right}
+    def keywords(self, windowed: bool = True) -> dict[str, Any]:
+        """The operator's keywords, with the window or without it."""
+        left, right = (self.left, self.right) if windowed else (-1, -1)
+        return {"scale": self.scale, "window_size_left": left, "window_size_right": right}
 
 
 class _Band(torch.autograd.Function):
-    """Attention over a band, merged with the attention to other keys, if any. q and the output are ``(B, Nq, H, D)``, k and v
-    ``(B, Nk, H_kv, D)``. ``other`` and ``other_lse`` are the output ``(B, Nq, H, D)`` and log-sum-exp ``(B, H, Nq)`` of the other keys."""
+    """Attention over a band. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``. ``sinks (H,)`` are scores of one more
+    part, whose output is 0; ``None`` without it."""
 
     @staticmethod
-    def forward(ctx, q, k, v, other, other_lse, offsets, left, right, causal, scale, dropout, longest):  # type: ignore[no-untyped-def]
-        ctx.settings = settings = Settings(left, right, causal, scale, dropout, longest)
+    def forward(ctx, q, k, v, sinks, offsets, settings):  # type: ignore[no-untyped-def]
+        ctx.settings = settings
         out, lse, *state = settings.run(q, k, v, offsets)
-        if other is not None:
-            total = torch.logaddexp(lse, other_lse)  # finite: a query sees itself in the band
-            out, lse = torch.lerp(other, out, _share(lse, total, out)), total
-        ctx.save_for_backward(q, k, v, other, other_lse, offsets, out, lse, *state)
+        if sinks is not None:
+            total = torch.logaddexp(lse, at_least_fp32(sinks)[:, None])  # finite: a query sees itself in the band
+            out, lse = out * _share(lse, total, out), total
+        ctx.save_for_backward(q, k, v, sinks, offsets, out, lse, *state)
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, other, other_lse, offsets, out, lse, *state = ctx.saved_tensors
-        d_other = d_lse = None
-        if other is not None:
-            d_other = grad * _share(other_lse, lse, grad)
-            d_lse = (d_other * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
-        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_other, d_lse, *[None] * 7
+        q, k, v, sinks, offsets, out, lse, *state = ctx.saved_tensors
+        d_sinks = None
+        if sinks is not None:
+            weights = _share(at_least_fp32(sinks)[:, None], lse, lse)
+            d_sinks = -(weights[..., 0] * (grad * at_least_fp32(out)).sum(-1)).sum((0, 1)).to(sinks.dtype)
+        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_sinks, None, None
 
 
 def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
@@ -144,51 +143,44 @@ def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term and global tokens.
 
     k and v may have fewer heads than q. A query sees only its own document. Requirements: padding lies at the ends of sequences; calls
-    with padding or documents have as many queries as keys; calls with documents have no global tokens.
+    with padding or documents have as many queries as keys.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
     """
-    heads, groups, width = (operator.index(size) for size in (q.shape[1], k.shape[1], q.shape[3]))  # plain ints, even in a graph
-    sides = [operator.index(side) if side < 1 << 31 else -1 for side in (pattern.left, pattern.right)]
     offsets, longest = (None, 0) if call.batch is None else sequence_offsets(call.batch, len(k), k.shape[2], k.device)
+    rows, settings = prepared(q, k, v, pattern, call, offsets is not None, longest)
+    out: Tensor = _Band.apply(*rows, call.sink_scores, offsets, settings)
+    return out.transpose(1, 2)[..., : q.shape[3]]
+
+
+def prepared(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall, packed: bool, longest: int = 0
+) -> tuple[list[Tensor], Settings]:
+    """The tensors ``(B, N, H, D)`` in the operator's layout, and its settings.
+
+    packed: whether the operator gets offsets of sequences, the ``longest`` of that many tokens.
+
+    Raises:
+        NoKernel: this machine has no such kernel; logged once.
+    """
+    index = operator.index  # plain ints, even in a graph
+    heads, groups, width = index(q.shape[1]), index(k.shape[1]), index(q.shape[3])
+    sides = index(pattern.left) if pattern.left < 1 << 31 else -1, index(pattern.right) if pattern.right < 1 << 31 else -1
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    kind = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, offsets is not None
+    kind = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, packed
     reason = refused(q.device, q.dtype, *kind, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    rows = [_stored(x, padded_width) for x in (q, k, v)]
-
-    def run(other: Tensor | None = None, other_lse: Tensor | None = None) -> Tensor:
-        out: Tensor = _Band.apply(*rows, other, other_lse, offsets, *settings)
-        return out.transpose(1, 2)[..., :width]
-
-    index, real = (None, None) if call.global_mask is None else index_of_globals(call)
-    if index is None or real is None or not index.shape[1]:
-        return run() if call.sink_scores is None else run(*_of_sinks(call.sink_scores, rows[0]))
-    queries, keys, values = (x.transpose(1, 2) for x in rows)
-    other, other_lse = global_columns(queries, keys, values, index, real, pattern, call.replace(scale=settings.scale))
-    other = other.transpose(1, 2)
-    if call.sink_scores is not None:
-        total = torch.logaddexp(other_lse, _of_sinks(call.sink_scores, rows[0])[1])
-        other, other_lse = other * _share(other_lse, total, other), total
-    out = run(other, other_lse)
-    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
-
-
-def _of_sinks(sink_scores: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, which is 0, and the log-sum-exp ``(B, H, N)`` of sinks ``(H,)``, as another part for ``q (B, N, H, D)``."""
-    return q.new_zeros(1).expand_as(q), at_least_fp32(sink_scores)[:, None].expand(len(q), -1, q.shape[1])
-
-
-def _stored(x: Tensor, width: int) -> Tensor:
-    """``x (B, H, N, D)`` in the operator's layout ``(B, N, H, width)``. If D is ``width``, a projection's output is not copied."""
-    return unit_stride(x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3])))
+    rows = [x.transpose(1, 2) for x in (q, k, v)]  # if no feature is missing, a projection's output is not copied
+    if width != padded_width:
+        rows = [F.pad(x, (0, padded_width - width)) for x in rows]
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in rows], settings
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
@@ -258,7 +250,7 @@ def _tried(
     )
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout > 0):
         runs = [
-            _with_gradients(_Band.apply(*tensors, None, None, offsets, *settings._replace(dropout=share)), tensors, grad)
+            _with_gradients(_Band.apply(*tensors, None, offsets, settings._replace(dropout=share)), tensors, grad)
             for share in sorted({0.0, dropout})
         ]
     if not all(bool(x.isfinite().all()) for x in itertools.chain(*runs)):

@@ -1,23 +1,20 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-The blocks of a band follow from its width. Global columns and rows are computed outside the kernel, by plain operations. In a compiled
-graph the number of global tokens is unknown. The block lists then include the global tokens, and have room for every pair of a query block
-and a key block. Tiles are in :mod:`.flex_tiles`.
+The blocks of a band follow from its width. With global tokens, the lists have room for every pair of a query block and a key block, so that
+the host reads no values from the device. The lists are made once per forward pass. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
-from ..common.batch import Batch
 from ..common.byte_cache import BYTE_CACHE, tensor_bytes
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
-from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
@@ -63,106 +60,171 @@ def block_mask(
 
 BAND_BLOCK = 128
 """Tokens per block of a band."""
+MAX_LISTED_TOKENS = 1 << 16
+"""Maximum number of keys for global tokens in one call: a tile with a global query visits all keys, one after the other. Untuned."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
 
+    One kernel computes the band, global columns and rows, padding anywhere, and packed documents. k and v may have fewer heads than q.
+    Values in padding must be finite: their weight is zero, and 0 · NaN is NaN.
+
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    key_mask, global_mask, score_mod = call.key_mask, call.global_mask, call.score_mod
-    q_len, kv_len = q.shape[2], k.shape[2]
-    offset = _offset(q_len, kv_len)
-    shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
-    in_graph = torch.compiler.is_compiling()  # a graph cannot hold a number of columns that depends on the data
-    index, real = (None, None) if global_mask is None or in_graph else index_of_globals(call)
-    has_columns = index is not None and index.shape[1] > 0
-    if global_mask is not None and in_graph:
-        mask = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
-    else:
-        mask = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
-    sinks = call.sink_scores
-    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if has_columns or sinks is not None else {}
-    settings |= {"score_mod": shifted, "block_mask": mask, "scale": call.scale_for(q.shape[-1])}
-    out = fused_flex(("band", pattern, key_mask is None, kind_of(score_mod)), q, k, v, **settings)
-    if not has_columns or index is None or real is None:
-        return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
-    # Every query visits the global columns. In the band's block lists, they would make every row longer.
-    columns, lse = global_columns(q, k, v, index, real, pattern, call)
-    out = merged([out[0], columns], [out[1].lse, lse], sinks)
-    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
+    score_mod, sinks, offset = call.score_mod, call.sink_scores, _offset(q.shape[2], k.shape[2])
+    settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
+    if k.shape[1] != q.shape[1]:
+        settings["enable_gqa"] = True
+    if score_mod is not None:
+        settings["score_mod"] = lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j)
+    batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
+    masked = call.key_mask is not None, batch is not None and batch.documents is not None, call.global_mask is not None, own_tokens
+    mask = kept_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
+    kind = "band", pattern, batch is None, *masked, kind_of(score_mod)
+    out = fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
 
 
-def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
-    """Cached :func:`band_block_mask`: shared by all calls without padding, otherwise by all layers of a batch."""
-    key = ("band block mask", pattern, q_len, kv_len, device)
-    mask = None if batch is None else batch.mask
-    if batch is None or mask is None:
-        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), lambda made: tensor_bytes(vars(made)))
-    return batch.cached(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
+def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device) -> BlockMask:
+    """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
+
+    def make() -> BlockMask:
+        tokens, documents = call.global_mask, None if call.documents is None else call.documents.number
+        tokens = tokens[0] if tokens is not None and call.batch is None and call.global_positions is not None else tokens
+        return band_block_mask(pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents)
+
+    return call.kept(("band block mask", pattern, q_len, kv_len, device), make, mask_bytes)
+
+
+def mask_bytes(mask: BlockMask) -> int | None:
+    """Bytes of a mask's lists."""
+    return tensor_bytes(vars(mask))
 
 
 def band_block_mask(
-    pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device, global_mask: Tensor | None = None
-) -> BlockMask:
+    pattern: Pattern, q_len: int, kv_len: int, device: torch.device, *, key_mask: Tensor | None = None, tokens: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> BlockMask:  # fmt: skip
     """The BlockMask of a band. Its lists have (blocks of the sequence) × (blocks of the window) entries.
 
-    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask``, the lists also hold
-    the blocks of global columns and rows, and have a slot for every pair of blocks: in a graph their size cannot depend on data.
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With global ``tokens``, the lists also
+    hold the blocks of global columns and rows, and have a slot for every pair of blocks, so that no size is read from the device.
+
+    Args:
+        key_mask: ``(B, Nk)`` bool, True = real token.
+        tokens: global tokens, ``(B, Nk)`` bool, or ``(Nk,)`` if they are the same in every row.
+        documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only. Needs Nq = Nk.
     """
-    offset = _offset(q_len, kv_len)
-    any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
-    columns = None if global_mask is None else per_block(global_mask, any)
-    rows = None if global_mask is None or not pattern.global_rows else per_block(global_mask[:, offset:] if offset else global_mask, any)
+    offset, every_pair = _offset(q_len, kv_len), tokens is not None
+    real = None if key_mask is None else in_blocks(key_mask)
+    columns = None if tokens is None else in_blocks(tokens if tokens.dim() == 2 else tokens[None]).any(-1)
+    rows = columns if not offset or tokens is None else in_blocks(tokens.view(-1, kv_len)[:, offset:]).any(-1)
+    ends = None
+    if documents is not None:
+        starts = torch.arange(0, kv_len, BAND_BLOCK, device=device)
+        ends = documents[:, starts], documents[:, (starts + BAND_BLOCK - 1).clamp(max=kv_len - 1)]
 
-    def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
-        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
-        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
-        touched = ((q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right))[None]
-        if columns is not None:
-            seen = columns[:, k_block.clamp(0, columns.shape[1] - 1)]
-            seen = seen if rows is None else seen | rows[:, q_block.clamp(0, rows.shape[1] - 1)]
-            touched = touched | (seen & (k_start <= q_stop) if pattern.causal else seen)
-        touched = touched & ((q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len))
-        full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
-        full = full & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
-        touched, full = touched[:, None], full[None, None]
-        if any_real is not None and all_real is not None:
-            at = k_block.clamp(0, any_real.shape[1] - 1)
-            touched, full = touched & any_real[:, at][:, None], full & all_real[:, at][:, None]
-        return packed(touched & ~full, indices), packed(touched & full, indices)
+    def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
+        """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
 
-    def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Block numbers of one axis, and the blocks of the other that may be visible, from position ``row · BAND_BLOCK + first`` on."""
-        row = torch.arange(blocks, device=device)[:, None]
-        if global_mask is not None:
-            return row, torch.arange(key_blocks, device=device)[None]
-        start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
-        return row, start + torch.arange(min(key_blocks, (width + 3 * BAND_BLOCK - 3) // BAND_BLOCK), device=device)
+        def of_queries(x: Tensor) -> Tensor:
+            return x[:, :, None] if every_pair else x[:, pairs.q_block]
 
-    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
-    row, met = neighbours(q_blocks, k_blocks, offset - left, left + right + 1)
-    column, meeting = neighbours(k_blocks, q_blocks, -right - offset, left + right + 1)
+        def of_keys(x: Tensor) -> Tensor:
+            return x[:, None] if every_pair else x[:, pairs.k_block]
 
-    visible = pattern.visible_mod(global_mask)
+        touched, full = pairs.near[None], pairs.inside[None]
+        if columns is not None and rows is not None:
+            seen = of_keys(columns) | of_queries(rows) if pattern.global_rows else of_keys(columns)
+            touched = touched | (seen & pairs.earlier if pattern.causal else seen)
+        if real is not None:
+            touched, full = touched & of_keys(real.any(-1)), full & of_keys(real.all(-1))
+        if ends is not None:
+            first, last = ends
+            touched = touched & (of_queries(first) <= of_keys(last)) & (of_keys(first) <= of_queries(last))
+            full = full & (of_queries(first) == of_keys(last)) & (of_keys(first) == of_queries(last))
+        partial, whole = torch.broadcast_tensors(touched ^ full, full)  # a full block is touched
+        return partial[:, None], whole[:, None]
+
+    of_band = _block_pairs(pattern, q_len, kv_len, every_pair, device)
+    if every_pair:
+        partial, full = partial_and_full(of_band[0])
+        if q_len == kv_len:
+            lists = list(zip(*sorted_blocks(torch.stack([partial, full, partial.mT, full.mT])), strict=True))
+        else:
+            lists = [sorted_blocks(x) for x in (partial, full, partial.mT, full.mT)]
+    else:
+        by_query, by_key = of_band
+        lists = [
+            *(packed(x, by_query.k_block) for x in partial_and_full(by_query)),
+            *(packed(x, by_key.q_block) for x in partial_and_full(by_key)),
+        ]
+    visible = pattern.visible_mod(tokens)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         seen = visible(b, h, q_idx + offset, kv_idx)
+        if documents is not None:
+            seen = seen & (documents[b, q_idx] == documents[b, kv_idx])
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    by_query, by_key = partial_and_full(row, met, met), partial_and_full(meeting, column, meeting)
-    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=(lists[0], lists[1]), by_key=(lists[2], lists[3]))
+
+
+class BlockPairs(NamedTuple):
+    """Pairs of a query block and a key block, ``(rows, columns)`` each, and what the band makes of them, as bool.
+
+    near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after its query.
+    """
+
+    q_block: Tensor
+    k_block: Tensor
+    near: Tensor
+    inside: Tensor
+    earlier: Tensor
+
+
+def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, device: torch.device) -> list[BlockPairs]:
+    """All pairs of blocks, or the pairs near the band: for each query block, and for each key block. Cached for the process."""
+    offset = _offset(q_len, kv_len)
+    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
+    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+
+    def neighbours(row: Tensor, first: int, blocks: int) -> Tensor:
+        """Blocks of the other axis that may be visible, from position ``row · BAND_BLOCK + first`` on."""
+        start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
+        return start + torch.arange(min(blocks, (left + right + 3 * BAND_BLOCK - 2) // BAND_BLOCK), device=device)
+
+    def of(q_block: Tensor, k_block: Tensor) -> BlockPairs:
+        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
+        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
+        near = (q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right)
+        near = near & (q_start < kv_len) & (k_start < kv_len)
+        inside = near & (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
+        inside = inside & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
+        return BlockPairs(q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_start <= q_stop)
+
+    def make() -> list[BlockPairs]:
+        by_query, by_key = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
+        if every_pair:
+            return [of(by_query, by_key.T)]
+        met, meeting = neighbours(by_query, offset - left, k_blocks), neighbours(by_key, -right - offset, q_blocks)
+        return [of(by_query, met), of(meeting, by_key)]
+
+    return BYTE_CACHE.get(("pairs of blocks", pattern.left, pattern.right, q_len, kv_len, every_pair, device), make)
+
+
+def sorted_blocks(chosen: Tensor) -> Lists:
+    """Block lists with the True entries of ``chosen (…, rows, blocks)``, in order, with a slot for every block."""
+    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+
+def in_blocks(mask: Tensor) -> Tensor:
+    """``mask (B, N)`` in blocks, ``(B, blocks, BAND_BLOCK)``. Positions past the end are False."""
+    return torch.nn.functional.pad(mask, (0, -mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
 
 
 def _offset(q_len: int, kv_len: int) -> int:
     """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of symbolic lengths."""
     return 0 if q_len == kv_len else kv_len - q_len
-
-
-def per_block(mask: Tensor, reduce: Any) -> Tensor:
-    """Reduce ``mask (B, N)`` by ``any`` or ``all`` over each block, ``(B, blocks)``. Positions past the end count as False."""
-    missing = -mask.shape[1] % BAND_BLOCK
-    blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
-    return blocks.any(-1) if reduce is any else blocks.all(-1)

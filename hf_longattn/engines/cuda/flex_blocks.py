@@ -1,24 +1,29 @@
-"""CUDA engine: attention to selected blocks of keys by one call of compiled flex_attention.
+"""CUDA engine: attention to blocks of keys, selected or fixed, by one call of compiled flex_attention.
 
-A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries select it.
-Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full
-attention. The selection is a boolean table ``(N, blocks)`` for each head. The host reads no values from the device.
+With a table (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection, a block of :data:`BAND_BLOCK`
+queries visits every key block that any of its queries selects, and the mask looks up which queries select it. Neighbouring queries select
+similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full attention. The selection is a
+boolean table ``(N, blocks)`` for each head. The host reads no values from the device.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
+from ..common.byte_cache import tensor_bytes
 from ..common.call import AttentionCall, DispatchContext, selection_mask
-from ..common.dense import same_dtype
+from ..common.dense import merged, same_dtype
 from . import flex
-from .flex import BAND_BLOCK, packed, per_block
+from .flex import BAND_BLOCK, in_blocks, packed, sorted_blocks
 from .flex_kernel import NoKernel, kind_of
 from .flex_kernel import why_not as why_no_kernel
+from .flex_tiles import lookup
 
 MAX_TABLE_TOKENS = 1 << 15
 """Maximum number of keys for this path. Longer sequences visit many blocks in which no pair is visible. Untuned."""
@@ -70,4 +75,104 @@ def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor |
     else:
         touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
     touched = touched.tril() if causal else touched
-    return touched if key_mask is None else touched & per_block(key_mask, any)[:, None, None]
+    return touched if key_mask is None else touched & in_blocks(key_mask).any(-1)[:, None, None]
+
+
+class BlockTable(NamedTuple):
+    """Which blocks of keys the queries of each block see, for n blocks of equal size.
+
+    seen: ``(B or 1, H or 1, n, n)`` bool.
+    added: added to the scores of a pair of blocks, with the shape of ``seen`` or fewer heads; ``None`` for nothing.
+    """
+
+    seen: Tensor
+    added: Tensor | None
+
+
+def why_no_table(context: DispatchContext) -> str | None:
+    """Why a table of blocks does not run, as a clause. ``None`` if it may run."""
+    size = context.block_size
+    if BAND_BLOCK % size and size % BAND_BLOCK:
+        return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
+    if context.kv_len > MAX_TABLE_TOKENS:
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
+    return why_no_kernel(context)
+
+
+def flex_block_table(
+    q: Tensor, k: Tensor, v: Tensor, key: tuple[Hashable, ...], make: Callable[[], BlockTable], size: int, call: AttentionCall
+) -> Tensor:
+    """Softmax attention ``(B, H, N, D)`` over the blocks of a table, and to and from the call's global tokens, without dropout.
+
+    Args:
+        q, k, v: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``. Values in padding must be finite.
+        key, make: the table, which is kept with its lists as :meth:`AttentionCall.kept` says.
+        size: tokens in a block.
+
+    Raises:
+        NoKernel: this machine has no such kernel.
+    """
+    q, k, v = same_dtype(q, k, v)
+    length, causal, tokens, sinks, inner = q.shape[2], call.causal, call.global_mask, call.sink_scores, call.score_mod
+
+    def made() -> tuple[BlockMask, BlockTable]:
+        table = make()
+        return _table_mask(table, size, length, call), table
+
+    mask, table = call.kept(("block table", *key, size, length, causal), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
+    (added_at, read), added = lookup(table.added), table.added is not None
+
+    def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+        if inner is not None:
+            score = inner(score, b, h, q_idx, kv_idx)
+        if not added:
+            return score
+        more = added_at(b, h, q_idx // size, kv_idx // size)
+        return score + (more if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, more))
+
+    settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
+    if k.shape[1] != q.shape[1]:
+        settings["enable_gqa"] = True
+    if inner is not None or added:
+        settings["score_mod"] = score_mod
+    kind = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, kind_of(inner)
+    out = flex.fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
+
+
+def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:
+    """The BlockMask of a table, padding, causality and global tokens."""
+    tokens, key_mask, causal, seen = call.global_mask, call.key_mask, call.causal, table.seen
+    blocks, device = -(-length // BAND_BLOCK), seen.device
+    if size < BAND_BLOCK:
+        parts = BAND_BLOCK // size
+        missing = blocks * parts - seen.shape[3]
+        of_blocks = F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
+        touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
+    else:
+        touched = full = seen.repeat_interleave(size // BAND_BLOCK, 2).repeat_interleave(size // BAND_BLOCK, 3)[:, :, :blocks, :blocks]
+    if length % BAND_BLOCK:
+        whole = torch.arange(blocks, device=device) < blocks - 1
+        full = full & (whole & whole[:, None])
+    if causal:
+        full = full.tril(-1)
+    if tokens is not None:
+        crossed = in_blocks(tokens).any(-1)
+        touched = touched | (crossed[:, None, None] | crossed[:, None, :, None])
+    touched = touched.tril() if causal else touched
+    if key_mask is not None:
+        real = in_blocks(key_mask)
+        touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
+    partial, full = torch.broadcast_tensors(touched ^ full, full)
+    lists = list(zip(*sorted_blocks(torch.stack([partial, full, partial.mT, full.mT])), strict=True))
+    at, _ = lookup(seen)
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        visible = at(b, h, q_idx // size, kv_idx // size)
+        if tokens is not None:
+            visible = visible | tokens[b, q_idx] | tokens[b, kv_idx]
+        if causal:
+            visible = visible & (kv_idx <= q_idx)
+        return visible if key_mask is None else visible & key_mask[b, kv_idx]
+
+    return flex.block_mask((length, length), BAND_BLOCK, mask_mod, by_query=(lists[0], lists[1]), by_key=(lists[2], lists[3]))

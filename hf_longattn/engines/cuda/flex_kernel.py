@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 
 def why_not(context: DispatchContext) -> str | None:
     """Why flex_attention does not run, as a clause. Only an attempt shows whether this machine has the kernel."""
-    if torch.compiler.is_exporting():
-        return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cuda":
         return ELSEWHERE
+    if context.exporting:
+        return NOT_IN_AN_EXPORTED_GRAPH
     if context.features < MIN_FEATURES:
         return f"flex_attention takes heads of {MIN_FEATURES} numbers or more"
     return "flex_attention has no dropout" if context.call.dropout else no_fused_kernels()

@@ -119,6 +119,12 @@ def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     return mechanism if full is None or length > full.max_length else full
 
 
+def is_full(mechanism: Any, length: int, causal: bool) -> bool:
+    """Whether a text of this length gets full attention, without memory tokens."""
+    used = for_length(mechanism, length, causal)
+    return used.covers(length, causal) and not (used.traits.recursion and used.traits.recursion.memory)
+
+
 def why_not_in_full(mechanism: Any) -> str:
     """Why ``mechanism`` cannot use full attention for short texts; empty if it can."""
     reasons = {

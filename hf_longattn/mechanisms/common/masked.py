@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class MaskedMechanism(Mechanism):
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
+    drawn_by_layer: ClassVar[bool] = False
+    """Whether the mask differs between layers with equal options."""
+
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
@@ -47,9 +51,9 @@ class MaskedMechanism(Mechanism):
         """This mechanism as a member of a union: a band, possibly with global tokens, or listed tiles."""
         return self
 
-    def most_globals(self) -> int:
-        """The maximum number of global tokens in a call without ``global_mask``."""
-        return 0
+    def global_positions(self) -> tuple[int, ...]:
+        """The positions of the global tokens in a call without ``global_mask``, counted from each sequence's first real token."""
+        return ()
 
     @property
     def mask_is_reach(self) -> bool:
@@ -91,7 +95,8 @@ class MaskedMechanism(Mechanism):
             columns = Columns(
                 ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
             )
-        name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
+        drawn = self.layer if self.drawn_by_layer else 0
+        name = ("step", type(self), self.options, self.training, self.num_heads, drawn, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)
@@ -191,11 +196,16 @@ class SparseMechanism(MaskedMechanism):
     def handling(self) -> Handling:  # type: ignore[override]
         return self.band_handling()
 
-    def band_handling(self, exports_definition: bool = False) -> Handling:
-        """The :class:`Handling` of a band. A method, because torch.compile cannot follow ``super()`` to a property."""
+    def band_handling(self, exports_definition: bool = False, finds_starts: bool = False) -> Handling:
+        """The :class:`Handling` of a band. A method, because torch.compile cannot follow ``super()`` to a property.
+
+        finds_starts: whether :meth:`resolve_globals` counts from the start of each sequence, wherever that is.
+        """
         pattern, clears = self.pattern(self.causal is not False), self.only_pattern() and self.relative is None
+        counts_tokens = self.relative is not None and self.relative.counts_tokens
         return Handling(
-            position_dependent=pattern.has_globals or (self.relative is not None and self.relative.counts_tokens),
+            position_dependent=pattern.has_globals or counts_tokens,
+            finds_starts=finds_starts and not counts_tokens,
             trims_padding=pattern.bounded,
             clears_padding=clears,
             is_plain_band=clears and not pattern.has_globals,
@@ -209,8 +219,12 @@ class SparseMechanism(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
-            call = call.replace(global_mask=tokens, max_globals=self.most_globals() if call.global_mask is None else None)
+            call = call.replace(global_mask=tokens, global_positions=self.global_positions() if call.global_mask is None else None)
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        handling = self.handling
+        return handling.finds_starts and handling.clears_padding and documents_are_one_call(k, self.pattern(call.causal), call)
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
@@ -289,7 +303,9 @@ class GatheredMechanism(MaskedMechanism):
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)
-        return self.covers(longest, call.causal) and self.resolve_globals(k, call) is None and documents_are_one_call(k, k, call)
+        if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:
+            return False
+        return documents_are_one_call(k, Pattern.everything(call.causal), call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:
@@ -310,8 +326,8 @@ class GatheredMechanism(MaskedMechanism):
             return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
-            max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
-            parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
+            count = int(tokens.sum(-1).max()) if tokens_of_call and not compiling else len(self.global_positions())
+            parts += global_parts(tokens, count, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
 

@@ -103,13 +103,17 @@ def defined_at(value: Any) -> str:
 
 def _check_class(name: str, cls: Any) -> None:
     """Raise :class:`OptionError` for a class without a method, a taken name, a trait set as an attribute, or undescribed options."""
-    here, known = f"Mechanism {name!r} of {defined_at(cls)}", _REGISTRY.get(name)
+    known = _REGISTRY.get(name)
+
+    def here() -> str:  # reads the source
+        return f"Mechanism {name!r} of {defined_at(cls)}"
+
     if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise OptionError(f"{here} is not a class derived from Mechanism; derive it from one.")
+        raise OptionError(f"{here()} is not a class derived from Mechanism; derive it from one.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
         methods = ", ".join(f"{method}()" for method in missing)
-        raise OptionError(f"{here} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes.")
+        raise OptionError(f"{here()} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes.")
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{defined_at(known)} and {defined_at(cls)}"
         raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
@@ -118,7 +122,7 @@ def _check_class(name: str, cls: Any) -> None:
         if misplaced := sorted(attributes.intersection(fields)):
             change = "but" if holder == "traits" else "_replace"
             raise OptionError(
-                f"{here} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
+                f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
                 f"({misplaced[0]}=...)."
             )
     options = cls.options_type

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import cached_on, for_one_pass
+from ...engines.common.batch import cached_on, first_real, for_one_pass
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall
 from ...errors import OptionError
@@ -100,9 +101,18 @@ class TokenRule:
         return ~document & document.any(-1, keepdim=True) & real
 
 
-def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
-    """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token."""
-    counted, chosen = real.cumsum(-1) - 1, torch.zeros_like(real)
+def at_positions(positions: tuple[int, ...], real: Tensor, documents: Tensor | None = None, skips_padding: bool = True) -> Tensor:
+    """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token.
+
+    Args:
+        documents: ``(B, N)``, the number of each token's document, in which positions begin anew; see :class:`DocumentLabels`.
+        skips_padding: whether padding between the tokens of a sequence is not counted.
+    """
+    counted = real.cumsum(-1) - 1 if skips_padding else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+    if documents is not None:
+        begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+        counted = counted - torch.where(begins, counted, -1).cummax(-1).values
+    chosen = torch.zeros_like(real)
     for first, last in runs(positions):  # Python numbers: a compiled step would copy a tensor to a GPU every time
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
     return chosen & real
@@ -119,10 +129,10 @@ def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
     return spans
 
 
-def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:
+def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, skips_padding: bool = True) -> Tensor | None:
     """The global tokens ``(B, Nk)`` bool of a call: its ``global_mask``, else those at ``positions``; ``None`` without either.
 
-    Positions count from the first real token, and padding is never global.
+    Positions count as in :func:`at_positions`, and padding is never global.
     """
     tokens, real = call.global_mask, call.key_mask
     if tokens is not None:
@@ -132,10 +142,14 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) ->
         return both[1]
     if not positions:
         return None
-    if call.batch is not None and real is not None:
-        return call.batch.cached(("global positions", positions), lambda: for_one_pass(at_positions(positions, real)))
-    key = ("global positions", positions, k.shape[0], k.shape[2], k.device)
-    return BYTE_CACHE.get(key, lambda: for_one_pass(at_positions(positions, call.real(k))))
+
+    def make() -> Tensor:
+        documents = None if call.documents is None else call.documents.number
+        chosen: Tensor = for_one_pass(at_positions(positions, call.real(k), documents, skips_padding))
+        return chosen
+
+    key = ("global positions", positions, skips_padding)
+    return BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make) if call.batch is None else call.batch.cached(key, make)
 
 
 def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:

@@ -105,10 +105,14 @@ class Handling(NamedTuple):
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If not, a key mask is
     enough for left padding."""
+    finds_starts: bool = False
+    """Whether ``forward`` finds by itself where sequences start, so that on accelerators, rows need not be moved or split."""
     trims_padding: bool = False
     """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
     clears_padding: bool = False
     """Whether outputs of real tokens stay correct if padding holds NaN or infinities. Padding then need not be cleared."""
+    hides_padding: bool = False
+    """Whether finite values in padding are hidden by a mask alone. On accelerators, models then do not set them to zero."""
     is_plain_band: bool = False
     """Whether ``forward`` is only the band engine (no global tokens, no relative positions), which separates packed documents on a GPU."""
     exports_definition: bool = False

@@ -295,8 +295,9 @@ def long_prefix(base_model_type: str) -> str:
     """The prefix of a base's Long classes: ``Long``. ``LongAttention`` if transformers itself has such a class (``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
-    return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
+    name, names = f"Long{CONFIG_MAPPING_NAMES[base_model_type]}", CONFIG_MAPPING_NAMES
+    taken = name in names.values() and any(names[known] == name for known in names if not known.startswith("long_"))
+    return "LongAttention" if taken else "Long"
 
 
 @cache

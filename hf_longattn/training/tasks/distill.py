@@ -218,9 +218,7 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
 
-    Args:
-        student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.
-        real: ``(B, N)`` bool, the tokens that are not padding.
+    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that are not padding.
     """
     (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
     places = torch.arange(q.shape[2], device=q.device)

@@ -86,8 +86,8 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
             f"Rerankers and token vectors learn from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; "
             "leave it out and keep the pairs that belong together, or train embeddings."
         )
-    build = reranking_trainer if model_args.reranker else embedding_trainer
-    trainer = build(model_args, data_args, training_args, pairs, held_out)
+    trainer_of = reranking_trainer if model_args.reranker else embedding_trainer
+    trainer = trainer_of(model_args, data_args, training_args, pairs, held_out)
     return finish(trainer, model_args, data_args, pairs=len(pairs), input_length=trainer.model.max_seq_length)
 
 

@@ -37,7 +37,6 @@ from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, rows_of
 
-TINY = 1e-12
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
 
@@ -172,7 +171,7 @@ class AttentionTransfer(Mechanism):
         target = self.softmax(q, k, v, call)
         output = self.student(q, k, v, call)
         squared = mean_square(output.float() - target.float(), call.key_mask)
-        self.distances = squared / mean_square(target.float(), call.key_mask).clamp(min=TINY)
+        self.distances = squared / mean_square(target.float(), call.key_mask).clamp(min=1e-12)
         self.loss = self.distances.mean()
         if (added := auxiliary_loss(self.student)) is not None:
             self.loss = self.loss + added.to(self.loss)

@@ -65,23 +65,15 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     parts = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
     inputs = question_inputs(model, parts, (), data_args, training_args, tokenizer)
-    answers, scored, facts = inputs.pop("answers"), inputs.pop("compute_metrics"), inputs.pop("facts")
+    answers, facts = inputs.pop("answers"), inputs.pop("facts")
     trained, held_out = ({*part["kind"]} for part in parts)
     if training_args.do_train and "none" in trained | held_out:
         model.config.no_answer_threshold = 0.0
-    details: dict[str, Any] = {"by_length": {}, "by_position": {}}
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = scored(prediction)
-        for name in ("by_length", "by_position"):
-            details[name].update(scores.pop(name))
-        return scores
-
     training_args.label_names = ["labels"]
-    trainer = LongTrainer(model, training_args, compute_metrics=compute_metrics, **inputs)
+    trainer = LongTrainer(model, training_args, **inputs)
     if training_args.do_train and {"none"} < held_out:
-        details["note"] = '; with the threshold of "no answer" that is best on these questions'
-    log = finish(trainer, model_args, data_args, hub_task="question-answering", **facts, **details)
+        facts["note"] = '; with the threshold of "no answer" that is best on these questions'
+    log = finish(trainer, model_args, data_args, hub_task="question-answering", **facts)
     if trainer.is_world_process_zero():
         write_predictions(training_args.folder, parts[1], answers)
     return log
@@ -109,6 +101,8 @@ def question_inputs(
     rows = encode(questions)
     features = encode(answerable(examples)) if args.do_train else rows
     answers: list[Answer] = []
+    facts: dict[str, Any] = {"packed": pack, "input_length": length, "questions": len(examples), "features": len(features)}
+    facts |= {"by_length": {}, "by_position": {}}  # of the last evaluation
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
         spans = best_answers(questions, rows, *prediction.predictions)
@@ -118,13 +112,14 @@ def question_inputs(
         threshold = getattr(model.config, "no_answer_threshold", None)
         answers[:] = [replace(answer, text=answer.above(threshold)) for answer in spans]
         scores = score_answers(questions, answers)
+        for name in ("by_length", "by_position"):
+            facts[name].update(scores.pop(name))
         scores.pop("best_f1", None)
         return scores
 
     data = {"train_dataset": features, "eval_dataset": rows, "processing_class": tokenizer}
     collators = {"data_collator": QACollator(tokenizer, pack), "eval_collator": QACollator(tokenizer)}
     measuring = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": lambda logits, labels: logits[:2]}
-    facts = {"packed": pack, "input_length": length, "questions": len(examples), "features": len(features)}
     return {**data, **collators, **measuring, "compute_loss_func": span_loss, "answers": answers, "facts": facts}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_longattn.errors import LongAttentionError, OptionError, lacks_memory, visible
+from hf_longattn.errors import LongAttentionError, OptionError, visible
 
 if TYPE_CHECKING:
     from .report import BenchmarkResult
@@ -138,7 +138,7 @@ def measuring(folder: Path, threads: int | None) -> Iterator[None]:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
         typer.echo("There is not enough memory for these sizes; give smaller ones, or fewer --lengths.", err=True)
         raise typer.Exit(1) from error

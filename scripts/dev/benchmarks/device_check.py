@@ -5,44 +5,48 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
-from unittest import mock
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
+from torch.nn.attention.varlen import varlen_attn
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModel, BertConfig
 
+from hf_longattn import families
 from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.engines.common.batch import for_one_pass
 from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.cuda import flash_band, flex_kernel
+from hf_longattn.engines.cuda.flex_kernel import Kernel
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.functional import attend, reference_attend
+from hf_longattn.functional import attend, prepare, reference_attend, run_batch
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
+from hf_longattn.mechanisms.common.masked import SparseMechanism
 
 from .case import DTYPES
-from .decoding import VOCAB, DecodeShape, decode_after, decoding_model
+from .decoding import VOCAB, DecodeShape, decoding_model
 from .decoding import difference as decoding_difference
 from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
 from .timing import in_turn, synchronise
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
-CAP, DROPOUT_TOLERANCE, DECODING_TOLERANCE = 5.0, 2e-2, 1e-3
+CAP, DECODING_TOLERANCE = 5.0, 1e-3
 FIRST_LAYERS = DecodeShape(layers=2, heads=8, head_dim=64, steps=16)
 FLA_FP32_ERROR = 2e-3
 """Largest error of linear attention by flash-linear-attention for fp32, relative to the largest value; of its gradients five times that."""
-TARGET_SECONDS = 0.5
+TARGET_SECONDS = 0.3
 """Each implementation is timed for about so long."""
+LAYERS = 12
+"""Of the models that are timed."""
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
-WITHOUT_FLASH = "longattn without flash"
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
-"""Paths for which only an attempt shows whether this machine has their kernel."""
-ON_FLASH = ("window", "longformer")
-"""Mechanisms that are bands and global tokens alone, which PyTorch's flash-attention operator computes."""
+Measure = Callable[[], dict[str, Any]]
 
 
 class Failed(Exception):
@@ -50,25 +54,26 @@ class Failed(Exception):
 
 
 def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
-    """What was found, as JSON: ``passed``, the ``paths`` that ran, the reasons against a kernel, ``seconds``, and the task's own values.
+    """What was found, as JSON: ``passed``, the ``paths`` that ran, ``seconds``, and the task's own values.
 
-    Errors are part of it, except for those that spoil the device for this process, which are raised.
+    A task runs under an observer, and returns what it measures without one, since an observer takes the host's time. Errors are part of
+    the result, except for those that spoil the device for this process, which are raised.
     """
     paths: dict[str, None] = {}
-    lacking: dict[str, None] = {}
     refused: dict[str, str] = {}
 
     def note(_: Any, choice: PathChoice) -> None:
         paths[choice.path] = None
         refused.update(choice.refused)
-        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in ATTEMPTED_PATHS))
 
-    start, known = time.perf_counter(), flex_kernel.count()
+    start = time.perf_counter()
     record: dict[str, Any] = case.record() | {"passed": False}
     try:
-        with observe(note), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("error", message="flex_attention called without torch.compile")
-            record |= TASKS[case.task](case, device)
+            with observe(note):
+                measure = TASKS[case.task](case, device)
+            record |= measure()
         if device.startswith("cuda") and (missed := missed_path(case, list(paths), refused)):
             raise Failed(record | {"failure": missed})
         record["passed"] = True
@@ -78,8 +83,7 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, Warning, LongAttentionError) as error:
         record["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    made = flex_kernel.count() - known
-    return record | {"paths": list(paths), "no_flex": list(lacking), "kernels": made, "seconds": round(time.perf_counter() - start, 2)}
+    return record | {"paths": list(paths), "seconds": round(time.perf_counter() - start, 2)}
 
 
 def missed_path(case: DeviceCase, paths: list[str], refused: dict[str, str]) -> str | None:
@@ -111,10 +115,12 @@ class Inputs:
         if case.padding == "documents":
             self.arguments["documents"] = (places > padding).long().expand(case.batch, -1)
         elif case.padding != "none" and length > 2:
-            self.real[-1] = places < length - padding if case.padding == "right" else places >= padding
+            rows = {"right": places < length - padding, "left": places >= padding, "holes": places % padding > padding // 5}
+            self.real[-1] = rows[case.padding]
             self.arguments["padding_mask"] = self.real
         if case.tokens:
-            self.arguments["global_mask"] = (self.real.cumsum(1) <= case.tokens) & self.real
+            leading = self.real.cumsum(1) <= case.tokens
+            self.arguments["global_mask"] = self.real & (leading if case.tokens > 0 else places % -(length // case.tokens) == 9)
         if case.term != "none":
             self.arguments["score_mod"] = TERMS[case.term](random(case.heads, 1, length).float())
         self.upstream = random(case.batch, case.heads, queries, case.head_dim) * self.real[:, None, -queries:, None]
@@ -125,10 +131,18 @@ class Inputs:
             self.arguments["grid"] = GRIDS[length]
         if self.mechanism.traits.takes_hidden_states:
             self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
+        if case.dropout:
+            self.arguments["dropout_p"] = case.dropout
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
-        """Ours."""
-        return attended(self.mechanism, q, k, v, **self.arguments, **settings)
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Ours, as the first layer of a pass."""
+        return attended(self.mechanism, q, k, v, **self.arguments)
+
+    def later(self) -> Run:
+        """Ours, as every other layer of a pass: what depends on the masks alone is known."""
+        module, call = prepare(*self.qkv, self.mechanism, **self.arguments)
+        call = call.replace(global_mask=for_one_pass(call.global_mask))
+        return lambda q, k, v: run_batch(module, q, k, v, call)
 
 
 def softcap(_: Tensor) -> Callable[..., Tensor]:
@@ -148,29 +162,49 @@ def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments:
     return attend(q, k, v, mechanism, **arguments)
 
 
-def check(case: DeviceCase, device: str) -> dict[str, Any]:
-    """Output and gradients against the definition; with dropout, the mean of the weights' sums, which is 1."""
-    inputs = Inputs(case, device)
-    if case.dropout:
-        q, k, v = inputs.qkv
-        out = inputs.run(q, k, torch.ones_like(v) + 0 * v, dropout_p=case.dropout)
-        torch.autograd.grad(out.sum(), inputs.leaves)
-        error = abs(float(out.detach()[inputs.real[:, None].expand(out.shape[:3])].double().mean()) - 1)
-        return judged({"output_error": error}, DROPOUT_TOLERANCE, 0.0)
-    paths: list[str] = []
+def check(case: DeviceCase, device: str) -> Measure:
+    """Output and gradients against the definition; with dropout, against the definition of the weights that were kept."""
+    inputs, paths = Inputs(case, device), []
     with MODES[case.mode](), observe(lambda _, choice: paths.append(choice.path)):
+        torch.manual_seed(0)
         out = inputs.run(*inputs.qkv)
         gradients = gradients_of(out, inputs.leaves, inputs.upstream) if case.mode == "gradients" else ()
     doubles = tuple(x.detach().double().requires_grad_(case.mode == "gradients") for x in inputs.leaves)
-    q, k, v = doubles
-    expected = reference_attend(q[:, :, -out.shape[2] :], k, v, inputs.mechanism, **inputs.arguments)
+    expected = defined(case, inputs, *doubles)
     wanted = gradients_of(expected, doubles, inputs.upstream.double()) if gradients else ()
     rows = inputs.real[:, None, -out.shape[2] :, None]
     errors = {"output_error": difference(out.detach() * rows, expected.detach() * rows)}
     if gradients:
         errors["gradient_error"] = max(difference(one, other) for one, other in zip(gradients, wanted, strict=True))
     rounded = FLA_FP32_ERROR if "linear-fla" in paths else 0.0
-    return judged(errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded))
+    return partial(judged, errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded))
+
+
+def defined(case: DeviceCase, inputs: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output in float64. With dropout, a weight counts if it was kept by the same seed, at which one-hot values show it."""
+    settings = {name: value for name, value in inputs.arguments.items() if name != "dropout_p"}
+
+    def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return reference_attend(q, k, v, inputs.mechanism, **settings)
+
+    if not case.dropout:
+        return definition(q[:, :, -(case.queries or case.length) :], k, v)
+
+    def kept(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return inputs.run(*tensors)
+
+    with torch.no_grad():
+        seen = weights_of(kept, *inputs.qkv) > 0
+    weights = weights_of(definition, q, k, v) * seen / (1 - case.dropout)
+    return weights @ v.repeat_interleave(case.heads // case.kv_heads, 1)
+
+
+def weights_of(attention: Run, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The weights ``(B, H, Nq, Nk)`` of attention, in as many calls as one-hot values of the heads' width need."""
+    width, length = v.shape[2:][::-1]
+    one_hot = F.pad(torch.eye(length, dtype=v.dtype, device=v.device), (0, -length % width)).split(width, 1)
+    return torch.cat([attention(q, k, values.expand(*v.shape[:2], -1, -1).contiguous()) for values in one_hot], -1)[..., :length]
 
 
 def gradients_of(out: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
@@ -185,40 +219,33 @@ def judged(errors: dict[str, float], tolerance: float, of_gradients: float) -> d
     raise Failed(errors | {"failure": f"the largest errors are {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}"})
 
 
-def timed(case: DeviceCase, device: str) -> dict[str, Any]:
-    """Median milliseconds and peak memory of ours, also without the path ``flash``, and of PyTorch's kernels."""
+def timed(case: DeviceCase, device: str) -> Measure:
+    """Times of a layer of ours, of the first one where it differs, and of PyTorch's kernels."""
     inputs = Inputs(case, device)
-    results: dict[str, Any] = {}
-    for name, run in (ours(case, device, inputs) | dict(rivals(case, device))).items():
-        try:
-            results[name] = measured(partial(one_pass, run, inputs, case), device)
-        except (RuntimeError, TypeError) as error:
-            if name == "longattn" or isinstance(error, torch.AcceleratorError):
-                raise
-            results[name] = {"left_out": " ".join(str(error).split())[:200]}
-    return {"timings": results}
+    runs = dict(implementations(case, device, inputs))
+    one_pass(runs["longattn"], inputs, case)
+
+    def measure() -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        for name, run in runs.items():
+            try:
+                results[name] = measured(partial(one_pass, run, inputs, case), device, in_parts=name == "longattn")
+            except (RuntimeError, TypeError) as error:
+                if name == "longattn" or isinstance(error, torch.AcceleratorError):
+                    raise
+                results[name] = {"left_out": " ".join(str(error).split())[:200]}
+        return {"timings": results}
+
+    return measure
 
 
-def ours(case: DeviceCase, device: str, inputs: Inputs) -> dict[str, Run]:
-    """The paths of ours that are timed."""
-    runs: dict[str, Run] = {"longattn": partial(inputs.run, dropout_p=case.dropout)}
-    if device.startswith("cuda") and case.mechanism in ON_FLASH and DTYPES[case.dtype] in flash_band.DTYPES:
-        runs[WITHOUT_FLASH] = partial(without_flash, runs["longattn"])
-    return runs
-
-
-def prepared(case: DeviceCase, device: str) -> dict[str, Any]:
-    """Nothing, after a pass whose kernels PyTorch and Triton keep in their caches on the disk."""
+def prepared(case: DeviceCase, device: str) -> Measure:
+    """Passes whose kernels PyTorch and Triton keep in their caches on the disk."""
     inputs = Inputs(case, device)
-    for run in ours(case, device, inputs).values():
-        one_pass(run, inputs, case)
-    return {}
-
-
-def without_flash(run: Run, *qkv: Tensor) -> Tensor:
-    """Ours by the next path, flex_attention's kernel where it has one."""
-    with mock.patch.object(flash_band, "DTYPES", ()):
-        return run(*qkv)
+    for name, run in implementations(case, device, inputs):
+        if name in ("longattn", "flex"):
+            one_pass(run, inputs, case)
+    return dict
 
 
 def one_pass(run: Run, inputs: Inputs, case: DeviceCase) -> None:
@@ -229,40 +256,64 @@ def one_pass(run: Run, inputs: Inputs, case: DeviceCase) -> None:
         gradients_of(out, inputs.leaves, inputs.upstream)
 
 
-def rivals(case: DeviceCase, device: str) -> Iterator[tuple[str, Run]]:
-    """Full attention by each fused kernel of the device, and a window by PyTorch's flash kernel."""
+def implementations(case: DeviceCase, device: str, inputs: Inputs) -> Iterator[tuple[str, Run]]:
+    """A later layer of ours, and the first one if masks come with the call; the same pairs by flex_attention, windows by PyTorch's flash
+    kernel, and full attention by each fused kernel of the device."""
+    grouped: dict[str, Any] = {"enable_gqa": True} if case.heads != case.kv_heads else {}
+    whole = case.batch, None, case.length, case.length, inputs.real.device
 
-    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=case.causal, enable_gqa=case.heads != case.kv_heads)
+    def full(q: Tensor, k: Tensor, v: Tensor, backends: Sequence[SDPBackend] = ()) -> Tensor:
+        with sdpa_kernel([*backends]) if backends else nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=case.dropout, is_causal=case.causal, **grouped)
 
-    def by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return full(q, k, v)
+    def by_flex(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask | None = None) -> Tensor:
+        return flex(q, k, v, block_mask=block_mask or create_block_mask(visible(case, inputs), *whole), **grouped)
 
+    yield "longattn", inputs.later()
+    if case.tokens or case.padding != "none":
+        yield "first layer", inputs.run
     if not device.startswith("cuda"):
         yield "sdpa", full
         return
-    yield "sdpa flash", partial(by, SDPBackend.FLASH_ATTENTION)
-    yield "sdpa cudnn", partial(by, SDPBackend.CUDNN_ATTENTION)
-    if case.mechanism == "window" and case.dtype != "fp32":
-        from torch.nn.attention import varlen
-
-        flash: Any = varlen.varlen_attn
-        width = int(case.options.get("window", 512))
-        reach = (width - 1, 0) if case.causal else (width // 2, width // 2)
-        ends = torch.arange(case.batch + 1, device=device, dtype=torch.int32) * case.length
-
-        def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-            out = flash(*flat, ends, ends, case.length, case.length, window_size=reach)
-            return out.unflatten(0, (case.batch, -1)).transpose(1, 2)
-
-        if case.heads == case.kv_heads:
-            yield "varlen_attn", windowed
+    banded = case.mechanism == "window" or (case.mechanism == "longformer" and case.tokens)
+    if banded and not case.dropout and case.term == "none":
+        flex = Kernel()  # compiled for all lengths, as ours is
+        yield "flex", partial(by_flex, block_mask=create_block_mask(visible(case, inputs), *whole))
+        yield "flex, first", by_flex
+    if case.mechanism == "window" and case.dtype != "fp32" and not (grouped or case.dropout):
+        yield "varlen_attn", windows_by_varlen(case, inputs)
+    yield "sdpa flash", partial(full, backends=[SDPBackend.FLASH_ATTENTION])
+    yield "sdpa cudnn", partial(full, backends=[SDPBackend.CUDNN_ATTENTION])
 
 
-def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
-    """Median milliseconds, and on CUDA the peak of what a run allocates in MiB."""
+def visible(case: DeviceCase, inputs: Inputs) -> Any:
+    """The pairs of a band with global tokens as a ``mask_mod``."""
+    documents, real, mechanism = inputs.arguments.get("documents"), inputs.real, cast(SparseMechanism, inputs.mechanism)
+    mask = mechanism.pattern(case.causal).visible_mod(inputs.arguments.get("global_mask"))
+    if documents is not None:
+        return and_masks(mask, lambda b, h, i, j: documents[b, i] == documents[b, j])
+    return mask if case.padding == "none" else and_masks(mask, lambda b, h, i, j: real[b, j])
+
+
+def windows_by_varlen(case: DeviceCase, inputs: Inputs) -> Run:
+    """Windows by PyTorch's flash kernel; padding is a sequence of its own."""
+    pattern = cast(SparseMechanism, inputs.mechanism).pattern(case.causal)
+    numbers = inputs.arguments.get("documents", inputs.real)
+    flash: Any = varlen_attn
+    begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
+    offsets = F.pad(begins, (0, 1), value=numbers.numel()).int()
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        out = flash(*flat, offsets, offsets, case.length, case.length, window_size=(pattern.left, pattern.right))
+        return out.unflatten(0, (case.batch, -1)).transpose(1, 2)
+
+    return run
+
+
+def measured(run: Callable[[], None], device: str, in_parts: bool = True) -> dict[str, Any]:
+    """Median milliseconds of a pass. On CUDA also the peak of what it allocates in MiB and, ``in_parts``, the milliseconds in which the
+    host launches it, with nothing in the queue before, and those of its kernels."""
     run()
     start = time.perf_counter()
     run()
@@ -278,22 +329,57 @@ def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
         run()
         end.record()
     synchronise(device)
-    peak = torch.cuda.max_memory_allocated() - held
-    return {"ms": round(statistics.median(begin.elapsed_time(end) for begin, end in events), 4), "mib": round(peak / MiB, 1)}
+    found = {"ms": statistics.median(begin.elapsed_time(end) for begin, end in events)}
+    found["mib"] = (torch.cuda.max_memory_allocated() - held) / MiB
+    if in_parts:
+        taken = []
+        for _ in range(min(repeats, 10)):
+            start = time.perf_counter()
+            run()
+            taken.append((time.perf_counter() - start) * 1e3)
+            synchronise(device)
+        found["host_ms"] = statistics.median(taken)
+        with suppress(RuntimeError, AssertionError):  # some machines forbid it
+            with profile(activities=[ProfilerActivity.CUDA]) as kernels:
+                run()
+                synchronise(device)
+            found["device_ms"] = sum(event.self_device_time_total for event in kernels.key_averages()) / 1e3
+    return {name: round(value, 4) for name, value in found.items()}
 
 
-def decode(case: DeviceCase, device: str) -> dict[str, Any]:
-    """In fp32, the scores of decoded tokens against a pass over the whole text; otherwise milliseconds per token after a text."""
-    attention = LongAttentionConfig(mechanism=case.mechanism, **case.options)
-    model = decoding_model(attention, FIRST_LAYERS, max(case.length, 512)).to(device, DTYPES[case.dtype])
-    cache = None if case.cache == "dynamic" else case.cache
-    if case.dtype == "fp32":
-        return judged({"output_error": decoding_difference(model, 0, cache)}, DECODING_TOLERANCE, 0.0)
-    after = decode_after(model, case.mechanism, case.length, FIRST_LAYERS, cache)
-    return {"timings": {"longattn": {"ms": round(after.milliseconds, 4), "cache_mib": round(after.mebibytes, 2)}}}
+def model(case: DeviceCase, device: str) -> Measure:
+    """Times of a training step of LongBert, and of BERT by SDPA: forward, backward, and a step of AdamW."""
+    width, plan = case.heads * case.head_dim, {"mechanism": case.mechanism, **case.options}
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": case.heads}
+    sizes |= {"num_hidden_layers": LAYERS, "max_position_embeddings": case.length}
+    sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), case.dropout)
+    ids = torch.randint(1000, 30000, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def training_of(config: Any) -> Callable[[], None]:
+        bert = AutoModel.from_config(config).to(device, DTYPES[case.dtype]).train()
+        optimizer = torch.optim.AdamW(bert.parameters(), fused=True)
+        run = torch.compile(bert, fullgraph=True) if case.mode == "compiled" else bert
+
+        def step() -> None:
+            run(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    ours, stock = map(training_of, (families.LongBertConfig(**sizes, long_attention=plan), BertConfig(**sizes)))
+    ours()
+    return lambda: {"timings": {"longattn": measured(ours, device), "stock": measured(stock, device)}}
 
 
-def compiled(case: DeviceCase, device: str) -> dict[str, Any]:
+def decode(case: DeviceCase, device: str) -> Measure:
+    """The scores of decoded tokens against a pass over the whole text."""
+    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), FIRST_LAYERS, max(case.length, 512))
+    error = decoding_difference(model.to(device, DTYPES[case.dtype]), 0, None if case.cache == "dynamic" else case.cache)
+    return partial(judged, {"output_error": error}, DECODING_TOLERANCE, 0.0)
+
+
+def compiled(case: DeviceCase, device: str) -> Measure:
     """The scores and the gradients of a training step of a model in one graph against those without ``torch.compile``."""
     model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), FIRST_LAYERS, max(case.length, 512)).to(device)
     ids = torch.randint(3, VOCAB, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
@@ -306,13 +392,15 @@ def compiled(case: DeviceCase, device: str) -> dict[str, Any]:
         for out in (run(input_ids=ids, use_cache=False).logits for run in (torch.compile(model, backend=backend, fullgraph=True), model))
     )
     gradients = max(difference(one, other) for one, other in zip(found[1], expected[1], strict=True))
-    return judged({"output_error": difference(found[0], expected[0]), "gradient_error": gradients}, DECODING_TOLERANCE, DECODING_TOLERANCE)
+    errors = {"output_error": difference(found[0], expected[0]), "gradient_error": gradients}
+    return partial(judged, errors, DECODING_TOLERANCE, DECODING_TOLERANCE)
 
 
-TASKS: dict[str, Callable[[DeviceCase, str], dict[str, Any]]] = {
+TASKS: dict[str, Callable[[DeviceCase, str], Measure]] = {
     "check": check,
     "compiled": compiled,
     "prepare": prepared,
     "time": timed,
+    "model": model,
     "decode": decode,
 }

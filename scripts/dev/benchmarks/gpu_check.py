@@ -1,22 +1,20 @@
 """Check and time every mechanism on a GPU within a few minutes: ``python -m scripts.dev.benchmarks.gpu_check`` from a checkout.
 
-Every result is a line of ``OUTPUT.jsonl`` as soon as it is known, the most valuable cases come first, and ``OUTPUT.json`` holds them all in
-the end. The cases run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or
-hangs costs its case alone.
+The most valuable cases come first, and every result is in ``OUTPUT.json`` as soon as it is known, with the commit of the code. The cases
+run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or hangs costs its case
+alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import math
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,30 +30,18 @@ from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
 from .device_cases import DeviceCase, preparations, stages
-from .report import machine, markdown_table, store_study
+from .report import machine, markdown_table, store_study, stored_study
 
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
 CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
 """A worker that takes longer for a case, or for one that compiles a model or tries many kernels, is ended."""
 TUNED_ENGINE = "linear"
 """The engine of flash-linear-attention, which at first compiles some hundred variants of its kernel to find the fastest."""
-QUADRATIC = 1.5
-"""Memory that grows faster than this power of the length is taken for N×N."""
 BASELINES = ("sdpa flash", "sdpa")
 """Full attention by the kernel to which the table compares: on a GPU, and on a CPU."""
-GROUPS = {
-    "windows and global tokens": ("block_sparse",),
-    "patterns of tiles": ("gathered",),
-    "images": ("grid_windows",),
-    "chosen keys": ("block_selected", "selected"),
-    "rounds of hashing": ("bucketed",),
-    "states (linear, memories)": ("linear", "recurrent"),
-    "full and low-rank": ("dense", "low_rank"),
-}
-"""The checks of a table's line, by the engines of their mechanisms."""
-TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile"}
-MOST_WORKERS = {"cuda": 6, "cpu": 1}
-SHARES = (0.5, 0.8, 0.9, 1.0)
+TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile", "model": "training steps", "time": "timed"}
+MOST_WORKERS = {"cuda": 8, "cpu": 1}
+SHARES = (0.3, 0.65, 0.85, 0.95, 1.0)
 """The part of the budget after which no case of a stage is begun until the others had theirs, so that a machine on which kernels take long
 to compile times the most valuable cases, too."""
 PREPARING = 0.4
@@ -69,12 +55,13 @@ COMMAND = [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check", WORKER]
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the script itself.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Short inputs only, a few minutes on a CPU.")] = False,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 480.0,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 6.")] = 0,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 360.0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 8.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what passed in the results that are there, and run the rest.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU.")
     ] = None,
+    commit: Annotated[str, typer.Option(help="Of the code, if this folder is no checkout of git.")] = "",
 ) -> None:
     """Forward and backward in bf16, fp32 and fp16 against float64, then timings against PyTorch's own kernels."""
     kind = device.partition(":")[0]
@@ -82,16 +69,14 @@ def main(
         typer.echo("There is no CUDA device here, so nothing was checked; `--device cpu --quick` tries the script itself.")
         return
     output = (output or OUTPUT[kind]).with_suffix(".json")
-    output.parent.mkdir(parents=True, exist_ok=True)
     start, planned = time.monotonic(), stages(quick)
-    earlier = json.loads(output.read_text("utf-8"))["results"] if resume and output.exists() else []
-    kept = {result["case"]: result for result in earlier if result["passed"]}
-    with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
-        results = Results(lines)
-        several = workers or workers_for(kind, len(os.sched_getaffinity(0)))
-        for result in kept.values():
-            results.add(result)
-        waiting = [(alone, [case for case in cases if str(case) not in kept]) for alone, cases in planned]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    count = sum(len(cases) for _, cases in planned)
+    results = Results(output, stored_study(output) if resume else {}, count, commit)
+    kept = {result["case"] for result in results.found}
+    several = workers or max(1, min(MOST_WORKERS[kind], len(os.sched_getaffinity(0)) // 2))  # a core for the compiler, one for PyTorch
+    waiting = [(alone, [case for case in cases if str(case) not in kept]) for alone, cases in planned]
+    with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         for shares in (SHARES, (1.0,) * len(planned)):
             left = []
             for (alone, cases), share in zip(waiting, shares, strict=False):
@@ -102,42 +87,35 @@ def main(
                     stage(preparations(cases), several, add=lambda _: None, end=now + PREPARING * (end - now))
                 left.append((alone, stage(cases, 1 if alone else several, add=results.add)))
             waiting = left
-    record = results.record(sum(len(cases) for _, cases in planned))
-    store_study(output, record)
-    typer.echo(f"\n{markdown(record)}\n")
-    for line in summary(record):
-        typer.echo(line)
-    typer.echo(f"stored in {output}")
-    if not record["results"] or any(not result["passed"] for result in record["results"]) or record["quadratic"]:
+    typer.echo(f"\n{markdown(results.record)}\n")
+    typer.echo(f"{count - len(results.found)} cases were not reached within the budget; stored in {output}")
+    if not results.found or any(not result["passed"] for result in results.found):
         raise typer.Exit(1)
 
 
-def machine_here() -> dict[str, Any]:
-    """The machine, and what a run depends on besides."""
-    return {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}
-
-
 class Results:
-    """What was found so far, written line by line."""
+    """What was found so far, stored after every case; each result with the commit of the code, which is asked of git.
 
-    def __init__(self, lines: IO[str]) -> None:
-        self.lines, self.lock = lines, threading.Lock()
-        self.found: list[dict[str, Any]] = []
-        self.write({"machine": machine_here()})
+    earlier: a stored record, of which results that passed are kept if they are of the same GPU.
+    """
+
+    def __init__(self, output: Path, earlier: dict[str, Any], planned: int, commit: str = "") -> None:
+        describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        self.commit = commit or subprocess.run(describe, cwd=ROOT, stdout=PIPE, text=True).stdout.strip()
+        self.output, self.lock = output, threading.Lock()
+        about, before = {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}, earlier.get("machine", {})
+        self.found = [
+            {"commit": before.get("commit", "–"), **result}
+            for result in earlier.get("results", [])
+            if result["passed"] and before.get("gpu") == about.get("gpu")
+        ]
+        self.record = {"machine": about, "planned": planned, "results": self.found}
 
     def add(self, result: dict[str, Any]) -> None:
         with self.lock:
-            self.found.append(result)
-            self.write(result)
+            self.found.append(result | {"commit": self.commit})
+            store_study(self.output, self.record)
             typer.echo(shown(result))
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.lines.write(json.dumps(line) + "\n")
-        self.lines.flush()
-
-    def record(self, planned: int) -> dict[str, Any]:
-        """Everything, with what follows from several results."""
-        return {"machine": machine_here(), "planned": planned, "results": self.found, "quadratic": list(quadratic(self.found))}
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -148,46 +126,15 @@ def shown(result: dict[str, Any]) -> str:
     return f"{'' if result['passed'] else 'FAILED '}{result['case']}: {text}" + (f"; {result['failure']}" if "failure" in result else "")
 
 
-def quadratic(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Timed cases of ours whose memory grows like the number of pairs."""
-    peaks: dict[str, dict[int, float]] = {}
-    for result in results:
-        peak = result.get("timings", {}).get("longattn", {}).get("mib")
-        if peak:
-            peaks.setdefault(result["case"].replace(f" {result['length']}", " N"), {})[result["length"]] = peak
-    for case, by_length in peaks.items():
-        for (short, less), (long, more) in itertools.pairwise(sorted(by_length.items())):
-            if (power := math.log(more / less) / math.log(long / short)) > QUADRATIC:
-                yield f"{case}: {less:.0f} MiB at {short} tokens, {more:.0f} at {long} (N^{power:.1f})"
-
-
-def summary(record: dict[str, Any]) -> Iterator[str]:
-    """What has no kernel here, and how many cases were reached."""
-    results = record["results"]
-    reasons: dict[str, list[str]] = {}
-    for result in results:
-        for reason in result.get("no_flex", ()):
-            reasons.setdefault(reason, []).append(result["case"])
-    for reason, cases in reasons.items():
-        yield f"without a kernel, {len(cases)} cases ({reason}), such as: {cases[0]}"
-    for line in record["quadratic"]:
-        yield f"FAILED memory grows too fast: {line}"
-    passed = sum(result["passed"] for result in results)
-    yield f"{passed} of {len(results)} cases passed; {record['planned'] - len(results)} were not reached within the budget"
-
-
 def markdown(record: dict[str, Any]) -> str:
     """Correctness, a line for each group, with every failure in full; then timings and decoding in tables of their own."""
-    results = record["results"]
+    results = [{"commit": record["machine"].get("commit", "–"), **result} for result in record["results"]]
     failures = "\n".join(f"- {shown(result)}" for result in results if not result["passed"])
     parts = [f"{sum(result['passed'] for result in results)} of {len(results)} cases passed.", failures]
     for caption, table in (
         ("Against float64: the largest errors of outputs / of gradients.", correctness_table),
-        (
-            "Milliseconds, and how many times those of full attention by SDPA's flash kernel that is: below ×1 is faster.",
-            timing_table,
-        ),
-        ("Decoding, milliseconds for a token.", decoding_table),
+        (TIMES, timing_table),
+        ("A training step of BERT's base size with AdamW, milliseconds.", model_table),
     ):
         header, rows = table(results)
         if rows:
@@ -195,19 +142,12 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def group_of(result: dict[str, Any]) -> str:
-    """The line of the table of correctness that counts a case."""
-    if result["task"] != "check":
-        return TASK_GROUPS.get(result["task"], "timed")
-    engine = mechanism_info(result["mechanism"]).engine
-    return next((words for words, engines in GROUPS.items() if engine in engines), engine)
-
-
 def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """For each group how many cases passed, and the largest errors in each dtype."""
+    """For each engine how many cases passed, and the largest errors in each dtype."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(group_of(result), []).append(result)
+        engine = mechanism_info(result["mechanism"]).engine.replace("_", " ")
+        groups.setdefault(TASK_GROUPS.get(result["task"], engine), []).append(result)
     dtypes = [dtype for dtype in ("bf16", "fp16", "fp32") if any(r["dtype"] == dtype and "output_error" in r for r in results)]
 
     def worst(found: Sequence[dict[str, Any]], dtype: str) -> str:
@@ -222,48 +162,56 @@ def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], lis
     return ["checked", "passed", *dtypes], rows
 
 
+TIMES = """Milliseconds of a layer, and how many times those of full attention by SDPA's flash kernel that is: below ×1 is faster. Beside a
+column of the first layer of a pass, longattn is a later one. Host: until all is launched. Device: the kernels alone."""
+
+
 def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A row for each mechanism in a setting, and length; a column for each way to compute it, and the paths that ran."""
-    timed = [result for result in results if result["task"] == "time" and "timings" in result]
-    cases: dict[str, list[dict[str, Any]]] = {}
-    for result in timed:
-        cases.setdefault(f"`{result['mechanism']}`" + f", {result['setting']}" * bool(result["setting"]), []).append(result)
-    measured = {name for result in timed for name, timing in result["timings"].items() if "ms" in timing}
-    ways = ["longattn", *sorted(measured - {"longattn", *BASELINES}), *(name for name in BASELINES if name in measured)]
+    """A row for each mechanism in a setting, and length; a column for each way to compute it, the paths that ran, and the commit."""
+    timed = [(in_words(result), result, times_of(result)) for result in results if result["task"] == "time" and "timings" in result]
+    measured = {way for _, _, times in timed for way in times}
+    first = [way for way in ("longattn", "host", "device", "first layer") if way in measured]
+    ways = [*first, *sorted(measured - {*first, *BASELINES}), *(way for way in BASELINES if way in measured)]
 
-    def cell(result: dict[str, Any], way: str) -> str:
-        times = {name: timing["ms"] for name, timing in result["timings"].items() if "ms" in timing}
+    def cell(times: dict[str, float], way: str) -> str:
         full = next((times[name] for name in BASELINES if name in times), None)
-        if way not in times:
-            return "–"
-        return f"{times[way]:.2f}" + (f" (×{times[way] / full:.2f})" if full and way not in BASELINES else "")
+        factor = f" (×{times[way] / full:.2f})" if full and way in times and way not in ("host", "device", *BASELINES) else ""
+        return f"{times[way]:.2f}{factor}" if way in times else "–"
 
+    places = {words: place for place, words in enumerate(dict.fromkeys(words for words, _, _ in timed))}
     rows = [
-        [case, f"{result['length']:,}", *(cell(result, way) for way in ways), ", ".join(result["paths"])]
-        for case, found in cases.items()
-        for result in sorted(found, key=lambda result: result["length"])
+        [words, f"{result['length']:,}", *(cell(times, way) for way in ways), ", ".join(result["paths"]), result["commit"]]
+        for words, result, times in sorted(timed, key=lambda line: (places[line[0]], line[1]["length"]))
     ]
-    return ["ms", "tokens", *(way.removeprefix("longattn ") for way in ways), "path"], rows
+    return ["ms", "tokens", *ways, "path", "commit"], rows
 
 
-def decoding_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Mechanisms × caches."""
-    rows = [
-        [f"`{r['mechanism']}`", r["cache"], f"{r['length']:,}", f"{found['ms']:.2f}", f"{found['cache_mib']:.1f}"]
-        for r in results
-        if r["task"] == "decode" and (found := r.get("timings", {}).get("longattn"))
-    ]
-    return ["mechanism", "cache", "tokens before", "ms", "MiB of the cache"], rows
+def model_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Training steps of LongBert beside those of BERT by SDPA."""
+    rows = []
+    for result in results:
+        if result["task"] == "model" and "timings" in result:
+            times = times_of(result)
+            faster = f"{times['longattn']:.1f} ({times['stock'] / times['longattn']:.2f}×)"
+            others = [f"{times[name]:.1f}" if name in times else "–" for name in ("host", "device", "stock")]
+            rows.append([in_words(result), f"{result['length']:,}", faster, *others, result["commit"]])
+    return ["ms (times as fast as stock)", "tokens", "LongBert", "host", "device", "BERT, SDPA", "commit"], rows
+
+
+def times_of(result: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds by what was timed; of ours, also those of the host and of the device."""
+    times = {name: timing["ms"] for name, timing in result["timings"].items() if "ms" in timing}
+    ours = result["timings"]["longattn"]
+    return times | {name: ours[f"{name}_ms"] for name in ("host", "device") if f"{name}_ms" in ours}
+
+
+def in_words(result: dict[str, Any]) -> str:
+    return f"`{result['mechanism']}`" + f", {result['setting']}" * bool(result["setting"])
 
 
 def failed(case: DeviceCase, failure: str) -> dict[str, Any]:
     """The result of a case that found nothing."""
     return case.record() | {"passed": False, "failure": failure}
-
-
-def workers_for(kind: str, cores: int) -> int:
-    """Processes that check at once: each has a core for its compiler and one for what PyTorch computes meanwhile."""
-    return max(1, min(MOST_WORKERS[kind], cores // 2))
 
 
 class Worker:
@@ -321,7 +269,7 @@ def run_stage(
                     worker.close()
                     worker = None
                 worker = worker or start()
-                longer = case.task == "compiled" or mechanism_info(case.mechanism).engine == TUNED_ENGINE
+                longer = "compiled" in (case.task, case.mode) or mechanism_info(case.mechanism).engine == TUNED_ENGINE
                 result = worker.run(case, min(COMPILED_SECONDS if longer else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()

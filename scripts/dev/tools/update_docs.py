@@ -27,7 +27,7 @@ from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
-from scripts.dev.tools import derived, first_look, mechanism_pages
+from scripts.dev.tools import derived, first_look, launches, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
@@ -254,6 +254,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
+    "launches": lambda: launches.table(stored("launches")["rows"]),
     "decode": partial(measured, "decode", decoding_table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
     "mechanisms": mechanisms,

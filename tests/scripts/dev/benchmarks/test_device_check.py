@@ -12,8 +12,8 @@ from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
 from hf_longattn.mechanisms import mechanism_info
 from scripts.dev.benchmarks import device_check
-from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
-from scripts.dev.benchmarks.device_check import missed_path, run_case
+from scripts.dev.benchmarks.device_cases import GLOBALS, WINDOW, DeviceCase, first_checks, forms, kernel_checks, more_checks, stages
+from scripts.dev.benchmarks.device_check import Inputs, implementations, missed_path, run_case
 from tests.cases import every_case
 from tests.shared_code import code_of_form
 
@@ -25,7 +25,7 @@ def shortest(case: DeviceCase) -> int:
 
 SHORT = {
     str(case): case.at(length=min(case.length, shortest(case)), queries=min(case.queries, 200), path="")
-    for case in first_checks()
+    for case in (*first_checks(), *more_checks())
     if case.task == "check"
 }
 
@@ -62,6 +62,7 @@ def test_first_device_checks_pass_on_the_paths_for_cuda(
     if case.mechanism in ("window", "longformer") and 1 not in (case.length, case.queries):
         changes_scores = case.term != "none" or "relative" in case.options
         needs_flex = changes_scores or case.dtype == "fp32" or case.queries > 0  # some tokens of a batch with padding
+        needs_flex |= case.padding == "holes" or (not case.dropout and (case.mechanism == "longformer" or "num_sinks" in case.options))
         assert ("flex" if needs_flex else "flash") in result["paths"], result
 
 
@@ -113,7 +114,7 @@ def test_device_check_fails_for_a_right_result_of_another_path() -> None:
     assert failure == "the values are right, but they are of split, tiles instead of flex-blocks: its values differ"
 
 
-@every_case("case", [case for case in kernel_checks() if case.path], ids=str)
+@every_case("case", [case for case in (*first_checks(), *kernel_checks()) if case.path], ids=str)
 def test_kernels_of_the_device_check_are_chosen_at_its_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of paths."""
     asked: list[str] = []
@@ -130,8 +131,45 @@ def test_kernels_of_the_device_check_are_chosen_at_its_lengths(case: DeviceCase,
     assert "chosen" in run_case(case, "cpu").get("failure", ""), asked
 
 
-@pytest.mark.parametrize("task", ["time", "decode"])
-def test_device_check_times_passes_and_decoding(task: Any) -> None:
-    result = run_case(DeviceCase("window", task, length=40, causal=True, kv_heads=4), "cpu")
+@pytest.mark.parametrize("task", ["time", "model"])
+def test_device_check_times_layers_and_models(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_check, "LAYERS", 2)
+    result = run_case(DeviceCase("longformer", task, length=40, kv_heads=4, tokens=3, dropout=0.1), "cpu")
     assert result["passed"], result
+    assert result["timings"].keys() == ({"longattn", "first layer", "sdpa"} if task == "time" else {"longattn", "stock"})
     assert all(timing["ms"] > 0 for timing in result["timings"].values())
+
+
+def test_device_check_checks_decoding() -> None:
+    result = run_case(DeviceCase("window", "decode", length=40, causal=True, kv_heads=4, dtype="fp32"), "cpu")
+    assert result["passed"], result
+
+
+def test_device_check_finds_a_gradient_that_forgets_the_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is right."""
+    case, right = GLOBALS.at(length=40, dropout=0.3, dtype="fp32", heads=4, kv_heads=4), device_check.attended
+
+    def forgetful(mechanism: Any, *qkv: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        out = right(mechanism, *qkv, **arguments)
+        arguments.pop("dropout_p")
+        plain = right(mechanism, *qkv, **arguments)
+        return plain + (out - plain).detach()
+
+    assert run_case(case.at(task="check"), "cpu")["passed"]
+    monkeypatch.setattr(device_check, "attended", forgetful)
+    result = run_case(case.at(task="check"), "cpu")
+    assert not result["passed"]
+    assert result["output_error"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [GLOBALS.at(tokens=-9), GLOBALS.at(padding="right", batch=2)], ids=str)
+def test_the_rival_of_the_device_check_computes_the_same(case: DeviceCase) -> None:
+    """By PyTorch's compiled kernel for CPUs."""
+    case = case.at(length=300, heads=2, kv_heads=2, head_dim=16, dtype="fp32", mode="no_grad", options={"window": 128})
+    inputs = Inputs(case, "cpu")
+    runs = dict(implementations(case, "cuda", inputs))
+    with torch.no_grad():
+        ours, later, first = (runs[name](*inputs.qkv) * inputs.real[:, None, :, None] for name in ("longattn", "flex", "flex, first"))
+    assert torch.allclose(ours, later, atol=1e-5)
+    assert torch.equal(later, first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -14,8 +13,12 @@ import pytest
 import typer
 
 from scripts.dev.benchmarks import gpu_check
-from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase
-from scripts.dev.benchmarks.gpu_check import Results, Worker, quadratic, run_stage
+from scripts.dev.benchmarks.device_cases import GLOBALS, WINDOW, DeviceCase
+from scripts.dev.benchmarks.gpu_check import Results, Worker, markdown, run_stage
+
+
+def results_in(folder: Path) -> Results:
+    return Results(folder / "results.json", {}, 2, "abcd")
 
 
 class Stub:
@@ -27,7 +30,7 @@ class Stub:
         self.device = device
 
     def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
-        result = case.record() | {"passed": case.dtype != "fp16", "no_flex": ["there is none"]}
+        result = case.record() | {"passed": case.dtype != "fp16"}
         return result if result["passed"] else {**result, "failure": "it is wrong"}
 
     def close(self) -> None:
@@ -42,19 +45,18 @@ def test_gpu_check_stores_everything_and_exits_with_one_after_a_failure(
     monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, [WINDOW]), (True, [WINDOW.at(dtype=dtype)])])
     output = tmp_path / "new" / "gpu.json"
     try:
-        gpu_check.main(device="cpu", quick=True, budget=100.0, workers=0, output=output)
+        gpu_check.main(device="cpu", quick=True, budget=100.0, workers=0, output=output, commit="1234abcd")
         stopped = 0
     except typer.Exit as error:
         stopped = error.exit_code
     assert stopped == code
     record = json.loads(output.read_text())
-    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
-    assert "processor" in record["machine"] == lines[0]["machine"]
-    assert record["results"] == lines[1:]
+    assert "processor" in record["machine"]
     assert [one["passed"] for one in record["results"]] == [True, not code]
+    assert {one["commit"] for one in record["results"]} == {"1234abcd"}
     printed = capsys.readouterr().out
-    assert f"{2 - code} of 2 cases passed; 0 were not reached within the budget" in printed
-    assert "without a kernel, 2 cases (there is none)" in printed
+    assert f"{2 - code} of 2 cases passed" in printed
+    assert "0 cases were not reached within the budget" in printed
     assert ("it is wrong" in printed) == bool(code)
 
 
@@ -73,10 +75,13 @@ def test_gpu_check_resumes_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatc
     assert begun == [*cases, cases[1]]
     found = json.loads((tmp_path / "gpu.json").read_text())["results"]
     assert {one["case"] for one in found if one["passed"]} == {str(case) for case in cases}
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"gpu": "another"})
+    gpu_check.main(**settings)
+    assert begun == [*cases, cases[1], *cases]
 
 
 def test_gpu_check_begins_nothing_after_its_budget(tmp_path: Path) -> None:
-    results = Results(io.StringIO())
+    results = results_in(tmp_path)
     left = run_stage([WINDOW], 1, lambda: Stub("cpu", None), results.add, time.monotonic() - 1, time.monotonic() + 60)
     assert not results.found
     assert left == [WINDOW]
@@ -95,7 +100,7 @@ def test_gpu_check_leaves_each_stage_its_share_of_time(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(gpu_check, "Worker", Slow)
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine_here", dict)
+    monkeypatch.setattr(gpu_check, "machine", dict)
     monkeypatch.setattr(gpu_check, "SHARES", (0.01, 1.0))
     checks, timings = [WINDOW, WINDOW.at(mechanism="strided")], [WINDOW.at(task="time", length=length) for length in (64, 128)]
     monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, checks), (True, timings)])
@@ -114,7 +119,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 def test_gpu_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command(monkeypatch, "false")
-    results = Results(io.StringIO())
+    results = results_in(tmp_path)
     with open(tmp_path / "log", "w") as log:
         run_stage([WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 60] * 2)
     assert [one["failure"] for one in results.found] == ["its process ended with exit code 1"] * 2
@@ -142,7 +147,7 @@ def test_gpu_check_starts_a_new_process_after_an_illegal_access(monkeypatch: pyt
         "gpu_check.work('cpu')\n"
     )
     command(monkeypatch, sys.executable, "-c", broken)
-    results = Results(io.StringIO())
+    results = results_in(tmp_path)
     with open(tmp_path / "log", "w") as log:
         cases = [WINDOW, WINDOW.at(causal=True), WINDOW.at(dtype="fp32")]
         run_stage(cases, 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 120] * 2)
@@ -162,11 +167,17 @@ def test_gpu_worker_runs_cases(tmp_path: Path) -> None:
     assert second["timings"]["longattn"]["ms"] > 0
 
 
-def test_gpu_check_finds_memory_that_grows_with_the_pairs() -> None:
-    def result(length: int, mib: float) -> dict[str, Any]:
-        case = DeviceCase("window", "time", length=length)
-        return {"case": str(case), "length": length, "timings": {"longattn": {"ms": 1.0, "mib": mib}}}
+def test_tables_say_how_a_layer_and_a_model_were_timed(tmp_path: Path) -> None:
+    def found(case: DeviceCase, **times: float) -> dict[str, Any]:
+        ours = {"ms": 0.5, "host_ms": 0.4, "device_ms": 0.3}
+        timings = {"longattn": ours, **{name.replace("_", " "): {"ms": ms} for name, ms in times.items()}}
+        return case.record() | {"passed": True, "paths": ["flex"], "timings": timings}
 
-    assert not list(quadratic([result(4096, 100), result(16384, 420)]))
-    (line,) = quadratic([result(4096, 100), result(16384, 1600)])
-    assert line.endswith("100 MiB at 4096 tokens, 1600 at 16384 (N^2.0)")
+    results = results_in(tmp_path)
+    results.add(found(GLOBALS.at(length=4096), first_layer=0.6, flex=0.4, sdpa_flash=1.0))
+    results.add(found(GLOBALS.at(task="model", length=4096, dropout=0.1), stock=2.0))
+    text = markdown(results.record)
+    assert (
+        "| `longformer`, 3 global tokens | 4,096 | 0.50 (×0.50) | 0.40 | 0.30 | 0.60 (×0.60) | 0.40 (×0.40) | 1.00 | flex | abcd |" in text
+    )
+    assert "| `longformer`, 3 global tokens, dropout 0.1 | 4,096 | 0.5 (4.00×) | 0.4 | 0.3 | 2.0 | abcd |" in text
