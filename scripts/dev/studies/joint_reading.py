@@ -493,7 +493,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         more = f"The converted model minus windows, in points: {'; '.join(points)}.\n\n"
     if gpu:
         seen = "; ".join(f"{name} {steps:,} and {tokens / 1e6:,.1f} million" for name, (steps, tokens) in record["trained"].items())
-        more += f"On one {gpu}, in bf16, at commit {record.get('commit', 'unknown')}. Steps and tokens, with padding, of each training: {seen}.\n\n"
+        more += f"On one {gpu}, in bf16, commit {record.get('commit', 'unknown')}. Steps and tokens, with padding: {seen}.\n\n"
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
         f"# Joint reading: all-MiniLM-L6-v2 on reference pages{' (GPU)' if gpu else ''}\n\n"
