@@ -219,15 +219,11 @@ def _check_values(scaling: Any, dropout_p: Any, seed: Any) -> None:
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
-SIMPLE_TYPES = {type(None), bool, int, float, str}
-"""Types of option values for which a built mechanism may be cached."""
-
-
 def _build_named(name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device) -> Mechanism:
     """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= SIMPLE_TYPES:
+    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:  # may be cached
         module = without_tensors(name, *sizes.values(), **options)
         if module is not None:
             return module
