@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .sources import load_as_result, open_source, quiet_libraries
+from .stock import choose_stock, export_native
 
 
 @quiet_libraries()
@@ -73,7 +76,11 @@ def convert_checkpoint(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
             )
-        with staged_folder(target, overwrite=chosen.overwrite) as stage:
+        architecture = plan.architecture
+        if chosen.native and (reason := choose_stock(plan.config, architecture.long_class, architecture.family).reason):
+            raise CheckpointError(f"The result would have no stock form: {reason}")
+        long = target.with_name(f".{target.name}.long") if chosen.native else target
+        with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             _write(plan, stage, progress)
@@ -81,7 +88,7 @@ def convert_checkpoint(
             if chosen.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
-            return complete_result(
+            report = complete_result(
                 stage,
                 opened,
                 str(destination),
@@ -92,6 +99,13 @@ def convert_checkpoint(
                 text="not verified" if inputs is None else inputs.describe(),
                 next_step=training_step(plan) if undecided else None,
             )
+        if not chosen.native:
+            return report
+        how: dict[str, Any] = {"verify": chosen.verify, "overwrite": chosen.overwrite, "progress": progress, "converted": report}
+        try:
+            return export_native(replace(open_source(long), name=opened.name), destination, **how)
+        finally:
+            shutil.rmtree(long)
 
 
 def _write(plan: ConversionPlan, stage: Path, progress: StageProgress) -> None:

@@ -227,11 +227,11 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 
 
 def open_for_writing(
-    model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
+    model: str | Path | Source, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
     """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
     target = destination_path(destination)
-    source = open_source(model, revision, token)
+    source = model if isinstance(model, Source) else open_source(model, revision, token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
 
