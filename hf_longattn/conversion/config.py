@@ -25,15 +25,7 @@ AUTO = "auto"
 
 
 def setting(
-    default: Any,
-    help: str,
-    *,
-    unset: str = "",
-    flag: str = "",
-    type: Any = str,
-    metavar: str | None = None,
-    minimum: int | None = None,
-    secret: bool = False,
+    default: Any, help: str, *, unset: str = "", flag: str = "", type: Any = str, metavar: str = "", minimum: int = 0, secret: bool = False
 ) -> Any:
     """A dataclass field with the metadata of its help text and its flag.
 
@@ -41,10 +33,10 @@ def setting(
         help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
         type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
-        minimum: the smallest valid number.
+        minimum: the smallest valid number, if above 0.
         secret: never written into a report.
     """
-    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar, "minimum": minimum}
+    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
     return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
 
 

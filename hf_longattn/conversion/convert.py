@@ -10,18 +10,7 @@ from typing import Any
 from ..data.english import verification_text
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
-from ..files import (
-    CONVERSION_REPORT,
-    EMBEDDINGS,
-    RERANKER,
-    TOKEN_VECTORS,
-    destination_path,
-    ending_cleanly,
-    read_json_object,
-    sentence_kind,
-    staged_folder,
-    write_json,
-)
+from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_kind, staged_folder
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
@@ -83,7 +72,11 @@ def convert_checkpoint(
         with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
-            _write(plan, stage, progress)
+            model, missing = load_as_result(opened, architecture, plan.config, None)
+            progress("write", 0, plan.total_bytes)
+            model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
+            del model
+            add_source_files(opened, stage, plan.new_length, plan)
             checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
             if chosen.remote_code:
                 write_remote_code(stage)
@@ -106,18 +99,6 @@ def convert_checkpoint(
             return export_native(replace(open_source(long), name=opened.name), destination, **how)
         finally:
             shutil.rmtree(long)
-
-
-def _write(plan: ConversionPlan, stage: Path, progress: StageProgress) -> None:
-    """Load the source as the planned result, and write it into the empty folder ``stage``, with the source's other files."""
-    source = plan.source
-    model, missing = load_as_result(source, plan.architecture, plan.config, None)
-    progress("write", 0, plan.total_bytes)
-    model.save_pretrained(stage, state_dict={tensor: value for tensor, value in model.state_dict().items() if tensor not in missing})
-    dtype, written = source.config.get("dtype") or source.config.get("torch_dtype"), read_json_object(stage / "config.json")
-    if dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
-        write_json(stage / "config.json", {**written, "dtype": dtype})
-    add_source_files(source, stage, plan.new_length, plan)
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

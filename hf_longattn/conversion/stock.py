@@ -257,20 +257,13 @@ def export_native(
     long input, with padding.
 
     Args:
-        model: the folder of a long checkpoint, or a Hub repository id.
-        destination: a folder that does not exist yet; it is complete or does not appear.
-        verify: compare the written checkpoint with the model.
-        overwrite: replace an existing folder, once the new one is complete.
-        revision, token: of a Hub repository.
+        model: a long checkpoint: a folder, or a Hub repository id.
+        destination: a folder that appears complete, or not at all. It has the returned report as native_report.json.
         progress: called as progress(stage, done, total).
         converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
 
-    Returns:
-        The report, which is also in the destination's native_report.json.
-
     Raises:
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
-        LongAttentionError: one sentence; nothing was written.
     """
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
