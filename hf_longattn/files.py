@@ -117,19 +117,13 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 def read_json(path: Path) -> Any:
     """The JSON in a file, whose text can be encoded as UTF-8."""
     text = read_text(path)
-    try:
-        value = json.loads(text, object_hook=_decode_float)
+    try:  # transformers writes infinite numbers and NaN as {"__float__": "Infinity"}
+        value = json.loads(text, object_hook=lambda values: float(values["__float__"]) if [*values] == ["__float__"] else values)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({in_a_line(error)}).") from error
     return value
-
-
-def _decode_float(values: dict[str, Any]) -> Any:
-    """``{"__float__": "Infinity"}`` as a number: how transformers writes infinite numbers and NaN."""
-    tag = values.get("__float__") if len(values) == 1 else None
-    return float(tag) if tag in ("Infinity", "-Infinity", "NaN") else values
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +17,7 @@ from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.grid import Grid, grid_of_argument
-from .engines.common.paths import OBSERVERS, Kind, PathName, reporting, running
+from .engines.common.paths import OBSERVERS, Kind, reporting, running
 from .engines.common.score_terms import ScoreMod
 from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
@@ -91,7 +92,7 @@ def attend(
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=grid, prefix=prefix, sink_scores=sink_scores, **options,
     )  # fmt: skip
-    return run_batch(module, q, k, v, call if call.key_mask is None else call.replace(finite_padding=False))
+    return run_batch(module, q, k, v, call if call.batch is None else call.replace(finite_padding=False))
 
 
 def reference_attend(
@@ -219,15 +220,11 @@ def _check_values(scaling: Any, dropout_p: Any, seed: Any) -> None:
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
-SIMPLE_TYPES = {type(None), bool, int, float, str}
-"""Types of option values for which a built mechanism may be cached."""
-
-
 def _build_named(name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device) -> Mechanism:
     """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= SIMPLE_TYPES:
+    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:  # may be cached
         module = without_tensors(name, *sizes.values(), **options)
         if module is not None:
             return module
@@ -305,40 +302,29 @@ def run_mechanism(
         call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
-    if OBSERVERS and not torch.compiler.is_compiling():
-        with running(mechanism):
-            return _arranged(mechanism, reporting(mechanism, attention), q, k, v, call, run, per_sequence)
-    return _arranged(mechanism, attention, q, k, v, call, run, per_sequence)
-
-
-def _arranged(
-    mechanism: Mechanism, attention: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall,
-    run: AttentionFunction | None, per_sequence: bool,
-) -> Tensor:  # fmt: skip
-    """``attention`` on sequences that start at index 0, in the layout that costs least. ``run`` and ``per_sequence`` as above."""
-    if (batch := call.batch) is None:
-        return attention(q, k, v, call)
-    if mechanism.is_cross_attention:
-        q, k, v, call = clear_padding(q, k, v, call, cross=True)
-    if not aligns_sequences(mechanism, call):
-        return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
-    handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
-    single_call = cross or (run is None and needs_whole_batch(mechanism))
-    separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-    kind: Kind = "documents" if packed else "rows"
-    accelerated = accelerator.accelerated(q)
-    by_position = handling.position_dependent and not (accelerated and handling.finds_starts)
-    if packed and run is None and mechanism.options.order is None and not cross:
-        if mechanism.labels_documents(k, v, call) if accelerated else mechanism.traits.takes_documents:
-            kind = "packed rows"
-        elif handling.is_plain_band and not (separate_calls or single_call):
-            kind = "packed bands"
-    if accelerated and kind == "rows" and not (by_position or separate_calls or OBSERVERS):
-        layout: PathName = "masked"  # as the dispatcher would say, with fewer calls before the first launch
-    else:
+    observed = OBSERVERS and not torch.compiler.is_compiling()
+    attention = reporting(mechanism, attention) if observed else attention
+    with running(mechanism) if observed else nullcontext():
+        if (batch := call.batch) is None:
+            return attention(q, k, v, call)
+        if mechanism.is_cross_attention:
+            q, k, v, call = clear_padding(q, k, v, call, cross=True)
+        if not aligns_sequences(mechanism, call):
+            return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
+        handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+        single_call = cross or (run is None and needs_whole_batch(mechanism))
+        separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+        kind: Kind = "documents" if packed else "rows"
+        by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
+        if packed and run is None and order is None and not cross:
+            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
+                kind = "packed rows"
+            elif handling.is_plain_band and not (separate_calls or single_call):
+                kind = "packed bands"
         layout = choose(
             kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=by_position,
             single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
-    clears_padding = handling.clears_padding or (handling.hides_padding and accelerated and call.finite_padding)
-    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding and run is None)
+        hides_padding = handling.hides_padding and call.finite_padding and accelerator.accelerated(q)
+        clears_padding = handling.clears_padding or hides_padding
+        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding and run is None)

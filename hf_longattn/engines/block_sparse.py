@@ -40,7 +40,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if call.batch is not None and call.batch.documents is not None:
         return _of_documents(q, k, v, pattern, call)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    out, path = try_path("band", context, _kernels(q, k, v, pattern, call))
+    out, path = try_path("band", context, {} if context.device == "cpu" else _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
     if path not in ("cpu-band", "cpu-distances"):  # these paths skip outer padding themselves

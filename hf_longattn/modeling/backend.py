@@ -21,8 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.accelerator import accelerated, on_host
-from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph
+from ..engines.common.accelerator import accelerated
+from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph, on_host
 from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import fused_attention, masked_softmax, products, repeat_heads
@@ -73,8 +73,6 @@ COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
-ON_HOST = "on the host"
-"""The key under which a padding mask has its copy in the host's memory."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
@@ -171,9 +169,7 @@ def mechanism_mask(
     real = on_host(attention_mask != 0).numpy()
     if real.all():
         return None
-    mask: Tensor = for_one_pass(attention_mask)
-    cached_on(mask, ON_HOST, lambda: real)  # which the first layer would read again
-    return mask
+    return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})  # the batch of all keys, see _batch
 
 
 @functools.cache
@@ -698,12 +694,7 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-
-    def make() -> Batch:
-        real = cached_on(mask, ON_HOST, lambda: None)
-        return Batch(mask[:, first:].bool(), host_mask=None if real is None else real[:, first:])
-
-    return cached_on(mask, first, make)
+    return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.reference.small_models import long_model
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,26 @@ def test_compiled_training_with_dropout_survives_changing_lengths(mechanism: str
         out.square().mean().backward()
         assert all(bool(x.isfinite().all()) for x in (out, q.grad, k.grad, v.grad) if x is not None)
         assert out.shape == q.shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_model_that_trains_with_dropout_is_one_graph(tokens: bool, on_gpu: bool, request: pytest.FixtureRequest) -> None:
+    if on_gpu:
+        request.getfixturevalue("cuda_paths")
+    plan = {"mechanism": "longformer", "window": 128}
+    model = long_model("bert", None, plan, attention_probs_dropout_prob=0.1, max_position_embeddings=1024).train()
+    graphs: list[Any] = []
+
+    def keep(module: Any, _: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    ids, mask = torch.randint(5, 90, (2, 640)), torch.ones(2, 640, dtype=torch.long)
+    mask[1, 500:] = 0
+    arguments = {"global_attention_mask": (torch.arange(640) < 4).long().expand(2, -1)} if tokens else {}
+    out = torch.compile(model, backend=keep, fullgraph=True)(ids, attention_mask=mask, **arguments)
+    out[0].sum().backward()
+    assert len(graphs) == 1
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

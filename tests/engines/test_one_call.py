@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.cuda import flex
 from tests.cases import every_case
 
 LENGTH = 700
+COMPILED = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+"""PyTorch's kernel for the CPU, which has a forward pass only."""
 MECHANISMS: dict[str, dict[str, Any]] = {
     "longformer": {"mechanism": "longformer", "window": 128},
     "five positions": {"mechanism": "longformer", "window": 100, "global_tokens": (0, 1, 2, 7, 300)},
@@ -75,6 +79,28 @@ def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, ca
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+
+
+KERNELS = [
+    ("longformer", "left", False, "scattered", False), ("longformer", "holes", True, "question", False),
+    ("longformer", "right", False, "positions", True), ("sinks", "none", True, "positions", False),
+    ("five positions", "a whole row", False, "positions", True), ("uneven window", "none", False, "positions", True),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize(("name", "padding", "causal", "tokens", "packed"), KERNELS)
+def test_block_masks_of_one_call_serve_pytorchs_compiled_kernel(
+    name: str, padding: str, causal: bool, tokens: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "fused_flex", lambda kind, *tensors, **settings: COMPILED(*tensors, **settings))
+    module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads=2)
+    with torch.no_grad():
+        out = attend(*(x.float() for x in tensors), module, **arguments).double()
+        expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
+    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double()
+    torch.testing.assert_close(out * rows, expected * rows, atol=5e-6, rtol=0)
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")

@@ -19,11 +19,6 @@ def accelerated(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def on_host(x: Tensor) -> Tensor:
-    """A copy of ``x`` in the host's memory, detached. This is where the host waits for an accelerator on purpose."""
-    return x.detach().cpu()
-
-
 def numbers_at_a_time(x: Tensor, on_cpu: int, size: int = 4) -> int:
     """Maximum elements of a step's largest tensor on the device of ``x``. On a CPU it is ``on_cpu``. An element has ``size`` bytes."""
     return STEP_BYTES // (TENSORS_OF_A_STEP * size) if accelerated(x) else on_cpu

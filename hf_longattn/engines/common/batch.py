@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import InputError
-from .accelerator import on_host
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
@@ -183,14 +182,22 @@ class Batch(PassCache):
         return _Join.apply(batch, q_len, places, *outs)
 
 
-def for_one_pass(tensor: Any) -> Any:
+def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
     """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may reuse ``tensor`` itself
-    for another input. In a graph, and for other types, ``tensor`` is returned unchanged."""
+    for another input. In a graph, and for other types, ``tensor`` is returned unchanged.
+
+    known: derived values by their keys.
+    """
     if not isinstance(tensor, Tensor) or in_graph():
         return tensor
     alias = tensor.view_as(tensor)
-    alias._long_attention = {}  # type: ignore[attr-defined]
+    alias._long_attention = known or {}  # type: ignore[attr-defined]
     return alias
+
+
+def on_host(x: Tensor) -> Tensor:
+    """A copy of ``x`` in the host's memory, detached. This is where the host waits for an accelerator on purpose."""
+    return x.detach().cpu()
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.accelerator import on_host
-from ..common.batch import SequenceSpan
+from ..common.batch import SequenceSpan, on_host
 from ..common.call import AttentionCall, Pattern
 from . import flash_band
 
