@@ -113,6 +113,11 @@ class WithTowers:
         """The facts about every tower by name; without towers, these facts under an empty name."""
         return self.towers or {"": self}
 
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the towers, which have mechanisms apart; empty without towers."""
+        return tuple(self.towers)
+
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
         """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
         return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}

@@ -128,7 +128,7 @@ def _inspect(source: Source) -> Inspection:
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
     kind = kind_in(source.config)
-    if kind.towers:
+    if kind.apart:
         bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in kind.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
         texts = next(tower for name, tower in towers.items() if not kind.parts[name].units)

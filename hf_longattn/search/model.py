@@ -116,8 +116,8 @@ def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
     model_type = str(source.config.get("model_type"))
     kind = kind_in(source.config)
-    if kind.towers:
-        towers, first = " and ".join(kind.towers), next(iter(kind.towers))
+    if kind.apart:
+        towers, first = " and ".join(kind.apart), kind.apart[0]
         stack = kind.parts[first].family
         long = is_long(source.config)
         name = stack.base_model_name
