@@ -58,7 +58,6 @@ def read_audio(
         The samples, (samples,), in float32.
 
     Raises:
-        MissingExtraError: soundfile, or scipy for resampling, is not installed.
         InputError: the sound is missing, empty, damaged, cut, not finite or silent.
     """
     check_extra(EXTRA, "soundfile")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import DataCollatorWithPadding, PreTrainedModel
@@ -25,21 +24,15 @@ if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no co
     from transformers import TrainingArguments
 
 
-def processes() -> PartialState:
-    """This process among all; without an accelerator they communicate on the CPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
 class EpochAwareCollator:
-    """A collator whose random choices depend on ``epoch``, which :class:`~hf_longattn.training.trainer.SetEpoch` sets.
-
-    Its ``__init__`` calls :meth:`count_epochs`, which starts at 0.
-    """
+    """A collator whose random choices depend on ``epoch``, from 0, which :class:`~hf_longattn.training.trainer.SetEpoch` sets."""
 
     shared_epoch: Tensor
 
-    def count_epochs(self) -> None:
-        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        collator: Any = super().__new__(cls)
+        collator.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+        return collator
 
     @property
     def epoch(self) -> int:
@@ -141,23 +134,19 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
     return None if isinstance(module, nn.Linear) else module
 
 
-def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | None:
-    """Why ``model`` cannot be trained on packed rows; ``None`` where it can."""
-    if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
-        return f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
-    if not model.packs_documents:
-        return f"A {type(model).__name__} reads one document in a row."
-    bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    if refusal := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
-        return refusal
-    if args.torch_compile:
-        return "A compiled model takes no packed documents."
-    return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
-
-
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
     """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    why = refusal or packing_refusal(model, args)
+    bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
+    why = next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None)
+    if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
+        why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
+    elif not model.packs_documents:
+        why = f"A {type(model).__name__} reads one document in a row."
+    elif args.torch_compile:
+        why = "A compiled model takes no packed documents."
+    elif args.n_gpu > 1:
+        why = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
+    why = refusal or why
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")
     return wanted is not False and why is None

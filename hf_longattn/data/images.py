@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line
+from hf_longattn.errors import CheckpointError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
         otherwise: the last advice of a message.
 
     Raises:
-        MissingExtraError: Pillow is not installed.
         DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
     """
     check_extra(EXTRA, "PIL")
@@ -102,7 +101,6 @@ class ImageCollator(EpochAwareCollator):
     """
 
     def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
-        self.count_epochs()
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
@@ -156,9 +154,3 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     parts = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
     chosen = (name or AUGMENTATIONS[0]).split("+")
     return Compose([parts[part] for part in chosen]), {"do_resize": False, "do_center_crop": False} if "crop" in chosen else {}
-
-
-def check_augmentation(name: str) -> None:
-    """Raise :class:`OptionError` for an augmentation that does not exist."""
-    if name and name not in AUGMENTATIONS:
-        raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}.")

@@ -43,10 +43,6 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     padding token is the end token (GPT-2, Llama).
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.count_epochs()
-
     def for_evaluation(self) -> RepeatableMasks:
         """A copy with the same masks in every evaluation, different from those of the training."""
         masks = copy.copy(self)
@@ -59,6 +55,9 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        passes = [row.pop("epoch") for row in examples if "epoch" in row]  # of segments, through the documents
+        if passes and self.epoch != EVALUATION:
+            self.epoch = max(passes)
         rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
         self.drawn_from = repr((self.seed, self.epoch, rows))
         self.generator = None  # so that the base calls create_rng, if there is a seed

@@ -222,7 +222,6 @@ class MixedCollator(EpochAwareCollator):
     """Batches of one task, made by that task's collator. All collators have the same epoch."""
 
     def __init__(self, collators: Mapping[str, Any]) -> None:
-        self.count_epochs()
         self.collators = collators
         for collator in collators.values():
             if isinstance(collator, EpochAwareCollator):

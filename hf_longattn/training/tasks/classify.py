@@ -15,11 +15,11 @@ from transformers.utils import logging
 from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
+from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -50,7 +50,8 @@ class ClassificationDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_augmentation(self.augmentation)
+        if self.augmentation and self.augmentation not in AUGMENTATIONS:
+            raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}.")
 
 
 @dataclass
@@ -108,9 +109,7 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
     """Rows to train on and to evaluate on, of files or texts with labels. ``role`` is "text", "image" or "audio"."""
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
-    if not args.only_scores:
-        validation = args.validation if args.max_train_samples is None else ""
-        check_classes(", ".join(args.data), label_names(train), validation, label_names(held_out))
+    check_classes(args, label_names(train), label_names(held_out))
     return train, held_out
 
 

@@ -188,16 +188,14 @@ def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str
     noted: list[dict[str, Tensor]] = []
     handles = []
 
-    def note(outputs: dict[str, Tensor], role: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[role] = output
-
     for site in self_attention(model) if enabled else ():
         names = attention_projections(model, site.name)
         if len(names) < 4:
             raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --method logits.")
         noted.append({})
         for role, name in zip("qk", names, strict=False):
-            handles.append(model.get_submodule(name).register_forward_hook(partial(note, noted[-1], role)))
+            note = partial(lambda outputs, role, module, inputs, output: outputs.update({role: output}), noted[-1], role)
+            handles.append(model.get_submodule(name).register_forward_hook(note))
     try:
         yield noted
     finally:

@@ -19,7 +19,7 @@ from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithP
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import ROLES, tag_names, tagged_rows, to_windows
+from hf_longattn.data.words import tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
@@ -33,7 +33,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -91,9 +91,8 @@ def tag_inputs(
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
     train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
-    if not args.only_scores:
-        kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
-        check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", [*{*scored} - {"O"}])
+    kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
+    check_classes(args, kinds, [*{*scored} - {"O"}])
     return train, held_out
 
 
