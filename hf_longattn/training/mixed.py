@@ -200,6 +200,8 @@ class MultiTaskModel(nn.Module):
 
     def saved_config(self) -> Any:
         """The backbone's config with an entry for each head, for :func:`load_multitask_head`."""
+        if (text_model := getattr(next(iter(self.models.values())).base_model, "text_model", None)) is not None:
+            self.config.text_config = text_model.config  # tasks changed it after the heads' configs were copied
         self.config.multitask_heads = {
             name: {
                 "kind": self.tasks[name].kind,
