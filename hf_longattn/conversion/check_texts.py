@@ -1,8 +1,6 @@
 """Check the outputs of a converted model of texts, and measure whether it still does what it is for.
 
-Up to the source's length outputs must equal the source's, or the check says by how much they differ. At the new length, hidden states are
-finite, and padding changes none. At last the loss of a language model is measured by position, or the embeddings of a sentence encoder.
-Other heads cannot be measured without labels.
+The loss of a language model is measured by position, or the embeddings of a sentence encoder. Other heads would need labels.
 """
 
 from __future__ import annotations

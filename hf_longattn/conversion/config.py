@@ -25,15 +25,7 @@ AUTO = "auto"
 
 
 def setting(
-    default: Any,
-    help: str,
-    *,
-    unset: str = "",
-    flag: str = "",
-    type: Any = str,
-    metavar: str | None = None,
-    minimum: int | None = None,
-    secret: bool = False,
+    default: Any, help: str, *, unset: str = "", flag: str = "", type: Any = str, metavar: str = "", minimum: int = 0, secret: bool = False
 ) -> Any:
     """A dataclass field with the metadata of its help text and its flag.
 
@@ -41,10 +33,10 @@ def setting(
         help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
         type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
-        minimum: the smallest valid number.
+        minimum: the smallest valid number, if above 0.
         secret: never written into a report.
     """
-    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar, "minimum": minimum}
+    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
     return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
 
 
@@ -154,6 +146,9 @@ class ConversionConfig(Settings):
     verify: bool = setting(True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify")
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
+    native: bool = setting(
+        False, "Write a stock checkpoint instead, of an architecture of transformers that computes the same; refused where there is none."
+    )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
@@ -166,7 +161,7 @@ class ConversionConfig(Settings):
     def __post_init__(self) -> None:
         if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
             raise OptionError(f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument {min(wrong)}).")
-        exclusive = {"generic": ("remote_code",), "towers": ("mechanism", "options", "layers")}
+        exclusive = {"generic": ("native", "remote_code"), "native": ("remote_code",), "towers": ("mechanism", "options", "layers")}
         if self.mechanism == AUTO:  # chooses mechanisms and options itself
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
         elif self.budget is not None or self.search_input is not None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..data.english import verification_text
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
-from ..files import (
-    CONVERSION_REPORT,
-    EMBEDDINGS,
-    RERANKER,
-    TOKEN_VECTORS,
-    destination_path,
-    ending_cleanly,
-    read_json_object,
-    sentence_kind,
-    staged_folder,
-    write_json,
-)
+from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_kind, staged_folder
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
@@ -29,6 +20,7 @@ from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .sources import load_as_result, open_source, quiet_libraries
+from .stock import choose_stock, export_native
 
 
 @quiet_libraries()
@@ -73,15 +65,23 @@ def convert_checkpoint(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
             )
-        with staged_folder(target, overwrite=chosen.overwrite) as stage:
+        architecture = plan.architecture
+        if chosen.native and (reason := choose_stock(plan.config, architecture.long_class, architecture.family).reason):
+            raise CheckpointError(f"The result would have no stock form: {reason}")
+        long = target.with_name(f".{target.name}.long") if chosen.native else target
+        with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
-            _write(plan, stage, progress)
+            model, missing = load_as_result(opened, architecture, plan.config, None)
+            progress("write", 0, plan.total_bytes)
+            model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
+            del model
+            add_source_files(opened, stage, plan.new_length, plan)
             checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
             if chosen.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
-            return complete_result(
+            report = complete_result(
                 stage,
                 opened,
                 str(destination),
@@ -92,18 +92,13 @@ def convert_checkpoint(
                 text="not verified" if inputs is None else inputs.describe(),
                 next_step=training_step(plan) if undecided else None,
             )
-
-
-def _write(plan: ConversionPlan, stage: Path, progress: StageProgress) -> None:
-    """Load the source as the planned result, and write it into the empty folder ``stage``, with the source's other files."""
-    source = plan.source
-    model, missing = load_as_result(source, plan.architecture, plan.config, None)
-    progress("write", 0, plan.total_bytes)
-    model.save_pretrained(stage, state_dict={tensor: value for tensor, value in model.state_dict().items() if tensor not in missing})
-    dtype, written = source.config.get("dtype") or source.config.get("torch_dtype"), read_json_object(stage / "config.json")
-    if dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
-        write_json(stage / "config.json", {**written, "dtype": dtype})
-    add_source_files(source, stage, plan.new_length, plan)
+        if not chosen.native:
+            return report
+        how: dict[str, Any] = {"verify": chosen.verify, "overwrite": chosen.overwrite, "progress": progress, "converted": report}
+        try:
+            return export_native(replace(open_source(long), name=opened.name), destination, **how)
+        finally:
+            shutil.rmtree(long)
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

@@ -162,8 +162,11 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-    if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
-        write_json(stage / "config.json", config)
+    config, dtype = read_json_object(stage / "config.json"), source.config.get("dtype") or source.config.get("torch_dtype")
+    code = config.pop("auto_map", None)  # its file stays with the source
+    retyped = plan is not None and dtype not in (None, config.get("dtype"))  # users load source and result alike, whatever the files have
+    if code is not None or retyped:
+        write_json(stage / "config.json", {**config, "dtype": dtype} if retyped else config)
     if source.root is not None:
         write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
 
@@ -213,12 +216,9 @@ def complete_result(
 
 
 def write_report(stage: Path, source: Source, name: str, report: Any, report_file: str, **card: Any) -> None:
-    """Complete a result's folder with report and card.
+    """Complete a result's folder with report (an object with ``to_dict``) and card. Users type ``name`` to load the result.
 
-    Args:
-        name: what users type to load the result.
-        report, report_file: an object with ``to_dict``, and the name of its file.
-        card: more arguments of :func:`~hf_longattn.hub.model_card`.
+    ``card``: more arguments of :func:`~hf_longattn.hub.model_card`.
     """
     values = report.to_dict()
     write_json(stage / report_file, values)
@@ -227,11 +227,11 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 
 
 def open_for_writing(
-    model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
+    model: str | Path | Source, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
     """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
     target = destination_path(destination)
-    source = open_source(model, revision, token)
+    source = model if isinstance(model, Source) else open_source(model, revision, token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
 

@@ -48,11 +48,6 @@ class StackLength:
             )
 
 
-def layers_in_words(numbers: Sequence[int], count: int, noun: str = "layer") -> str:
-    """Some of ``count`` layers as text: "every layer", "layer 3" or "layers 0-2,5"."""
-    return f"every {noun}" if len(numbers) == count else f"{noun}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
-
-
 @dataclass(frozen=True)
 class PositionWarning:
     """A warning against using the result without training. The problem, the advice and the harm are clauses."""
@@ -63,6 +58,22 @@ class PositionWarning:
 
     def __str__(self) -> str:
         return f"{self.problem}, so {self.harm}; {self.advice}."
+
+
+def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], advice: str, noun: str = "layer") -> list[PositionWarning]:
+    """One warning for each mechanism, about all layers that have it and a problem. ``problems``: of every layer, a clause or ""."""
+    layers: dict[str, list[int]] = {}
+    for number, problem in enumerate(problems):
+        name, options = attention.for_layer(number)
+        for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
+        if problem:
+            layers.setdefault(write_choice({"mechanism": name, **for_long_texts}), []).append(number)
+    warnings = []
+    for choice, numbers in layers.items():
+        some = f"{noun}{'s' * (len(numbers) > 1)} {write_numbers(numbers)}"
+        where = f"every {noun}" if len(numbers) == len(problems) else some
+        warnings.append(PositionWarning(f"{choice} in {where} {problems[numbers[0]]}", advice))
+    return warnings
 
 
 def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
@@ -158,12 +169,9 @@ def position_warnings(
     decoder: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
-    """Warnings about positions that need training: one about the rule, or one for each mechanism.
+    """Warnings about positions of one stack (``decoder``: of an encoder-decoder) that need training.
 
-    Args:
-        rule, auto: how positions are extended, and whether ``--positions auto`` chose it.
-        attention, layers, length, causal: of one stack, whose layers have these mechanisms.
-        decoder: whether the stack is the decoder of an encoder-decoder.
+    There is one about the rule (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
     """
     grows = length.new > length.old
     if auto and rule in ("rope:linear", "rope:yarn") and grows:
@@ -176,18 +184,11 @@ def position_warnings(
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
         return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
-    problems: dict[str, tuple[str, list[int]]] = {}
-    for number, mechanism in enumerate(layers):
-        if problem := needs_training_by(mechanism, rule, length.old, length.new, causal):
-            name, options = attention.for_layer(number)
-            for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
-            problems.setdefault(write_choice({"mechanism": name, **for_long_texts}), (problem, []))[1].append(number)
+    problems = [needs_training_by(mechanism, rule, length.old, length.new, causal) for mechanism in layers]
     width = widest_span(length.old, causal=causal)
     flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
     advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
-    stack = "decoder layer" if decoder else "layer"
-    where = {name: layers_in_words(numbers, len(layers), stack) for name, (_, numbers) in problems.items()}
-    return [PositionWarning(f"{name} in {where[name]} {problem}", advice) for name, (problem, _) in problems.items()]
+    return warnings_of_layers(attention, problems, advice, "decoder layer" if decoder else "layer")
 
 
 # Short texts, which a converted encoder reads with full attention, like its source: the option ``exact_length`` and its default.
@@ -211,12 +212,8 @@ def with_short_texts(
 ) -> tuple[LongAttentionConfig, ShortTexts]:
     """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
 
-    It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects. Layers that keep a
-    window of the source, or are full attention for such texts anyway, are left out.
-
-    Args:
-        windows: the window width of each layer in the source; ``None`` for a layer without a window.
-        change: how positions change outputs of short texts; empty if they do not.
+    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and no layer objects. Layers that keep
+    one of the source's ``windows``, or are full attention for such texts anyway, are left out.
     """
 
     def objection(mechanism: Mechanism) -> str:
@@ -229,9 +226,8 @@ def with_short_texts(
         return f"{mechanism.name!r} {reason}" if reason else ""
 
     changed, reason = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)], change
-    choices = [attention.options, *attention.turns, *attention.layers.values()]
     layers = [prototype(*attention.for_layer(number)) for number in changed]
-    if length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
+    if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         lacking = [layer for layer in layers if not layer.covers(length.old)]
         reason, names = next(filter(None, map(objection, lacking)), ""), {layer.name for layer in lacking}
         if lacking and not reason:
@@ -421,13 +417,13 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     unchanged, position_change = same or 0, ""
     if same is not None:
         position_change = f"{rule} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
-    for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in relative_choices(stack)):
+    for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in option_values(stack, RELATIVE)):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
             unchanged = min(tokens, unchanged) if position_change else tokens
             changed = f"texts of over {tokens} tokens" if tokens else "every score"
             position_change = position_change or f"relative={choice} changes {changed}"
-    if original is None and not causal:
+    if original is None and not causal and not request.native:  # no stock architecture has exact_length
         windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, rule)
@@ -462,16 +458,15 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     )
 
 
-def relative_choices(attention: LongAttentionConfig) -> list[str]:
-    """The values of the option ``relative`` in all layers."""
+def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:
+    """The values of an option in all layers that have it."""
     choices = [attention.options, *attention.turns, *attention.layers.values()]
-    return [values[RELATIVE] for values in choices if values.get(RELATIVE) is not None]
+    return [values[option] for values in choices if values.get(option) is not None]
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
     """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions."""
-    others = [other for other in relative_choices(attention) if other != choice]
-    if others:
+    if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
@@ -482,13 +477,20 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
     """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
     option = "separator_token_id"
 
-    def completed(value: Any) -> Any:
+    def lacks(choice: Mapping[str, Any]) -> Any:
+        return (choice.get("global_first_segment") or choice.get("global_second_segment")) and choice.get(option) is None
+
+    return attention if attention.options.get(option) is not None else completed(attention.to_dict(), {option: separator}, lacks)
+
+
+def completed(value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]) -> LongAttentionConfig:
+    """The configuration ``value``, with ``options`` in every choice of a mechanism ``where`` they are lacking."""
+
+    def inside(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return [completed(inner) for inner in value]
+            return [inside(inner) for inner in value]
         if not isinstance(value, Mapping):
             return value
-        inside = {name: completed(inner) for name, inner in value.items()}
-        lacks = (inside.get("global_first_segment") or inside.get("global_second_segment")) and inside.get(option) is None
-        return {**inside, option: separator} if lacks else inside
+        return {**{name: inside(inner) for name, inner in value.items()}, **(options if where(value) else {})}
 
-    return attention if attention.options.get(option) is not None else LongAttentionConfig.from_dict(completed(attention.to_dict()))
+    return LongAttentionConfig.from_dict(inside(value))

@@ -87,8 +87,7 @@ def open_source(
     Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed, also a quantised one.
 
     Args:
-        source: a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
-        revision, token: of the Hub repository, which is downloaded into the Hub cache.
+        source: a folder, or a Hub repository id, which is downloaded into the Hub cache.
         weights: whether the weights are needed; a plan needs the config alone.
         allow_pickle: whether .bin files are read where there are no safetensors. Only tensors are read from them.
     """
@@ -231,12 +230,9 @@ class Architecture:
         rope: RopePlan | None = None,
         rule: str = "tile",
     ) -> Any:
-        """The config of the result: the source's values, the attention, and the new positions.
+        """The config of the result: the source's values, the attention (``None`` for the default), and the new positions.
 
-        Args:
-            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder; ``None`` for the default.
-            lengths: field of the config -> its new value.
-            rope, rule: rotary positions, or ``None`` and how position tables are extended.
+        These are fields with new ``lengths``, and rotary positions (``rope``) or the ``rule`` by which position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
@@ -437,7 +433,7 @@ def load_as_result(
         model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, missing = load_checked(model_class, folder, source.name, headless=True, adds_mechanisms=True, config=config, **arguments)
+        model, missing = load_checked(model_class, folder, source.name, headless=True, config=config, **arguments)
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
     return model, missing
@@ -447,17 +443,14 @@ LAYER = re.compile(r"\.\d+\.")
 """The number of a layer in a tensor's name."""
 
 
-def load_checked(
-    model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
-) -> tuple[Any, set[str]]:
+def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any) -> tuple[Any, set[str]]:
     """Load a model whose files must have all of its weights, in evaluation mode. Returns the names of missing parameters, too.
 
     A pooler that they lack would be random. A model without a head works without it, so it is removed there.
 
     Args:
-        folder, name: of the files, and of the checkpoint in messages. ``None`` if ``arguments`` have config and state_dict.
+        folder: of the files; ``None`` if ``arguments`` have a state_dict. With a config there, parameters of mechanisms may be new.
         headless: the weights of a head may be missing.
-        adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
     """
     try:
         model, info = load_weights(
@@ -470,7 +463,7 @@ def load_checked(
     for tensor, stored, expected in sorted(info["mismatched_keys"]):
         raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}.")
     missing = {*info["missing_keys"]}
-    if adds_mechanisms:
+    if "config" in arguments:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
     if lost := {tensor for tensor in (of_body(model, missing) if headless else missing) if "pooler" not in tensor}:

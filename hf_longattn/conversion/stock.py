@@ -38,7 +38,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -241,7 +241,7 @@ def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
 
 @quiet_libraries()
 def export_native(
-    model: str | Path,
+    model: str | Path | Source,
     destination: str | Path,
     *,
     verify: bool = True,
@@ -249,6 +249,7 @@ def export_native(
     revision: str | None = None,
     token: str | bool | None = None,
     progress: StageProgress = no_progress,
+    converted: ConversionReport | None = None,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -256,19 +257,13 @@ def export_native(
     long input, with padding.
 
     Args:
-        model: the folder of a long checkpoint, or a Hub repository id.
-        destination: a folder that does not exist yet; it is complete or does not appear.
-        verify: compare the written checkpoint with the model.
-        overwrite: replace an existing folder, once the new one is complete.
-        revision, token: of a Hub repository.
+        model: a long checkpoint: a folder, or a Hub repository id.
+        destination: a folder that appears complete, or not at all. It has the returned report as native_report.json.
         progress: called as progress(stage, done, total).
-
-    Returns:
-        The report, which is also in the destination's native_report.json.
+        converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
 
     Raises:
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
-        LongAttentionError: one sentence; nothing was written.
     """
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
@@ -290,11 +285,11 @@ def export_native(
         progress("write", 0, size)
         stock.save_pretrained(stage)
         add_source_files(source, stage, length)
-        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), list[Check]()
+        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
         if verify:
             with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
                 stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)
-                checks = _compare(long.float(), stock, choice, text, progress)
+                checks += _compare(long.float(), stock, choice, text, progress)
         return complete_result(
             stage,
             source,
@@ -316,7 +311,7 @@ def export_native(
                 "warnings": [f"{choice.note}."] if choice.note else [],
             },
             text=text.describe() if verify else "not verified",
-            next_step=None,
+            next_step=None if converted is None else converted.next_step,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import DataCollatorWithPadding, PreTrainedModel
@@ -24,22 +24,19 @@ from hf_longattn.modeling.run.documents import refusal_of_documents
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments
 
-
-def processes() -> PartialState:
-    """This process among all; without an accelerator they communicate on the CPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+EVALUATION = -1
+"""Epoch number in evaluations."""
 
 
 class EpochAwareCollator:
-    """A collator whose random choices depend on ``epoch``, which :class:`~hf_longattn.training.trainer.SetEpoch` sets.
-
-    Its ``__init__`` calls :meth:`count_epochs`, which starts at 0.
-    """
+    """A collator whose random choices depend on ``epoch``, from 0, which :class:`~hf_longattn.training.trainer.SetEpoch` sets."""
 
     shared_epoch: Tensor
 
-    def count_epochs(self) -> None:
-        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        collator: Any = super().__new__(cls)
+        collator.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+        return collator
 
     @property
     def epoch(self) -> int:
@@ -50,8 +47,10 @@ class EpochAwareCollator:
         self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
-        """A copy that draws the same in every evaluation, or nothing."""
-        raise NotImplementedError
+        """A copy that draws the same in every evaluation, different from the training, or nothing."""
+        collator = copy.copy(self)
+        collator.shared_epoch = torch.tensor(EVALUATION)
+        return collator
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
@@ -72,7 +71,6 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A padded batch."""
         rows = [dict(row) for row in features]
         fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
@@ -92,6 +90,7 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {**batch, "documents": torch.repeat_interleave(torch.arange(len(rows)), lengths)[None]}
 
 
+@dataclass(kw_only=True)
 class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
@@ -105,12 +104,9 @@ class DataCollatorWithPacking:
     """
 
     pack = True
-
-    def __init__(self, *, shifted: bool = False) -> None:
-        self.shifted = shifted
+    shifted: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The packed batch."""
         rows, targets = [dict(row) for row in features], dict[str, Tensor]()
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
@@ -141,23 +137,19 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
     return None if isinstance(module, nn.Linear) else module
 
 
-def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | None:
-    """Why ``model`` cannot be trained on packed rows; ``None`` where it can."""
-    if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
-        return f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
-    if not model.packs_documents:
-        return f"A {type(model).__name__} reads one document in a row."
-    bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    if refusal := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
-        return refusal
-    if args.torch_compile:
-        return "A compiled model takes no packed documents."
-    return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
-
-
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
     """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    why = refusal or packing_refusal(model, args)
+    bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
+    why = next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None)
+    if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
+        why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
+    elif not model.packs_documents:
+        why = f"A {type(model).__name__} reads one document in a row."
+    elif args.torch_compile:
+        why = "A compiled model takes no packed documents."
+    elif args.n_gpu > 1:
+        why = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
+    why = refusal or why
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")
     return wanted is not False and why is None
@@ -166,7 +158,7 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
 class EpochSampler(Sampler[Any]):
     """A sampler whose order depends on the epoch."""
 
-    epoch = 0
+    epoch, batch_size, drop_last = 0, None, False
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before every epoch."""
@@ -183,7 +175,7 @@ class TokenBudget(EpochSampler):
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
-        self.seed, self.batch_size, self.drop_last = seed, None, False
+        self.seed = seed
         order = list(range(len(lengths)))
         random.Random(seed).shuffle(order)
         order.sort(key=lambda row: lengths[row])

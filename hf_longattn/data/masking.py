@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from typing import Any
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from hf_longattn.data.batching import EpochAwareCollator
+from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 
 MASKED = 0.15
 """Share of the tokens that a masked language model predicts, as in BERT."""
-EVALUATION = -1
-"""Epoch number in evaluations."""
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -43,22 +40,15 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     padding token is the end token (GPT-2, Llama).
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.count_epochs()
-
-    def for_evaluation(self) -> RepeatableMasks:
-        """A copy with the same masks in every evaluation, different from those of the training."""
-        masks = copy.copy(self)
-        masks.shared_epoch = torch.tensor(EVALUATION)
-        return masks
-
     def create_rng(self, *args: Any) -> None:
         """Make the generator for the masks of one batch. The base would make one for each process."""
         digest = hashlib.blake2b(self.drawn_from.encode(), digest_size=7).digest()
         self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        passes = [row.pop("epoch") for row in examples if "epoch" in row]  # of segments, through the documents
+        if passes and self.epoch != EVALUATION:
+            self.epoch = max(passes)
         rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
         self.drawn_from = repr((self.seed, self.epoch, rows))
         self.generator = None  # so that the base calls create_rng, if there is a seed

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, Value
 
 from hf_longattn.data.sources import DataError
 
@@ -41,16 +41,14 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
 
 def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
     """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or another one's text by ``seed``."""
-    pool = list(dict.fromkeys(chain.from_iterable(relevant.values())))
-
-    def label(value: float, texts: str | None) -> Dataset:
-        def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-            chosen = row[texts] if texts is not None else _others(row["anchor"], pool, relevant, f"{seed}:{number}", 1)[0]
-            return {"anchor": row["anchor"], "positive": chosen, "label": value}
-
-        return data.map(convert, with_indices=True, remove_columns=data.column_names, features=LABELLED_PAIRS)
-
-    return concatenate_datasets([label(1.0, "positive"), label(0.0, "negative" if "negative" in data.column_names else None)])
+    anchors, right = data["anchor"][:], data["positive"][:]
+    if "negative" in data.column_names:
+        wrong = data["negative"][:]
+    else:
+        pool = list(dict.fromkeys(chain.from_iterable(relevant.values())))
+        wrong = [_others(anchor, pool, relevant, f"{seed}:{number}", 1)[0] for number, anchor in enumerate(anchors)]
+    columns = {"anchor": anchors * 2, "positive": right + wrong, "label": [1.0] * len(right) + [0.0] * len(wrong)}
+    return Dataset.from_dict(columns, features=LABELLED_PAIRS)
 
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:

@@ -82,10 +82,11 @@ def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]
     return [pair for pair in tokens if min(pair) >= 0] or [(0, 0)]
 
 
-def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int) -> Dataset:
-    """The inputs of all examples; see :func:`qa_inputs`."""
+def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, processes: int = 0) -> Dataset:
+    """The inputs of all examples; see :func:`qa_inputs`. ``processes`` more processes encode them, if above 0."""
+    settings: dict[str, Any] = {"batched": True, "batch_size": 100, "num_proc": processes or None}
     encode = partial(qa_inputs, tokenizer=tokenizer, length=length, stride=stride)
-    return examples.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=examples.column_names)
+    return examples.map(encode, with_indices=True, remove_columns=examples.column_names, **settings)
 
 
 def answerable(examples: Dataset) -> Dataset:

@@ -1,7 +1,6 @@
 """Rows for a task: the columns that it needs, as texts, labels, scores, words or files, and which rows are held out.
 
-A task's data arguments have ``roles``, with the columns that are recognised for each: ``{"text": ("text",), "label": ("label",)}``. In
-``named`` are the columns that the user names by ``--columns ROLE=NAME``. The rows have a column for each role.
+Rows have a column for each of a task's ``roles``; see :class:`~hf_longattn.training.arguments.DataArguments`, also about ``named``.
 """
 
 from __future__ import annotations
@@ -186,14 +185,12 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
         data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
         features = Features({role: TYPES.get(role, Value("string")) for role in values})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
-    texts = [role for role in values if role not in VALUES and leave_out]
-    return with_texts(concatenate_datasets(parts, axis=1), texts, source)
+    texts, rows = [role for role in values if role not in VALUES and leave_out], concatenate_datasets(parts, axis=1)
+    return with_texts(rows, texts, source) if texts else rows
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
     """Rows without an empty text; others are left out, with a warning."""
-    if not texts:
-        return rows
     filled = rows.filter(lambda row: all(row[role].strip() for role in texts))
     if not len(filled):
         raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column.")

@@ -8,14 +8,15 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import datasets
 import torch
 from torch.nn.functional import pad
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from hf_longattn.data.masking import EVALUATION, RepeatableMasks
+from hf_longattn.data.batching import EpochSampler
 
 Place = tuple[int, int, int]
 """Number of the pass, of the document, and of the segment's first token."""
@@ -42,7 +43,7 @@ class Segments(Dataset[dict[str, Any]]):
         return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": number}
 
 
-class SegmentBatches(Sampler[list["Place | None"]]):
+class SegmentBatches(EpochSampler):
     """The places of the segments of every batch.
 
     Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
@@ -53,37 +54,16 @@ class SegmentBatches(Sampler[list["Place | None"]]):
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
         self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
-        self.batch_size, self.drop_last = None, False
 
     def __iter__(self) -> Iterator[list[Place | None]]:
-        documents = self._documents()
-        streams: list[Iterator[Place]] = [iter(()) for _ in range(self.rows * self.processes)]
-        while True:
-            batch: list[Place | None] = []
-            for row, stream in enumerate(streams):
-                place = next(stream, None)
-                if place is None:
-                    streams[row] = next(documents, iter(()))
-                    place = next(streams[row], None)
-                batch.append(place)
-            if not any(batch):
-                return
-            yield from (batch[first : first + self.rows] for first in range(0, len(batch), self.rows))
+        documents = self._documents()  # whose next one goes to the first row that is at its end
+        for batch in itertools.zip_longest(*(chain.from_iterable(documents) for _ in range(self.rows * self.processes))):
+            yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
 
-    def _documents(self) -> Iterator[Iterator[Place]]:
+    def _documents(self) -> Iterator[list[Place]]:
         for number in itertools.count() if self.seed is not None else range(1):
             order = list(range(len(self.sizes)))
             if self.seed is not None:
                 random.Random(f"{self.seed}:{number}").shuffle(order)
             for document in order:
-                yield iter([(number, document, first) for first in range(0, self.sizes[document], self.length)])
-
-
-class SegmentCollator(RepeatableMasks):
-    """:class:`RepeatableMasks` of segments, whose epoch is their pass through the documents."""
-
-    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        numbers = [row.pop("epoch") for row in examples]
-        if self.epoch != EVALUATION:
-            self.epoch = max(numbers)
-        return super().torch_call(examples)
+                yield [(number, document, first) for first in range(0, self.sizes[document], self.length)]

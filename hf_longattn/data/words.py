@@ -13,9 +13,6 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED, reads_words
 from hf_longattn.loading import call_tokenizer
 
-ROLES: dict[str, tuple[str, ...]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
-"""Columns that are recognised."""
-
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
     """Documents as by :func:`.rows.rows_of`, with lists of ``words`` and of as many ``tags``. Those without words are left out."""

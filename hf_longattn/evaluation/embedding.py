@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.batching import processes
 from ..data.rows import rows_of
 from ..data.sources import DataError
 from ..errors import CheckpointError, OptionError, check_extra
@@ -115,7 +115,7 @@ def embed_documents(
 
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
     data = read_documents(documents, split, text_column, id_column)
-    state = processes()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without an accelerator, processes communicate on the CPU
     network = load_sentence_model(loader, model, complete=True, device=str(state.device))
     embed = reader_of(network, chosen, task, model)
     if task == "query":

@@ -1,8 +1,4 @@
-"""Images, whose patches lie on a grid.
-
-A conversion changes no tensor. The model interpolates or tiles its position table when it runs. So the stored table stays as trained,
-and at the old size the result has the source's positions.
-"""
+"""Images, whose patches lie on a grid. The model interpolates or tiles its position table when it runs, so the stored one stays."""
 
 from __future__ import annotations
 
@@ -17,29 +13,18 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan import PositionWarning, layers_in_words
+from ..conversion.plan import PositionWarning, completed, warnings_of_layers
 from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
-from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import SKIPPED, Check, Difference, equality
 from .kind import AUTO, Example, InputSize, InputSizes
 from .running import run_model
-from .sized import (
-    IMAGE_PROCESSOR,
-    STATES,
-    SizedKind,
-    UserFiles,
-    affordable_size,
-    check_sizes,
-    has_processor,
-    hidden_states,
-    load_processor,
-)
+from .sized import IMAGE_PROCESSOR, STATES, SizedKind, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
 
 CROPS = "patch features equal to the source's on each crop of the old size"
 PHOTO_SIZE = (427, 640)
@@ -61,10 +46,7 @@ def processed_size(processor: Any) -> tuple[int, int] | None:
 
 
 def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of an image processor for outputs of ``size``, (height, width), in the processor's own form.
-
-    Empty if outputs depend on the image.
-    """
+    """An image processor's fields for outputs of ``size`` (height, width). Empty if outputs depend on the image."""
     (crop, resized), old = processed_sides(processor), processed_size(processor)
     if old is None:
         return {}
@@ -167,7 +149,8 @@ class GridKind(SizedKind):
         default, sides = config_class.default_mechanism, sizes.old.grid.sizes
         named = request.mechanism is not None or bool(request.layers)
         values = (request if named else replace(request, mechanism=default)).attention().to_dict()
-        return LongAttentionConfig.from_dict(_with_window(values, default, list(sides) if len(set(sides)) > 1 else sides[0]))
+        window = list(sides) if len(set(sides)) > 1 else sides[0]
+        return completed(values, {"window": window}, lambda choice: choice.get("mechanism") == default and "window" not in choice)
 
     def positions(
         self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
@@ -190,13 +173,9 @@ class GridKind(SizedKind):
                 "Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
-        numbers: dict[str, list[int]] = {}
-        for number, layer in enumerate(layers):
-            if layer.grid_blocks(sizes.new.grid) is not None if rule == INTERPOLATE else not fits_tiles(sizes, layer):
-                name, options = attention.for_layer(number)
-                numbers.setdefault(write_choice({"mechanism": name, **options}), []).append(number)
-        places = {name: layers_in_words(at, len(layers)) for name, at in numbers.items()}
-        return rule, [PositionWarning(f"{name} in {place} {problem}", advice) for name, place in places.items()]
+        windowed = [layer.grid_blocks(sizes.new.grid) is not None for layer in layers]
+        affected = windowed if rule == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
+        return rule, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
         processed = processed_size(processor)
@@ -209,7 +188,7 @@ class GridKind(SizedKind):
 
     def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
         size = plan.inputs.new
-        processor: Any = load_processor(folder, IMAGE_PROCESSOR)
+        processor: Any = Images(self.rule, plan.config, folder).processor
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
@@ -238,14 +217,6 @@ def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
     """Whether every cell sees only cells in its own repetition of a position table that is tiled over the new grid."""
     blocks = layer.grid_blocks(sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
-
-
-def _with_window(value: Any, name: str, window: Any) -> Any:
-    """The configuration ``value``, with ``window`` wherever it chooses the mechanism ``name`` without one."""
-    if isinstance(value, Mapping):
-        inside = {key: _with_window(inner, name, window) for key, inner in value.items()}
-        return {"window": window, **inside} if inside.get("mechanism") == name else inside
-    return [_with_window(inner, name, window) for inner in value] if isinstance(value, list) else value
 
 
 def check_crops(comparison: Comparison) -> Check:

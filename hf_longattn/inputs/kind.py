@@ -1,7 +1,6 @@
 """The contract of an input kind: what it answers, the sizes of its inputs, and a registry.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`. A family's rule names the file. The rest of the
-package asks through the methods of this class.
+Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`, and a family's rule names the file.
 """
 
 from __future__ import annotations
@@ -39,20 +38,13 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class InputSize:
-    """The size of one input.
+    """The size of one input."""
 
-    value: tokens, seconds, or pixels along each axis.
-    tokens: number of tokens in the layers.
-    words: the size in a sentence, for example "15 seconds".
-    name: the size's name in reports; empty if ``value`` counts tokens.
-    grid: the grid of the tokens; ``None`` for texts and sounds.
-    """
-
-    value: Any
-    tokens: int
-    words: str
-    name: str = ""
-    grid: Any = None  # Grid
+    value: Any  # tokens, seconds, or pixels along each axis
+    tokens: int  # in the layers
+    words: str  # the size in a sentence, for example "15 seconds"
+    name: str = ""  # the size's name in reports; empty if `value` counts tokens
+    grid: Any = None  # the Grid of the tokens; None for texts and sounds
 
     def __str__(self) -> str:
         """The size as text, for example "15 seconds, 749 tokens"."""
@@ -71,19 +63,13 @@ class InputSize:
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Maximum inputs of source and result.
-
-    kind: of the inputs.
-    at: function from a value, as a user may type it, to the InputSize.
-    old, new: the sizes of source and result; with several towers, the sizes of the text tower.
-    reads_new: whether the source reads inputs of the new size, too.
-    """
+    """Maximum inputs of source and result; with several towers, those of the text tower."""
 
     kind: InputKind
-    at: Callable[[Any], InputSize]
-    old: InputSize
-    new: InputSize
-    reads_new: bool = False
+    at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
+    old: InputSize  # of the source
+    new: InputSize  # of the result
+    reads_new: bool = False  # whether the source reads inputs of the new size, too
 
     @property
     def grows(self) -> bool:
@@ -109,24 +95,18 @@ class InputSizes:
 
 @dataclass(frozen=True)
 class Example:
-    """The part of a model card's code that only the kind of input knows. ``hub/card.md`` has the rest and runs the model.
+    """The part of a model card's code that only the kind of input knows. ``hub/card.md`` has the rest and runs the model."""
 
-    task: the Hub's name for the task of a model without a head. ``None`` if the card of such a model names no task, whatever its head.
-    reader: variable and class name of the tokenizer or processor; ``None`` if the folder has neither.
-    inputs: Python lines that make ``inputs``, for ``model(**inputs)``; empty if the card only loads the model.
-    imports: import lines that ``inputs`` needs, besides those of torch and of transformers.
-    """
-
-    task: str | None
-    reader: tuple[str, str] | None = None
-    inputs: str = ""
-    imports: tuple[str, ...] = ()
+    task: str | None  # the Hub's name for the task of a model without a head; None if its card names no task, whatever its head
+    reader: tuple[str, str] | None = None  # variable and class name of the tokenizer or processor; None if the folder has neither
+    inputs: str = ""  # Python lines that make `inputs`, for `model(**inputs)`; empty if the card only loads the model
+    imports: tuple[str, ...] = ()  # import lines that `inputs` needs, besides those of torch and of transformers
 
 
 class WithTowers:
-    """Facts about a model, or its kind of input. With several towers, there are such facts about each of them in ``towers``, by name."""
+    """Facts about a model, or its kind of input."""
 
-    towers: Mapping[str, Any]
+    towers: Mapping[str, Any]  # such facts about each of several towers by name; empty without towers
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -144,23 +124,15 @@ class WithTowers:
 
 
 class InputKind(WithTowers, ABC):
-    """The input kind of a family's models.
+    """The input kind of a family's models. Its class has the name of its file: ``GridKind`` in ``grid.py``."""
 
-    noun, nouns, units: for messages and tables: an input, several of them, and what a size counts besides tokens.
-    settings: names in :data:`SETTINGS` that apply. reads: what models do, as a predicate, if not "reads" with the plural noun.
-    drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
-    """
-
-    noun: ClassVar[str]
-    nouns: str
-    units: ClassVar[str] = ""
-    settings: Sequence[str] = ()
-    reads: ClassVar[str] = ""
-    drawn: ClassVar[bool] = False
-    timed: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        _KINDS[cls.__module__.rpartition(".")[2]] = cls
+    noun: ClassVar[str]  # one input, in messages and tables
+    nouns: str  # several of them
+    units: ClassVar[str] = ""  # what a size counts besides tokens
+    settings: Sequence[str] = ()  # names in SETTINGS that apply
+    reads: ClassVar[str] = ""  # what models do, as a predicate, if not "reads" with the plural noun
+    drawn: ClassVar[bool] = False  # whether a diagnosis has a map of attention for one input
+    timed: ClassVar[bool] = False  # whether a diagnosis compares inputs of several durations
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -186,25 +158,21 @@ class InputKind(WithTowers, ABC):
             raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
-        """Why positions need training with this mechanism, as a clause. Empty if they do not.
-
-        rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
-        """
+        """Why positions by the planned ``rule`` (``positions`` in the settings) need training with this mechanism, as a clause, or ""."""
         return ""
 
     @abstractmethod
     def plan(self, source: Any, architecture: Any, request: Any) -> Any:
-        """The :class:`~hf_longattn.ConversionPlan` that follows from a source, its architecture and the settings of a conversion.
+        """The :class:`~hf_longattn.ConversionPlan` for a source, its architecture and the settings of a conversion.
 
-        Raises an error for a setting that does not fit the model, and for a tokenizer or processor whose inputs the source cannot read.
+        Refuses a setting that does not fit the model, and a tokenizer or processor whose inputs the source cannot read.
         """
 
     @abstractmethod
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
         """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
 
-        config, folder: of the model, with its tokenizer or processor. text: a text and its origin. files: a user's file or folder. Kinds
-        that need neither use built-in inputs.
+        The model's ``folder`` has its tokenizer or processor. Kinds that need no ``text`` (with its origin) or ``files`` have their own.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
@@ -230,16 +198,11 @@ class InputKind(WithTowers, ABC):
                 raise OptionError(f"{reason}, but a {source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
 
 
-_KINDS: dict[str, type[InputKind]] = {}
-"""Name of a file of :mod:`hf_longattn.inputs` -> the kind of input that it defines."""
-
-
 def kind_of(family: Family | None) -> InputKind:
     """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
     name = "text" if family is None else family.rule.reads
-    if name not in _KINDS:
-        load_module("inputs", name)
-    return _KINDS[name](family)  # type: ignore[arg-type]
+    kind: InputKind = getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
+    return kind
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:

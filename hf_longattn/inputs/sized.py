@@ -62,25 +62,15 @@ def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, A
 
 
 class UserFiles:
-    """A user's images or recordings as inputs of a model, made by the model's processor. Seeded inputs if there are none.
+    """A user's images or recordings as inputs of a model, made by the model's processor, which is by default that of its folder.
 
-    part: the model's processor, a key of :data:`AUTO_CLASSES`.
-    file_kind, noun: kind of the files, and their plural noun.
-    name: name of the user's file or folder, or of the seeded inputs.
-
-    Args:
-        rule, config: the model's rule (grid or audio) and config.
-        folder: the folder with the model's processor.
-        files: a file or a folder; ``None`` for seeded inputs.
-        count: maximum number of files. From a larger folder, files are taken at even distances.
-        model: the model's name in messages.
-        processor: the model's processor; by default loaded from ``folder``.
+    There are at most ``count`` of them, taken at even distances from a larger folder; without files, inputs are seeded.
     """
 
-    part: ClassVar[str]
+    part: ClassVar[str]  # the model's processor, a key of AUTO_CLASSES
     file_kind: ClassVar[str]
-    noun: ClassVar[str]
-    built_in: ClassVar[str]
+    noun: ClassVar[str]  # several of them
+    built_in: ClassVar[str]  # the seeded inputs, for a report
 
     def __init__(
         self, rule: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
@@ -117,16 +107,11 @@ class UserFiles:
 
 
 class SizedKind(InputKind):
-    """Inputs whose size changes no tensor of a model.
-
-    files: a user's files as its inputs.
-    field: the config's field with the size for which a model was converted.
-    trained_by: ending of a class's name -> arguments of ``longattn train`` for models of the class.
-    """
+    """Inputs whose size changes no tensor of a model."""
 
     files: ClassVar[type[UserFiles]]
-    field: ClassVar[str]
-    trained_by: ClassVar[Mapping[str, tuple[str, ...]]]
+    field: ClassVar[str]  # of the config, with the size for which a model was converted
+    trained_by: ClassVar[Mapping[str, tuple[str, ...]]]  # ending of a class's name -> arguments of `longattn train`
 
     @abstractmethod
     def requested(self, architecture: Any, request: Any) -> InputSizes:

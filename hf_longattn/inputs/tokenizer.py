@@ -32,13 +32,8 @@ READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source 
 class VerificationText:
     """A text and its token ids.
 
-    why_seeded: why its ids are random, as a clause; empty if they are the text's.
-
-    Args:
-        text, origin: the text, and where it is from.
-        tokenizer: of the source. If it does not know most tokens of the text, or is ``None``, ids are random.
-        vocab_size: of the model.
-        end: id of the last token of an input of :meth:`at`; ``None`` for the text's own.
+    They are random, and ``why_seeded`` says why as a clause, if the source has no tokenizer or one that does not know most of the text.
+    ``end`` replaces the last token of an input of :meth:`at`.
     """
 
     def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None) -> None:

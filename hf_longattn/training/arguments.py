@@ -1,6 +1,7 @@
 """The arguments of every task: its model, its data, and transformers' ``TrainingArguments`` with a few more.
 
 ``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses what it extends or whose defaults it changes.
+A missing or contradictory value raises an OptionError.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -52,11 +53,7 @@ def changed(arguments: Any) -> dict[str, Any]:
 
 @dataclass
 class ModelArguments:
-    """The checkpoint to start from.
-
-    Raises:
-        OptionError: a missing or contradictory value.
-    """
+    """The checkpoint to start from."""
 
     _argument_group_name: ClassVar[str] = "model"
 
@@ -83,9 +80,6 @@ class DataArguments:
         named: role -> the column that ``--columns`` names.
         only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
         scored_rows: set by the split of the data: the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too.
-
-    Raises:
-        OptionError: a missing or contradictory value.
     """
 
     _argument_group_name: ClassVar[str] = "data"
@@ -121,11 +115,7 @@ class DataArguments:
 
 @dataclass
 class LongTrainingArguments(TrainingArguments):
-    """All of ``TrainingArguments`` with a time limit and a number of tokens per batch.
-
-    Raises:
-        OptionError: a missing or contradictory value.
-    """
+    """All of ``TrainingArguments`` with a time limit and a number of tokens per batch."""
 
     _argument_group_name: ClassVar[str] = "training"
 
@@ -185,5 +175,4 @@ class LongTrainingArguments(TrainingArguments):
 
     @property
     def folder(self) -> Path:
-        """``output_dir`` as a path."""
         return Path(str(self.output_dir))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import listed
 from hf_longattn.loading import label_fields, load_config, load_model
+from hf_longattn.training.arguments import DataArguments
 
 
 def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -43,8 +44,11 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
     return names
 
 
-def check_classes(sources: str, trained: Sequence[str], validation: str, scored: Sequence[str]) -> None:
+def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[str]) -> None:
     """Refuse training data of a single class, and classes of ``--validation`` that no training row has."""
+    sources, validation = ", ".join(args.data), args.validation if args.max_train_samples is None else ""
+    if args.only_scores:
+        return
     if len(trained) < 2:
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
     if validation and (new := set(scored) - set(trained)):

@@ -13,7 +13,7 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.rows import each_part, read_texts
-from hf_longattn.data.segments import SegmentCollator, Segments
+from hf_longattn.data.segments import Segments
 from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
@@ -81,7 +81,7 @@ def train_lm(
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
     documents, held_out = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    masks = SegmentCollator if data_args.segments else DataCollatorForPackedText if pack else RepeatableMasks
+    masks = DataCollatorForPackedText if pack else RepeatableMasks
     collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_longattn.errors import OptionError, check_extra
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 
@@ -29,7 +29,6 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
     if not rank:
         yield
         return
-    check_extra("peft", "peft")
     from peft import LoraConfig, get_peft_model
 
     model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))

@@ -60,12 +60,7 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
 
 def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
-    """The model, data and training arguments of a command line. The values of a recipe (``--config``) stand before it.
-
-    Args:
-        task, prog: see :func:`task_parser`.
-        words: the command line after the task's name.
-    """
+    """The model, data and training arguments of ``words`` of a command line. The values of a recipe (``--config``) stand before them."""
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
     words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]

@@ -240,3 +240,24 @@ def test_native_export_refuses_bad_input(arguments: list[str], says: str, tmp_pa
     assert says in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "OUT").exists()
+
+
+def test_convert_native_writes_a_stock_checkpoint(
+    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = checkpoint("BertForMaskedLM", tokenizer="bert"), tmp_path / "out"
+    out.mkdir()
+
+    def convert(name: str, *mechanism: str) -> Any:
+        with pytest.raises(SystemExit) as ended:
+            main(["convert", str(source), str(out / name), "--mechanism", *mechanism, "--max-length", "128", "--native"])
+        return ended.value.code
+
+    assert convert("bert", "full") == convert("longformer", "window", "--option", "window=16") == 0
+    for model_type in ("bert", "longformer"):
+        written = json.loads((out / model_type / "native_report.json").read_text())
+        assert written["plan"]["model_type"] == AutoConfig.from_pretrained(out / model_type).model_type == model_type
+        assert {"tensors", "equal to the long model at 128 tokens, with padding"} <= {check["name"] for check in written["checks"]}
+    assert convert("lsh", "lsh") == 1
+    assert "The result would have no stock form: Layer 0 has 'lsh'" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["bert", "longformer"], "without the long checkpoint"

@@ -27,7 +27,6 @@ from hf_longattn.data.batching import (
     chosen_packing,
     first_tokens,
     packed,
-    packing_refusal,
     pooling_module,
 )
 from hf_longattn.data.masking import DataCollatorForPackedText
@@ -96,9 +95,8 @@ def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
     assert pooling_module(LongGPT2ForSequenceClassification(LongGPT2Config(long_attention=attention, **small))) is None
     tiny = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
     deberta = LongDebertaV2ForSequenceClassification(LongDebertaV2Config(long_attention=attention, **SIZES))
-    refusal = packing_refusal(deberta, TrainingArguments(report_to=[], use_cpu=True))
-    assert refusal is not None
-    assert "cannot tell its attention where each starts" in refusal
+    with pytest.raises(OptionError, match="cannot tell its attention where each starts"):
+        chosen_packing(deberta, True, TrainingArguments(report_to=[], use_cpu=True))
     assert pooling_module(LongDistilBertForSequenceClassification(LongDistilBertConfig(long_attention=attention, **tiny))) is None
 
 
@@ -208,7 +206,7 @@ def test_packing_is_refused_for_questions_of_a_bigbird() -> None:
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
     config = LongBigBirdConfig(**shape, long_attention={"mechanism": "window", "window": 16})
     args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
-    assert packing_refusal(LongBigBirdForTokenClassification(config), args) is None
+    assert chosen_packing(LongBigBirdForTokenClassification(config), None, args) is True
     model = LongBigBirdForQuestionAnswering(config)
     assert chosen_packing(model, None, args) is False
     with pytest.raises(OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"):

@@ -257,6 +257,7 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
         {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
     ]
     found = qa_rows(Dataset.from_list(records), tokenizer, length, stride)
+    assert found[:] == qa_rows(Dataset.from_list(records), tokenizer, length, stride, processes=2)[:]
     expected = [feature for row in rows for feature in run_qa(row, tokenizer, length, stride)]
     assert found["input_ids"][:] == [ids for ids, _, _ in expected]
     assert found["starts"][:] == [[start] for _, start, _ in expected]

@@ -20,8 +20,9 @@ from hf_longattn.data import rows as rows_module
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_texts, rows_of, split_held_out
 from hf_longattn.data.sources import DataError, read_hub, read_table
-from hf_longattn.data.words import ROLES, tagged_rows
+from hf_longattn.data.words import tagged_rows
 from hf_longattn.errors import OptionError
+from hf_longattn.training.tasks.tokens import TokenDataArguments
 from tests.cases import every_case
 
 CARD = """---
@@ -409,7 +410,7 @@ def contents(ending: str) -> str:
 
 
 def words_of(source: str) -> str:
-    return tagged_rows(source, "train", ROLES, {})["words"][0][0]
+    return tagged_rows(source, "train", TokenDataArguments.roles, {})["words"][0][0]
 
 
 READERS = [

@@ -161,7 +161,8 @@ def test_embed_resumes_and_shares_work_with_the_same_files(
     for count in (2, 3):
         for index in range(count):
             state = SimpleNamespace(process_index=index, num_processes=count, is_main_process=index == 0, device="cpu")
-            monkeypatch.setattr(embedding, "processes", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None))
+            here = SimpleNamespace(**vars(state), wait_for_everyone=lambda: None)
+            monkeypatch.setattr(embedding, "PartialState", lambda here=here, **_: here)
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
 

@@ -23,8 +23,10 @@ from transformers import (
 from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import Hearing
+from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
+from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask
@@ -134,6 +136,18 @@ def test_multimodal_batches_are_those_of_the_single_tasks(
             assert shared.pop("task") == name
             assert batch.keys() == shared.keys()
             assert all(torch.equal(batch[key], shared[key]) for key in batch)
+
+
+def test_multimodal_model_keeps_questions_global_when_saved(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    answers = {"text": ["tree"], "answer_start": [12]}
+    save_qa(
+        [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers} for n in range(20)], tmp_path / "q.jsonl"
+    )
+    start(backbone, tmp_path / "out", [f"ask=qa:{tmp_path / 'q.jsonl'}", f"photo=images:{tasks['photo']}"])
+    head, tokenizer = load_multitask_head(str(tmp_path / "out"), "ask"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    rule = token_rule(head.multimodal.text_model)
+    assert rule is not None
+    assert rule.question_separator == tokenizer.sep_token_id
 
 
 def pairs(data: Any) -> list[list[dict[str, Any]]]:

@@ -19,7 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.segments import SegmentBatches, SegmentCollator, Segments
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.segments import SegmentBatches, Segments
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.arguments import LongTrainingArguments
@@ -49,7 +50,7 @@ def segments(length: int = 4, documents: list[dict[str, Any]] = DOCUMENTS) -> Se
 def test_rows_hold_whole_documents_one_after_the_other(tokenizer: PreTrainedTokenizerBase) -> None:
     read: list[list[list[int]]] = [[], []]
     rows: Any = SegmentBatches(segments(), 2)
-    for batch in DataLoader(segments(), batch_sampler=rows, collate_fn=SegmentCollator(tokenizer, mlm=False, seed=0)):
+    for batch in DataLoader(segments(), batch_sampler=rows, collate_fn=RepeatableMasks(tokenizer, mlm=False, seed=0)):
         assert batch["input_ids"].shape == (2, 4)
         assert set(batch) == {"input_ids", "attention_mask", "labels", "memory_reset"}
         for row in range(2):
@@ -90,7 +91,7 @@ def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[s
         save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
         dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
     )  # fmt: skip
-    collator = SegmentCollator(train_tokenizer(SOURCES, vocab_size=300), mlm=False)
+    collator = RepeatableMasks(train_tokenizer(SOURCES, vocab_size=300), mlm=False)
     data: dict[str, Any] = {"train_dataset": segments(), "eval_dataset": segments()}
     return SegmentTrainer(small_model(long_attention), arguments, data_collator=collator, **data)
 

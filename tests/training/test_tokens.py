@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
-from hf_longattn.data.words import ROLES, tagged_rows
+from hf_longattn.data.words import tagged_rows
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from tests.training.conftest import FAST, checkpoint, start_task
@@ -88,7 +88,7 @@ def test_tagged_words_are_the_same_from_every_kind_of_file(tmp_path: Path) -> No
 def conll(path: Path, text: str) -> list[tuple[list[str], list[str]]]:
     """The words and tags of each document of a CoNLL file."""
     path.write_bytes(text.encode())
-    data = tagged_rows(str(path), "train", ROLES, {})
+    data = tagged_rows(str(path), "train", TokenDataArguments.roles, {})
     return list(zip(data["words"], data["tags"], strict=True))
 
 

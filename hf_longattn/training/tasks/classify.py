@@ -15,11 +15,11 @@ from transformers.utils import logging
 from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
+from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -50,7 +50,8 @@ class ClassificationDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_augmentation(self.augmentation)
+        if self.augmentation and self.augmentation not in AUGMENTATIONS:
+            raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}.")
 
 
 @dataclass
@@ -108,9 +109,7 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
     """Rows to train on and to evaluate on, of files or texts with labels. ``role`` is "text", "image" or "audio"."""
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
-    if not args.only_scores:
-        validation = args.validation if args.max_train_samples is None else ""
-        check_classes(", ".join(args.data), label_names(train), validation, label_names(held_out))
+    check_classes(args, label_names(train), label_names(held_out))
     return train, held_out
 
 
@@ -125,8 +124,7 @@ def text_inputs(
         carry_question(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     train, held_out = each_part(partial(to_documents, tokenizer=tokenizer, length=length, names=names), *parts)
-    cut = sum(document > length for rows in {train, held_out} for document in rows["document"])
-    if cut:
+    if cut := sum(document > length for rows in {train, held_out} for document in rows["document"]):
         logger.warning(f"{cut:,} documents are longer than {length:,} tokens and are cut.")
     no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
@@ -166,8 +164,7 @@ def audio_inputs(
     hearing = Hearing(extractor)
     train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
     most = hearing.most_samples
-    cut = sum(length > most for rows in {train, held_out} for length in rows["length"]) if most else 0
-    if cut and most:
+    if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )

@@ -6,7 +6,6 @@ Utterances are read whole; utterances of similar length share a batch.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 EXTRAS = ("audio", "metrics")
@@ -111,7 +110,8 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     if model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
 
-    # Labels, and the model's frames for each sound. The loss of a transcript that needs more frames would be infinite.
+    # Labels, and the model's frames for each sound. A transcript needs one for each label, and a blank between equal labels; with fewer,
+    # its loss would be infinite.
     hearing = Hearing(extractor)
 
     def encode(data: Dataset) -> Dataset:
@@ -121,7 +121,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
             labels,
             hearing,
             length=lambda sound: output_frames(model, hearing.length(sound)),
-            fits=lambda row, frames: frames_needed(row) <= frames,
+            fits=lambda row, frames: len(row) + sum(first == second for first, second in pairwise(row)) <= frames,
             most_seconds=data_args.max_seconds,
         )
 
@@ -201,16 +201,7 @@ def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokeniz
         return transformers.Wav2Vec2CTCTokenizer(str(path), **special)
 
 
-def frames_needed(labels: Sequence[int]) -> int:
-    """Minimum number of frames for CTC: one for each label, and a blank between equal labels."""
-    return len(labels) + sum(first == second for first, second in pairwise(labels))
-
-
 def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The processor of a model's architecture, made of its feature extractor and a tokenizer."""
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
     return getattr(transformers, name)(extractor, tokenizer)
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

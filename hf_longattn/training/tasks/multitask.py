@@ -7,7 +7,6 @@ A batch is of one task, drawn by the sizes of the tasks' data. The result is one
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,17 +18,8 @@ from hf_longattn.data.words import tag_names
 from hf_longattn.errors import OptionError, check_extra, nearest
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.mixed import Backbone, MixedCollator, MultiTaskModel, MultiTaskTrainer, PreparedTask
-from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.classify import (
-    ClassificationDataArguments,
-    audio_inputs,
-    class_scores,
-    image_inputs,
-    read_labelled,
-    text_inputs,
-)
-from hf_longattn.training.tasks.qa import QADataArguments, question_inputs, read_questions
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_inputs
+from hf_longattn.training.run import begin, finish
+from hf_longattn.training.tasks import classify, qa, tokens
 
 
 @dataclass
@@ -89,9 +79,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch:
-            raise OptionError(
-                "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
-            )
+            raise OptionError("--tokens-per-batch does not apply to batches of one task each; give --batch-size instead.")
         if self.load_best_model_at_end and not getattr(self, "metric_for_best_model", None):
             self.metric_for_best_model = "mean"
         super().__post_init__()
@@ -114,34 +102,27 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
         _, read, labels_of, make_inputs = KINDS[kind]
         parts = read(args, seed=training_args.seed)
         model, names = backbone.head(name, kind, labels_of(*parts))
-        inputs = make_inputs(model, parts, names, args, training_args, backbone.processor(kind))
+        processor = {"images": backbone.image_processor, "audio": backbone.feature_extractor}.get(kind, backbone.tokenizer)
+        inputs = make_inputs(model, parts, names, args, training_args, processor)
         if kind == "audio":
             lengths = inputs["train_dataset"]["length"][:]
             longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])
             model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
-        tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": class_scores, **inputs})
+        tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": classify.class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
-    trainer = MultiTaskTrainer(
-        MultiTaskModel(tasks),
-        training_args,
-        MixedCollator({name: task.collator for name, task in tasks.items()}),
-        ConcatDataset([task.rows for task in tasks.values()]),
-        {name: task.held_out for name, task in tasks.items()},
-        backbone.tokenizer if backbone.model is None else backbone,
-    )
+    rows, held_out = ConcatDataset([task.rows for task in tasks.values()]), {name: task.held_out for name, task in tasks.items()}
+    collator = MixedCollator({name: task.collator for name, task in tasks.items()})
+    processor = backbone.tokenizer if backbone.model is None else backbone
+    trainer = MultiTaskTrainer(MultiTaskModel(tasks), training_args, collator, rows, held_out, processor)
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
 KINDS: dict[str, Any] = {
-    "classify": (ClassificationDataArguments, partial(read_labelled, role="text"), label_names, text_inputs),
-    "tokens": (TokenDataArguments, read_tagged, tag_names, tag_inputs),
-    "qa": (QADataArguments, read_questions, lambda *parts: (), question_inputs),
-    "images": (ClassificationDataArguments, partial(read_labelled, role="image"), label_names, image_inputs),
-    "audio": (ClassificationDataArguments, partial(read_labelled, role="audio"), label_names, audio_inputs),
+    "classify": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="text"), label_names, classify.text_inputs),
+    "tokens": (tokens.TokenDataArguments, tokens.read_tagged, tag_names, tokens.tag_inputs),
+    "qa": (qa.QADataArguments, qa.read_questions, lambda *parts: (), qa.question_inputs),
+    "images": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="image"), label_names, classify.image_inputs),
+    "audio": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="audio"), label_names, classify.audio_inputs),
 }
 """Kind of task -> the data arguments of its command, and functions that read its rows, find their labels, and make Trainer's inputs."""
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -96,7 +96,8 @@ def question_inputs(
         carry_question(getattr(model.base_model, "text_model", model), tokenizer)  # the saved model makes questions global by itself
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
-    encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4))
+    processes = args.dataloader_num_workers
+    encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4), processes=processes)
     rows = encode(questions)
     features = encode(answerable(examples)) if args.do_train else rows
     answers: list[Answer] = []

@@ -19,7 +19,7 @@ from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithP
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import ROLES, tag_names, tagged_rows, to_windows
+from hf_longattn.data.words import tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
@@ -33,7 +33,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -56,15 +56,12 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
     if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"The tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer."
-        )
+        raise CheckpointError(f"The tokenizer of {model_args.model!r} does not tell words apart; tagging needs a fast tokenizer.")
     tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens and windows keep the order of the words
-    texts, held_texts = read_tagged(data_args, training_args.seed)
-    loader, complete = AutoModelForTokenClassification, not training_args.do_train
-    model, names = load_classifier(loader, model_args.model, tag_names(texts, held_texts), complete=complete)
-    inputs = tag_inputs(model, (texts, held_texts), names, data_args, training_args, tokenizer)
+    parts, complete = read_tagged(data_args, training_args.seed), not training_args.do_train
+    model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete)
+    inputs = tag_inputs(model, parts, names, data_args, training_args, tokenizer)
     facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
     trainer = LongTrainer(model, training_args, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, tags=names, **facts)
@@ -91,9 +88,8 @@ def tag_inputs(
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
     train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
-    if not args.only_scores:
-        kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
-        check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", [*{*scored} - {"O"}])
+    kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
+    check_classes(args, kinds, [*{*scored} - {"O"}])
     return train, held_out
 
 

@@ -221,11 +221,11 @@ class Question:
         return bool(self.asked and self.target and abs(self.asked.start - self.target.answer_start) < tokens * _CHARACTERS)
 
     def record(self, page: Page) -> dict[str, Any]:
-        """The question, SQuAD-shaped, with its kind."""
+        """The question, SQuAD-shaped, with its kind as ``places``, since the training has a column ``kind`` of its own."""
         found = [self.target] if self.target else []
         answers = {"text": [entry.answer for entry in found], "answer_start": [entry.answer_start for entry in found]}
         name = f"{page.title}:{self.asked.start if self.asked else ''}:{self.text}"
-        return {"id": name, "title": page.title, "context": page.text, "question": self.text, "answers": answers, "kind": self.kind}
+        return {"id": name, "title": page.title, "context": page.text, "question": self.text, "answers": answers, "places": self.kind}
 
     def measured(self, page: Page, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """The record with ``tokens`` of the page and the ``distance`` of the question's places in tokens."""

@@ -46,8 +46,8 @@ def random_positions(first: Tensor, length: int, count: int, generator: torch.Ge
     Args:
         first: (B,), where documents start.
     """
-    places = torch.arange(length)
-    starts = torch.randint(0, count, (len(first), 2), generator=generator)
+    places = torch.arange(length, device=first.device)
+    starts = torch.randint(0, count, (len(first), 2), generator=generator).to(first.device)
     return (torch.where(places < first[:, None], starts[:, :1], starts[:, 1:]) + places) % count
 
 
@@ -58,7 +58,7 @@ def window_mask(first: Tensor, real: Tensor, half: int) -> Tensor:
         first: (B,), where documents start.
         real: (B, L), 1 for tokens that are not padding.
     """
-    places = torch.arange(real.shape[1])
+    places = torch.arange(real.shape[1], device=real.device)
     question = places < first[:, None]
     seen = ((places[:, None] - places).abs() <= half) | question[:, None, :] | question[:, :, None]
     return (seen & real[:, None, :].bool())[:, None]

@@ -234,8 +234,11 @@ def commands() -> str:
 
 
 def study_page(name: str) -> str:
-    """The page of a study, as its command wrote it next to its JSON, without its title."""
-    return re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8")).strip()
+    """The page of a study, as its command wrote it next to its JSON, without its title; then the page of a GPU with it, if there is one."""
+    on_gpu = RESULTS / f"{name}_cuda.md"
+    text = re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8"))
+    text += re.sub(r"\A# (.*)", r"\n**\1**", on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else ""
+    return text.strip()
 
 
 def left(table: str) -> str:

@@ -28,3 +28,9 @@ def test_window_mask_hides_what_longformer_attention_hides() -> None:
     expected = ((places[:, None] - places).abs() <= 4) | (places < 3) | (places[:, None] < 3)
     assert torch.equal(mask[0, 0], expected)
     assert torch.equal(mask[1, 0], expected & (places < 8))
+
+
+def test_positions_and_masks_are_on_the_device_of_the_batch() -> None:
+    first, real = torch.tensor([3, 3], device="meta"), torch.ones(2, 20, dtype=torch.long, device="meta")
+    assert random_positions(first, 20, 512, torch.Generator()).device.type == "meta"
+    assert window_mask(first, real, 4).device.type == "meta"
