@@ -122,9 +122,6 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     return [*of_outputs, *(Check(POSITIONS, label, sentence) for sentence in warned)]
 
 
-# Tensors
-
-
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Compare every tensor of the result with the source's.
 
@@ -190,9 +187,6 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     a, b = (values.detach().contiguous().reshape(-1).view(torch.uint8) for values in (a, b))
     return torch.equal(a, b)
-
-
-# How the result runs
 
 
 @contextlib.contextmanager

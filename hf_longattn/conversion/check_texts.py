@@ -123,9 +123,6 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
     return layer_mechanisms(plan.config.decoder_attention, ModelShape.of(plan.config, causal=True), plan.decoder.new)
 
 
-# Verdicts
-
-
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
     """The check that decides whether the result needs training. ``values`` say on how many "tokens" it was measured."""
     verdict = READY if ready else TRAIN
@@ -258,7 +255,8 @@ class Embeddings:
         """
 
         def embed(count: int, length: int, start: int = 0) -> Tensor:
-            return self.pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:])
+            states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:].float()
+            return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
 
         counts, lengths = self.passages, self.lengths
         if chunk < lengths.read:
@@ -267,10 +265,6 @@ class Embeddings:
         if chunk > lengths.chunk:
             embeddings[chunk] = embed(1, chunk, self.left_out * lengths.chunk)
         return embeddings
-
-    def pooled(self, states: Tensor) -> Tensor:
-        """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""
-        return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
 
     def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
         """Compare embeddings of source and result from :meth:`measure`."""

@@ -10,7 +10,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
-from ..files import check_destination
+from ..files import RERANKER, check_destination, sentence_kind
 from ..inputs.kind import InputKind, InputSizes, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
@@ -29,7 +29,7 @@ from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
 from .config import AUTO, ConversionConfig
-from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries, scores_pairs
+from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
         return text, stack(True, request.max_decoder_length, follows, "decoder length")
-    if request.max_decoder_length is not None:
-        raise InputError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
 
 
@@ -115,9 +113,8 @@ def plan_positions(
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
     """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
 
-    Returns:
-        The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
-        rotary positions; the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length have the same.
+    Returns the rule; rotary positions, ``None`` for others; the config's fields with the new lengths, none for rotary positions; and the
+    maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length are.
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
@@ -191,12 +188,9 @@ def position_warnings(
     return warnings_of_layers(attention, problems, advice, "decoder layer" if decoder else "layer")
 
 
-# Short texts, which a converted encoder reads with full attention, like its source: the option ``exact_length`` and its default.
-
-
 @dataclass(frozen=True)
 class ShortTexts:
-    """The texts that an encoder reads with full attention."""
+    """The texts that an encoder reads with full attention, like its source, by the option ``exact_length``."""
 
     length: int = 0  # maximum length in tokens; 0 if there are none
     reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
@@ -393,15 +387,12 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     original = architecture.original_attention()
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
-        if not architecture.encoder_decoder:
-            raise OptionError(
-                f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone."
-            )
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
     config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
-    marks_question = pairs and original is None
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or sentence_kind(opened.card_folder) == RERANKER
+    older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
+    marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     tokenizer = load_tokenizer(opened.folder, base)
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None

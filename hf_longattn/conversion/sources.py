@@ -1,7 +1,6 @@
 """Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it.
 
-A checkpoint is a folder as transformers or sentence-transformers saves it, or a repository of the Hub. Quantised ones are refused, since
-packed weights can be neither extended nor compared.
+Quantised ones are refused, since packed weights can be neither extended nor compared.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
-from ..files import FORMAT_FIELD, MODULES, RERANKER, check_files, is_long, named_class, read_json_object, sentence_kind, sentence_modules
+from ..files import FORMAT_FIELD, MODULES, check_files, is_long, named_class, read_json_object, sentence_modules
 from ..inputs.kind import InputKind, kind_of
 from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
 from ..mechanisms import Mechanism
@@ -165,14 +164,6 @@ def refuse_quantised(source: Source) -> None:
         )
 
 
-def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether ``folder`` holds a cross-encoder, whose older versions have no modules. config: of its transformer."""
-    older = ("sentence_transformers", "sbert_ce_default_activation_function")
-    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in older)
-
-
-# The model classes of a source
-
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
 OWN_FIELDS = (
@@ -272,7 +263,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
     """
     architecture = _architecture(source, request.generic)
     refuse_quantised(source)
-    architecture.kind.check_settings(architecture.source_class, request)
+    architecture.kind.check_settings(architecture, request)
     return architecture
 
 

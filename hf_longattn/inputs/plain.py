@@ -29,10 +29,10 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic, set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .grid import image_example
-from .kind import AUTO, Example, InputSize, InputSizes, kind_of_model
+from .kind import AUTO, Example, InputSize, kind_of_model
 from .running import TOKENS, reads_only_text, run_model, seeded_inputs
 from .sized import has_processor
-from .text import USUAL_LENGTH, TextKind
+from .text import TextKind
 from .tokenizer import check_tokenizer, load_tokenizer
 
 ANY_SIZE = InputSize(None, 0, "images of any size")
@@ -69,9 +69,8 @@ class PlainKind(TextKind):
     def size(self, config: Any, value: Any) -> InputSize:
         return super().size(config, value) if value else InputSize(0, 0, "inputs as its class reads them")
 
-    def sizes(self, config: Any) -> InputSizes:
-        longest = text_length(config)
-        return self.between(config, min(USUAL_LENGTH, longest), longest)
+    def longest(self, config: Any) -> int:
+        return text_length(config)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""

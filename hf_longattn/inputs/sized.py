@@ -46,12 +46,11 @@ def has_processor(folder: Path) -> bool:
 
 def load_processor(folder: Path, part: str) -> Any | None:
     """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
-    if not has_processor(folder):
-        return None
-    for name in (FILE, PROCESSOR_FILE):
-        if (folder / name).is_file():
-            read_json_object(folder / name)  # transformers would refuse a damaged one in other words
-    return load_part(getattr(transformers, AUTO_CLASSES[part]), folder, part.replace("_", " "), local_files_only=True)
+    files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
+    for file in files:
+        read_json_object(file)  # transformers would refuse a damaged one in other words
+    loader = getattr(transformers, AUTO_CLASSES[part])
+    return load_part(loader, folder, part.replace("_", " "), local_files_only=True) if files else None
 
 
 def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -182,11 +181,8 @@ class SizedKind(InputKind):
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
     """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
-    size: InputSize = plan.inputs.old
-    for cost in plan.costs:
-        if 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE:
-            size = cost.size
-    return size
+    costs = [(cost.size, 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops)) for cost in plan.costs]
+    return [plan.inputs.old, *(size for size, flops in costs if flops <= FLOPS_AT_NEW_SIZE)][-1]
 
 
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
