@@ -79,8 +79,7 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
 def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
     """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
 
-    By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
-    decoder, the decoder becomes as long as the encoder.
+    A decoder's length is unchanged by default, since summaries do not grow, unless the head feeds the whole text to the decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -152,10 +151,6 @@ def plan_positions(
     return rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old)
 
 
-MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base")
-"""Rules that change every position, in a way that the model was not trained on."""
-
-
 def position_warnings(
     rule: str,
     attention: LongAttentionConfig,
@@ -177,7 +172,8 @@ def position_warnings(
             problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
             advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
             return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
-    if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
+    changing = (table_rules.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # every position, or the new ones
+    if (rule in changing and grows) or rule in table_rules.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
         return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
@@ -350,7 +346,6 @@ def plan_conversion(
     """Say what a conversion would do.
 
     Args:
-        source: a folder or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
@@ -377,8 +372,7 @@ def plan_conversion(
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
     """The plan for an opened source, by its kind of input."""
     architecture = find_architecture(opened, request)
-    plan: ConversionPlan = architecture.kind.plan(opened, architecture, request)
-    return plan
+    return architecture.kind.plan(opened, architecture, request)
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:

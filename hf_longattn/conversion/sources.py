@@ -1,7 +1,4 @@
-"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it.
-
-Quantised ones are refused, since packed weights can be neither extended nor compared.
-"""
+"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it."""
 
 from __future__ import annotations
 
@@ -155,7 +152,7 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def refuse_quantised(source: Source) -> None:
-    """Raise :class:`CheckpointError` if a checkpoint was quantised: it can be loaded, but not changed."""
+    """Raise :class:`CheckpointError` if a checkpoint was quantised: packed weights can be neither extended nor compared."""
     if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
@@ -261,13 +258,6 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
     Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
-    architecture = _architecture(source, request.generic)
-    refuse_quantised(source)
-    architecture.kind.check_settings(architecture, request)
-    return architecture
-
-
-def _architecture(source: Source, generic: bool) -> Architecture:
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
@@ -275,8 +265,14 @@ def _architecture(source: Source, generic: bool) -> Architecture:
         raise CheckpointError(
             f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
         )
-    if generic:
-        return _plain_architecture(source, model_type)
+    architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
+    refuse_quantised(source)
+    architecture.kind.check_settings(architecture, request)
+    return architecture
+
+
+def _long_architecture(source: Source, model_type: str) -> Architecture:
+    """The architecture of a source with Long classes, which may be that of an adoption."""
     converter = adoption_of(source.config)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(converter.model_type for converter in ADOPTIONS)})

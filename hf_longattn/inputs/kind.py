@@ -202,8 +202,7 @@ class InputKind(WithTowers, ABC):
 def kind_of(family: Family | None) -> InputKind:
     """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
     name = "text" if family is None else family.rule.reads
-    kind: InputKind = getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
-    return kind
+    return getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:

@@ -24,6 +24,7 @@ from ..files import read_json_object
 from ..loading import load_part
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -118,8 +119,7 @@ class SizedKind(InputKind):
 
     def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
         """The requested attention, or the family's default."""
-        chosen: LongAttentionConfig = request.attention() if request.names_attention else self.family.config_class.default_attention()
-        return chosen
+        return request.attention() if request.names_attention else self.family.config_class.default_attention()
 
     @abstractmethod
     def positions(
@@ -205,7 +205,7 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
         return "" if all(layer.covers(size.tokens) for layer in layers) else f"the mechanism does not cover the {noun}"
 
     at_old, at_new = inputs.at(old), inputs.at(new)
-    expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(comparison.long, at_new)
+    expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(result, at_new)
     checks = []
     if why := uncovered(old):
         with attending(result, BASE):
@@ -218,9 +218,9 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
     if new != old and not sizes.reads_new:
         checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {new.words}"))
     elif new != old:
-        expected, tiled = hidden_states(comparison.base, {**at_new, **(resizing or {})}), plan.positions == TILE
+        expected, tiled = hidden_states(comparison.source, {**at_new, **(resizing or {})}), plan.positions == TILE
         with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
-            full = hidden_states(comparison.long, at_new)
+            full = hidden_states(result, at_new)
         interpolated = f" and interpolated positions, the source with {how}" if how else ""
         checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
         detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
@@ -230,6 +230,6 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
 
 
 def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The last hidden states of a forward pass, without a pooled state that is computed from them; all outputs if it has none."""
-    outputs = run_model(model, arguments)
+    """The last hidden states of a model without its head, without a pooled state; all of its outputs if it has none."""
+    outputs = run_model(without_head(model), arguments)
     return {STATES: outputs[STATES]} if STATES in outputs else outputs
