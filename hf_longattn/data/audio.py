@@ -156,16 +156,14 @@ def to_utterances(
     fits: Callable[[Any, int], bool] = lambda labels, length: True,
     most_seconds: float | None = None,
 ) -> Dataset:
-    """The rows with ``labels`` and ``length``. Every file is read once, so that a bad one is refused before the training.
+    """The rows of :func:`.rows.rows_of` with ``labels`` and ``length``. A bad file is refused before the training.
 
     Utterances that are too long, or have longer transcripts than the model writes, are left out with a warning.
 
     Args:
-        data: rows with ``audio`` and ``name``; see :func:`.rows.rows_of`.
         labels: the number of each row's class, or the tokens of its transcript.
         length: the length of a sound, by which batches are grouped; default: its samples.
         fits: whether the model can write these labels for a sound of this length.
-        most_seconds: ``None`` = no limit.
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):

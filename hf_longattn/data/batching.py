@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from hf_longattn.modeling.run.documents import refusal_of_documents
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments
 
+EVALUATION = -1
+"""Epoch number in evaluations."""
+
 
 class EpochAwareCollator:
     """A collator whose random choices depend on ``epoch``, from 0, which :class:`~hf_longattn.training.trainer.SetEpoch` sets."""
@@ -43,8 +47,10 @@ class EpochAwareCollator:
         self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
-        """A copy that draws the same in every evaluation, or nothing."""
-        raise NotImplementedError
+        """A copy that draws the same in every evaluation, different from the training, or nothing."""
+        collator = copy.copy(self)
+        collator.shared_epoch = torch.tensor(EVALUATION)
+        return collator
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
@@ -65,7 +71,6 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A padded batch."""
         rows = [dict(row) for row in features]
         fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
@@ -85,6 +90,7 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {**batch, "documents": torch.repeat_interleave(torch.arange(len(rows)), lengths)[None]}
 
 
+@dataclass(kw_only=True)
 class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
@@ -98,12 +104,9 @@ class DataCollatorWithPacking:
     """
 
     pack = True
-
-    def __init__(self, *, shifted: bool = False) -> None:
-        self.shifted = shifted
+    shifted: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The packed batch."""
         rows, targets = [dict(row) for row in features], dict[str, Tensor]()
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
@@ -155,7 +158,7 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
 class EpochSampler(Sampler[Any]):
     """A sampler whose order depends on the epoch."""
 
-    epoch = 0
+    epoch, batch_size, drop_last = 0, None, False
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before every epoch."""
@@ -172,7 +175,7 @@ class TokenBudget(EpochSampler):
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
-        self.seed, self.batch_size, self.drop_last = seed, None, False
+        self.seed = seed
         order = list(range(len(lengths)))
         random.Random(seed).shuffle(order)
         order.sort(key=lambda row: lengths[row])

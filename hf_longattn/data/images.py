@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.data.batching import EpochAwareCollator
+from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
@@ -91,29 +90,21 @@ class ImageCollator(EpochAwareCollator):
     ``labels (B,)``.
 
     An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs and other numbers of workers therefore draw the
-    same augmentations.
+    same augmentations. Evaluations draw none.
 
     Args:
-        processor: the model's image processor.
         names: of the labels, in the order of their numbers.
         augmentation: see :func:`augmentation_of`; ``None`` = none.
-        seed: of the augmentation.
     """
 
     def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
-    def for_evaluation(self) -> ImageCollator:
-        """A copy without augmentation."""
-        collator = copy.copy(self)
-        collator.augmentation = None
-        return collator
-
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
         images, settings = [read_image(row["image"], row["name"]) for row in features], dict[str, Any]()
-        if self.augmentation is not None:
+        if self.augmentation is not None and self.epoch != EVALUATION:
             transform, settings = self.augmentation
             with torch.random.fork_rng(devices=[]):
                 for place, row in enumerate(features):

@@ -25,10 +25,8 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):  # RoBERTa counts from padding_idx + 1
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    longest = known_length(model.config, tokenizer, model)
     read = decoder_length(model) if decoded and getattr(model.config, "is_encoder_decoder", False) else None
-    if longest is None or (read is not None and read < longest):
-        longest = read
+    longest = min((length for length in (known_length(model.config, tokenizer, model), read) if length is not None), default=None)
     if longest is None:
         raise OptionError("Neither the model's config nor its tokenizer tells how long an input may be; give --max-length.")
     return longest

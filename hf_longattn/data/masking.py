@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from typing import Any
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from hf_longattn.data.batching import EpochAwareCollator
+from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 
 MASKED = 0.15
 """Share of the tokens that a masked language model predicts, as in BERT."""
-EVALUATION = -1
-"""Epoch number in evaluations."""
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,12 +39,6 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
     padding token is the end token (GPT-2, Llama).
     """
-
-    def for_evaluation(self) -> RepeatableMasks:
-        """A copy with the same masks in every evaluation, different from those of the training."""
-        masks = copy.copy(self)
-        masks.shared_epoch = torch.tensor(EVALUATION)
-        return masks
 
     def create_rng(self, *args: Any) -> None:
         """Make the generator for the masks of one batch. The base would make one for each process."""

@@ -1,7 +1,6 @@
 """Rows for a task: the columns that it needs, as texts, labels, scores, words or files, and which rows are held out.
 
-A task's data arguments have ``roles``, with the columns that are recognised for each: ``{"text": ("text",), "label": ("label",)}``. In
-``named`` are the columns that the user names by ``--columns ROLE=NAME``. The rows have a column for each role.
+Rows have a column for each of a task's ``roles``; see :class:`~hf_longattn.training.arguments.DataArguments`, also about ``named``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from typing import Any
 import datasets
 import torch
 from torch.nn.functional import pad
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+
+from hf_longattn.data.batching import EpochSampler
 
 Place = tuple[int, int, int]
 """Number of the pass, of the document, and of the segment's first token."""
@@ -41,7 +43,7 @@ class Segments(Dataset[dict[str, Any]]):
         return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": number}
 
 
-class SegmentBatches(Sampler[list["Place | None"]]):
+class SegmentBatches(EpochSampler):
     """The places of the segments of every batch.
 
     Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
@@ -52,7 +54,6 @@ class SegmentBatches(Sampler[list["Place | None"]]):
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
         self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
-        self.batch_size, self.drop_last = None, False
 
     def __iter__(self) -> Iterator[list[Place | None]]:
         documents = self._documents()  # whose next one goes to the first row that is at its end

@@ -71,9 +71,6 @@ def read_table(
         split: which split, if the source has several; ``None`` = the only one.
         kind: of a folder's files, see :data:`SUFFIXES`.
         flat: gives the rows of a value of JSON; default: the value is a row.
-
-    Raises:
-        DataError: missing or unreadable file, empty folder, unknown split.
     """
     path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
     ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()

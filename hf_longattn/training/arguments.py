@@ -175,5 +175,4 @@ class LongTrainingArguments(TrainingArguments):
 
     @property
     def folder(self) -> Path:
-        """``output_dir`` as a path."""
         return Path(str(self.output_dir))

@@ -71,8 +71,7 @@ class Backbone:
     heads: those of the checkpoint, see :meth:`MultiTaskModel.saved_config`.
 
     Args:
-        name: a checkpoint of texts, or one of several modalities.
-        kinds: of the tasks.
+        name, kinds: a checkpoint of texts, or one of several modalities, and the kinds of the tasks.
         image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
         complete: nothing is trained, so the checkpoint must have the heads.
     """
@@ -105,10 +104,6 @@ class Backbone:
             self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
-
-    def processor(self, kind: str) -> Any:
-        """What makes the inputs of a task of this kind."""
-        return {"images": self.image_processor, "audio": self.feature_extractor}.get(kind, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
@@ -229,7 +224,9 @@ class MixedCollator(EpochAwareCollator):
 
     def for_evaluation(self) -> MixedCollator:
         copies = {name: each.for_evaluation() for name, each in self.collators.items() if isinstance(each, EpochAwareCollator)}
-        return MixedCollator({**self.collators, **copies})
+        mixed: MixedCollator = super().for_evaluation()
+        mixed.collators = {**self.collators, **copies}
+        return mixed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         name = rows[0]["task"]
@@ -244,7 +241,6 @@ class TaskBatches(EpochSampler):
         self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
         count = sum(-(-size // batch_size) for size in sizes.values())
         self.count = -(-count // processes) * processes
-        self.batch_size, self.drop_last = None, False
 
     def __len__(self) -> int:
         return self.count
@@ -266,11 +262,9 @@ class MultiTaskTrainer(LongTrainer):
 
     @property
     def tasks(self) -> Mapping[str, PreparedTask]:
-        """The tasks of the model."""
         return self.accelerator.unwrap_model(self.model).tasks
 
     def train_batches(self) -> TaskBatches:
-        """Batches of one task each."""
         sizes = {name: len(task.rows) for name, task in self.tasks.items()}
         return TaskBatches(sizes, self.args.train_batch_size, self.args.seed, self.args.world_size)
 

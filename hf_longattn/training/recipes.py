@@ -54,9 +54,6 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
     Args:
         names: the settings that it may have; ``None``: any.
         command: refuse ready recipes of other ones; "" = of none.
-
-    Raises:
-        LongAttentionError: the recipe does not exist, is not a YAML mapping, or has another name than ``names``.
     """
     import yaml
 

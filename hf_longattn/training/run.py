@@ -1,7 +1,6 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task is a file in ``training/tasks/`` with a docstring, ``ARGUMENTS`` and ``main``, which reads like an example of transformers;
-`docs/extending.md` and ``examples/extend/score.py`` show one. ``compute_metrics`` (or ``measure=``) returns scores by name, with
+`docs/extending.md` and ``examples/extend/score.py`` show a task. ``compute_metrics`` (or ``measure=``) returns scores by name, with
 ``NAME_se`` for standard errors and ``n`` for the number of rows; names in :data:`~hf_longattn.training.saving.METRICS` are in per cent.
 ``HEAD_accuracy`` is the accuracy of one of several heads.
 """

@@ -96,7 +96,6 @@ class LongTrainer(Trainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> Any:
-        """In the batches of :meth:`train_batches`, if there are some."""
         args, batches = self.args, self.train_batches()
         if batches is None:
             return super().get_train_dataloader()
@@ -208,16 +207,11 @@ class Minutes(TrainerCallback, ExportableState):
     """The time limit of a training and its learning rate, and an end where a loss is not finite.
 
     All processes use the first one's time at the last step, so they stop after the same step, with the same learning rate. A resumed run
-    counts the minutes before.
-
-    Args:
-        limit: the minutes allowed; ``None`` = no limit.
+    counts the minutes before. ``limit`` is in minutes; ``None`` = no limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        self.limit = limit
-        self.started = time.monotonic()
-        self.before = self.spent = 0.0
+        self.limit, self.spent = limit, 0.0
         self.first_step: float | None = None
         self.logged = 0.0
 

@@ -19,7 +19,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.convert import training_step
 from hf_longattn.training.tasks import distill
-from hf_longattn.training.tasks.distill import METHODS, DistillTrainer, layer_map, score_error
+from hf_longattn.training.tasks.distill import METHODS, DistillTrainer, score_error
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
 
@@ -115,12 +115,13 @@ def test_distill_loss_of_hidden_states_leaves_padding_out() -> None:
     torch.testing.assert_close(loss(slice(0, 2), 9), (5 * loss(slice(0, 1), 5) + 9 * loss(slice(1, 2), 9)) / 14)
 
 
-def test_distill_maps_layers_evenly() -> None:
-    class Shape:
-        def __init__(self, layers: int) -> None:
-            self.config = BertConfig(num_hidden_layers=layers)
-
-    assert layer_map(Shape(4), Shape(12)) == [3, 6, 9, 12]  # type: ignore[arg-type]
+def test_distill_maps_layers_evenly(
+    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "finish", lambda trainer, *_, **__: {"layers": trainer.layers})
+    student, teacher = (small(tmp_path / str(layers), tokenizer, num_hidden_layers=layers) for layers in (4, 12))
+    log = start_task("distill", model=student, teacher=teacher, data=[texts], output_dir=str(tmp_path / "out"), method="tinybert", **FAST)
+    assert log["layers"] == [3, 6, 9, 12]
 
 
 def test_distill_refuses_methods_and_options_that_do_not_fit(

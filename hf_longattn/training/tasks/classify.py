@@ -124,8 +124,7 @@ def text_inputs(
         carry_question(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     train, held_out = each_part(partial(to_documents, tokenizer=tokenizer, length=length, names=names), *parts)
-    cut = sum(document > length for rows in {train, held_out} for document in rows["document"])
-    if cut:
+    if cut := sum(document > length for rows in {train, held_out} for document in rows["document"]):
         logger.warning(f"{cut:,} documents are longer than {length:,} tokens and are cut.")
     no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
@@ -165,8 +164,7 @@ def audio_inputs(
     hearing = Hearing(extractor)
     train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
     most = hearing.most_samples
-    cut = sum(length > most for rows in {train, held_out} for length in rows["length"]) if most else 0
-    if cut and most:
+    if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )

@@ -105,19 +105,15 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
     return finish(trainer, model_args, data_args, input_length=length, unit="" if hidden else "nats")
 
 
-def layer_map(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
-    """The teacher's layer, from 1, that each of the student's imitates: at equal distances (TinyBERT, section 3.1)."""
-    student_layers, teacher_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    return [max(1, round((layer + 1) * teacher_layers / student_layers)) for layer in range(student_layers)]
-
-
 class DistillTrainer(LongTrainer):
     """Trains on the distance from a teacher, and evaluates on the student's own loss; by method hidden, also on the distance."""
 
     shards = False
 
     def __init__(self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel) -> None:
-        self.compared, self.layers = METHODS[training_args.method], layer_map(model, teacher)
+        self.compared, count, teachers = METHODS[training_args.method], model.config.num_hidden_layers, teacher.config.num_hidden_layers
+        # The teacher's layer, from 1, that each of the student's imitates: at equal distances (TinyBERT, section 3.1).
+        self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
         width, wide = model.config.hidden_size, teacher.config.hidden_size
         if "hidden" in self.compared and width != wide:
             projection = nn.Linear(width, wide, bias=False)
@@ -185,8 +181,7 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
     """Note the outputs of every layer's query ("q") and key ("k") projections, before rotation, in a forward pass within the context."""
-    noted: list[dict[str, Tensor]] = []
-    handles = []
+    noted, handles = list[dict[str, Tensor]](), list[Any]()
 
     for site in self_attention(model) if enabled else ():
         names = attention_projections(model, site.name)

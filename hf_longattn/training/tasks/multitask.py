@@ -79,9 +79,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch:
-            raise OptionError(
-                "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
-            )
+            raise OptionError("--tokens-per-batch does not apply to batches of one task each; give --batch-size instead.")
         if self.load_best_model_at_end and not getattr(self, "metric_for_best_model", None):
             self.metric_for_best_model = "mean"
         super().__post_init__()
@@ -104,7 +102,8 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
         _, read, labels_of, make_inputs = KINDS[kind]
         parts = read(args, seed=training_args.seed)
         model, names = backbone.head(name, kind, labels_of(*parts))
-        inputs = make_inputs(model, parts, names, args, training_args, backbone.processor(kind))
+        processor = {"images": backbone.image_processor, "audio": backbone.feature_extractor}.get(kind, backbone.tokenizer)
+        inputs = make_inputs(model, parts, names, args, training_args, processor)
         if kind == "audio":
             lengths = inputs["train_dataset"]["length"][:]
             longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])

@@ -168,6 +168,4 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
             if generation is not None:
                 generation.decoder_start_token_id = model.config.decoder_start_token_id
     if model.config.decoder_start_token_id is None:
-        raise CheckpointError(
-            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json."
-        )
+        raise CheckpointError(f"{type(model).__name__} has no token to begin with; set decoder_start_token_id in config.json.")

@@ -56,15 +56,12 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
     if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"The tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer."
-        )
+        raise CheckpointError(f"The tokenizer of {model_args.model!r} does not tell words apart; tagging needs a fast tokenizer.")
     tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens and windows keep the order of the words
-    texts, held_texts = read_tagged(data_args, training_args.seed)
-    loader, complete = AutoModelForTokenClassification, not training_args.do_train
-    model, names = load_classifier(loader, model_args.model, tag_names(texts, held_texts), complete=complete)
-    inputs = tag_inputs(model, (texts, held_texts), names, data_args, training_args, tokenizer)
+    parts, complete = read_tagged(data_args, training_args.seed), not training_args.do_train
+    model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete)
+    inputs = tag_inputs(model, parts, names, data_args, training_args, tokenizer)
     facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
     trainer = LongTrainer(model, training_args, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, tags=names, **facts)
