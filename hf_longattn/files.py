@@ -212,7 +212,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged, or names a folder outside of ``folder``.
+        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -224,6 +224,8 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
+        for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
+            sentence_values(settings)
     return list(modules)
 
 
