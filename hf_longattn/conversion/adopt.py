@@ -1,7 +1,4 @@
-"""Adoption of transformers' long models: a Longformer, LED or BigBird becomes a Long model with equal outputs.
-
-An adoption renames the source's tensors, gives the config and the attention of the Long model, and inputs on which both are compared.
-"""
+"""Adoption of transformers' long models: a Longformer, LED or BigBird becomes a Long model with equal outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ class Probe:
 
 
 class Adoption:
-    """One source architecture.
+    """One source architecture: its values and tensors for a Long model, and inputs on which both are compared.
 
     In the methods, ``config`` is the source's, with transformers' defaults, and ``source_class`` the name of its class.
     """
@@ -180,8 +177,8 @@ class LEDAdoption(Adoption):
 class BigBirdPegasusAdoption(Adoption):
     """BigBird-Pegasus (Zaheer et al. 2020) keeps layers, heads and tensors.
 
-    The attention of the encoder is the mechanism ``bigbird`` with transformers' blocks. They are cut from the padded input, so outputs of
-    a text depend on the padding of its batch. With ``blocks_over="text"`` outputs are transformers' for the text without padding.
+    The encoder has ``bigbird`` with transformers' blocks, which are cut from the padded input, so outputs depend on the padding. With
+    ``blocks_over="text"`` outputs are transformers' for the text without padding.
     """
 
     model_type = family = "bigbird_pegasus"

@@ -44,16 +44,6 @@ class Comparison:
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
     @property
-    def base(self) -> Any:
-        """The source without its head."""
-        return without_head(self.source)
-
-    @property
-    def long(self) -> Any:
-        """The result without its head."""
-        return without_head(self.result)
-
-    @property
     def headless(self) -> bool:
         """Whether the source's files lack weights of its head, so that only hidden states can be compared."""
         return bool(self.missing - {*tied_weights(self.source)})
@@ -61,7 +51,7 @@ class Comparison:
     @property
     def compared(self) -> tuple[Any, Any]:
         """The parts of source and result whose outputs are compared."""
-        return (self.base, self.long) if self.headless else (self.source, self.result)
+        return (without_head(self.source), without_head(self.result)) if self.headless else (self.source, self.result)
 
     @property
     def outputs(self) -> str:
@@ -122,14 +112,10 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     return [*of_outputs, *(Check(POSITIONS, label, sentence) for sentence in warned)]
 
 
-# Tensors
-
-
 def check_tensors(comparison: Comparison) -> list[Check]:
-    """Compare every tensor of the result with the source's.
+    """Check that every tensor of the result has the bytes of the source's. Further ones belong to mechanisms or memory tokens.
 
-    They have the same bytes. Position tables keep their first rows, or have equal rows if the rule drops them. Further tensors belong to
-    mechanisms or memory tokens.
+    Position tables keep their first rows, or have equal rows if the rule drops them.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
     adoption, after = plan.architecture.converter, result.state_dict()
@@ -190,9 +176,6 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     a, b = (values.detach().contiguous().reshape(-1).view(torch.uint8) for values in (a, b))
     return torch.equal(a, b)
-
-
-# How the result runs
 
 
 @contextlib.contextmanager

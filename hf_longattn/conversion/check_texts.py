@@ -30,7 +30,7 @@ from ..modeling.family.registration import auto_class_name
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, Check, Difference, equality
 from .check import AS_CONFIGURED, BASE, MECHANISMS, Comparison, attending, check_finite
-from .folders import READY, SHORT_TEXTS, TRAIN, UNKNOWN, VERDICT, WOULD_TELL
+from .folders import READY, TRAIN, UNKNOWN, VERDICT, WOULD_TELL
 from .plan import ConversionPlan
 from .sources import outputs
 
@@ -123,9 +123,6 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
     return layer_mechanisms(plan.config.decoder_attention, ModelShape.of(plan.config, causal=True), plan.decoder.new)
 
 
-# Verdicts
-
-
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
     """The check that decides whether the result needs training. ``values`` say on how many "tokens" it was measured."""
     verdict = READY if ready else TRAIN
@@ -216,10 +213,9 @@ class LanguageLoss:
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
-    They are pooled and normalised as sentence-transformers does. For the document, the reference is the mean over its chunks, each
-    embedded by the source: the usual way to embed a text that is too long for a model. The first chunk has old positions, so it is left
-    out of both, unless the pooling takes a single token. Chance is the cosine of another passage, and for a document that of its first
-    chunk.
+    They are pooled and normalised as sentence-transformers does. A document is compared with the mean over its chunks, each embedded by
+    the source: the usual way to embed a long text. The first chunk has old positions, so it is left out of both, unless the pooling takes
+    a single token. Chance is the cosine of another passage, and for a document that of its first chunk.
     """
 
     plan: ConversionPlan
@@ -258,7 +254,8 @@ class Embeddings:
         """
 
         def embed(count: int, length: int, start: int = 0) -> Tensor:
-            return self.pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:])
+            states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:].float()
+            return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
 
         counts, lengths = self.passages, self.lengths
         if chunk < lengths.read:
@@ -267,10 +264,6 @@ class Embeddings:
         if chunk > lengths.chunk:
             embeddings[chunk] = embed(1, chunk, self.left_out * lengths.chunk)
         return embeddings
-
-    def pooled(self, states: Tensor) -> Tensor:
-        """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""
-        return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
 
     def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
         """Compare embeddings of source and result from :meth:`measure`."""
@@ -387,13 +380,13 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
-    exact = covers(decoder_mechanisms(plan), min(short, limit or short), True)
+    why_short = "" if covers(decoder_mechanisms(plan), min(short, limit or short), True) else "the decoder's mechanism does not cover it"
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
     differing = old if covered < old else 0
     differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
     differs += f", but only texts of more than {short} tokens are read by it" * (short == old)
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
-        (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or ("" if exact else "the decoder's mechanism does not cover it")),
+        ("equal for short texts", short, AS_CONFIGURED, plan.short_texts.reason or why_short),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
         ("equal at the old length with full attention", differing, BASE, change),

@@ -1,7 +1,4 @@
-"""Settings of a conversion. Command line, plan, conversion and report read them here.
-
-Nothing heavy is imported here, since the command line reads the help texts when it starts.
-"""
+"""Settings of a conversion. Nothing heavy is imported here, since the command line reads the help texts when it starts."""
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
 from __future__ import annotations
@@ -27,14 +24,12 @@ AUTO = "auto"
 def setting(
     default: Any, help: str, *, unset: str = "", flag: str = "", type: Any = str, metavar: str = "", minimum: int = 0, secret: bool = False
 ) -> Any:
-    """A dataclass field with the metadata of its help text and its flag.
+    """A dataclass field with the metadata of its help text and its flag. A ``secret`` is never written into a report.
 
     Args:
         help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
         type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
-        minimum: the smallest valid number, if above 0.
-        secret: never written into a report.
     """
     about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
     return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
@@ -184,9 +179,7 @@ class ConversionConfig(Settings):
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
         """The mechanism with options and layers, or the whole configuration.
 
-        Args:
-            original: the attention of a source that is already long. Given options replace its options; another mechanism replaces
-                all of it.
+        Options replace those of ``original``, the attention of a source that is already long; another mechanism replaces all of it.
         """
         from ..configuration import LongAttentionConfig
 

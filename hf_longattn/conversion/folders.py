@@ -48,8 +48,6 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
-SHORT_TEXTS = "equal for short texts"
-"""Name of the check of texts that get full attention by the option ``exact_length``."""
 VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
 """The key in the values of the check that decides whether the result needs training, and its three values."""
 WOULD_TELL = "would_tell"
@@ -130,12 +128,10 @@ def versions(*further: str) -> dict[str, str]:
 
 
 def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:
-    """Copy what belongs to a model besides weights and config.
+    """Copy what belongs to a model besides weights and config, which are in the result's folder ``stage`` already.
 
-    Args:
-        source, stage: the checkpoint that the result is made from, and the result's folder, with its weights and ``config.json``.
-        max_length: maximum tokens that the result takes; 0 if unlimited.
-        plan: of a conversion, which changes limits of tokenizer, sentence encoder and generated text, and files of processors.
+    The result takes at most ``max_length`` tokens; 0 if unlimited. The ``plan`` of a conversion changes limits of tokenizer, sentence
+    encoder and generated text, and files of processors.
     """
     tokenizer_length, changed = (0, {}) if plan is None else (plan.tokenizer_length, plan.files)
     generated = None if plan is None else plan.decoder or StackLength(plan.old_length, plan.new_length)
@@ -174,9 +170,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
-    Args:
-        max_length: maximum tokens that the result takes; 0 leaves ``max_seq_length`` as it is.
-        longer: ``max_seq_length`` becomes ``max_length``; otherwise the smaller of the two.
+    ``max_seq_length`` becomes ``max_length`` (0: stays as it is) if the result is ``longer``; otherwise the smaller of the two.
     """
     modules = sentence_modules(root)
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
@@ -237,10 +231,9 @@ def open_for_writing(
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """Tokenizer settings with a new limit and the class that transformers loads. A limit of 0 leaves it unchanged.
+    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs that do not know the result.
 
-    The class is written since programs may not know the result's model type. It is the file's class, or the model type's if the file
-    names none or transformers overrides it (Qwen2).
+    It is the file's class, or the model type's if the file names none or transformers overrides it (Qwen2).
     """
     from transformers.models.auto import tokenization_auto
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
-from ..files import check_destination
+from ..files import RERANKER, check_destination, sentence_kind
 from ..inputs.kind import InputKind, InputSizes, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
@@ -29,7 +29,7 @@ from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
 from .config import AUTO, ConversionConfig
-from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries, scores_pairs
+from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
 def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
     """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
 
-    By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
-    decoder, the decoder becomes as long as the encoder.
+    A decoder's length is unchanged by default, since summaries do not grow, unless the head feeds the whole text to the decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -105,8 +104,6 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
         return text, stack(True, request.max_decoder_length, follows, "decoder length")
-    if request.max_decoder_length is not None:
-        raise InputError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
 
 
@@ -115,9 +112,8 @@ def plan_positions(
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
     """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
 
-    Returns:
-        The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
-        rotary positions; the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length have the same.
+    Returns the rule; rotary positions, ``None`` for others; the config's fields with the new lengths, none for rotary positions; and the
+    maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length are.
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
@@ -155,10 +151,6 @@ def plan_positions(
     return rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old)
 
 
-MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base")
-"""Rules that change every position, in a way that the model was not trained on."""
-
-
 def position_warnings(
     rule: str,
     attention: LongAttentionConfig,
@@ -180,7 +172,8 @@ def position_warnings(
             problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
             advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
             return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
-    if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
+    changing = (table_rules.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # every position, or the new ones
+    if (rule in changing and grows) or rule in table_rules.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
         return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
@@ -191,12 +184,9 @@ def position_warnings(
     return warnings_of_layers(attention, problems, advice, "decoder layer" if decoder else "layer")
 
 
-# Short texts, which a converted encoder reads with full attention, like its source: the option ``exact_length`` and its default.
-
-
 @dataclass(frozen=True)
 class ShortTexts:
-    """The texts that an encoder reads with full attention."""
+    """The texts that an encoder reads with full attention, like its source, by the option ``exact_length``."""
 
     length: int = 0  # maximum length in tokens; 0 if there are none
     reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
@@ -356,7 +346,6 @@ def plan_conversion(
     """Say what a conversion would do.
 
     Args:
-        source: a folder or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
@@ -383,8 +372,7 @@ def plan_conversion(
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
     """The plan for an opened source, by its kind of input."""
     architecture = find_architecture(opened, request)
-    plan: ConversionPlan = architecture.kind.plan(opened, architecture, request)
-    return plan
+    return architecture.kind.plan(opened, architecture, request)
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
@@ -393,15 +381,12 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     original = architecture.original_attention()
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
-        if not architecture.encoder_decoder:
-            raise OptionError(
-                f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone."
-            )
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
     config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
-    marks_question = pairs and original is None
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or sentence_kind(opened.card_folder) == RERANKER
+    older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
+    marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     tokenizer = load_tokenizer(opened.folder, base)
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None

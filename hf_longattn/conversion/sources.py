@@ -1,8 +1,4 @@
-"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it.
-
-A checkpoint is a folder as transformers or sentence-transformers saves it, or a repository of the Hub. Quantised ones are refused, since
-packed weights can be neither extended nor compared.
-"""
+"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
-from ..files import FORMAT_FIELD, MODULES, RERANKER, check_files, is_long, named_class, read_json_object, sentence_kind, sentence_modules
+from ..files import FORMAT_FIELD, MODULES, check_files, is_long, named_class, read_json_object, sentence_modules
 from ..inputs.kind import InputKind, kind_of
 from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
 from ..mechanisms import Mechanism
@@ -156,7 +152,7 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def refuse_quantised(source: Source) -> None:
-    """Raise :class:`CheckpointError` if a checkpoint was quantised: it can be loaded, but not changed."""
+    """Raise :class:`CheckpointError` if a checkpoint was quantised: packed weights can be neither extended nor compared."""
     if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
@@ -164,14 +160,6 @@ def refuse_quantised(source: Source) -> None:
             "that it was quantised from."
         )
 
-
-def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether ``folder`` holds a cross-encoder, whose older versions have no modules. config: of its transformer."""
-    older = ("sentence_transformers", "sbert_ce_default_activation_function")
-    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in older)
-
-
-# The model classes of a source
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
@@ -270,13 +258,6 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
     Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
-    architecture = _architecture(source, request.generic)
-    refuse_quantised(source)
-    architecture.kind.check_settings(architecture.source_class, request)
-    return architecture
-
-
-def _architecture(source: Source, generic: bool) -> Architecture:
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
@@ -284,8 +265,14 @@ def _architecture(source: Source, generic: bool) -> Architecture:
         raise CheckpointError(
             f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
         )
-    if generic:
-        return _plain_architecture(source, model_type)
+    architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
+    refuse_quantised(source)
+    architecture.kind.check_settings(architecture, request)
+    return architecture
+
+
+def _long_architecture(source: Source, model_type: str) -> Architecture:
+    """The architecture of a source with Long classes, which may be that of an adoption."""
     converter = adoption_of(source.config)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(converter.model_type for converter in ADOPTIONS)})

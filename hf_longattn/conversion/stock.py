@@ -1,7 +1,4 @@
-"""Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does.
-
-Software that knows the architecture can serve the stock checkpoint without this package. ``docs/how-to/export.md`` has a table of them.
-"""
+"""Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does."""
 
 from __future__ import annotations
 
@@ -143,10 +140,9 @@ class Mistral(Stock):
 
 
 class LongformerStock(Stock):
-    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens.
+    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens, which may be copies of the layer's.
 
-    Without ``separate_global``, the projections of the global tokens are copies of the layer's projections. If a head of Longformer
-    chooses global tokens, these must be the config's global tokens.
+    If a head of Longformer chooses global tokens, these must be the config's global tokens.
     """
 
     families = ROBERTAS | {"bert"}

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.window2d import GLOBAL
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import SKIPPED, Check, Difference, equality
@@ -221,7 +222,7 @@ def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
 
 def check_crops(comparison: Comparison) -> Check:
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
-    plan, base = comparison.plan, comparison.base
+    plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes
     apart = all(
@@ -229,10 +230,8 @@ def check_crops(comparison: Comparison) -> Check:
         for layer in new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     )
     if plan.positions != TILE or not plan.kind.rule.adds_positions or not apart:
-        why = (
-            "positions are not a tiled table, or patches see other windows or tokens before them (--option prefix_tokens=none hides these)"
-        )
-        return Check(CROPS, SKIPPED, f"does not apply: {why}")
+        detail = "does not apply: positions are not a tiled table, or patches see other windows or tokens before them"
+        return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
 
     def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
         """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
@@ -245,7 +244,7 @@ def check_crops(comparison: Comparison) -> Check:
     hook = base.embeddings.register_forward_hook(cells_only)
     expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
-    cells = hidden_states(comparison.long, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
+    cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
     difference = Difference.of({"cells": expected}, {"cells": tiles(cells, window).flatten(2).mT})
     what = f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}"
     return equality(CROPS, f"{what}: largest difference", difference, {"crops": len(expected), **new.values})

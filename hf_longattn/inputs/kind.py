@@ -191,18 +191,18 @@ class InputKind(WithTowers, ABC):
         """The config with the ``values`` of a model's config file."""
         return self.family.config_class.from_dict(dict(values))
 
-    def check_settings(self, source_class: str, request: Any) -> None:
-        """Raise :class:`OptionError` for a setting that applies only to other kinds. Called before a search, which takes long."""
+    def check_settings(self, architecture: Any, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other models. Called before a search, which takes long."""
         for name, reason in SETTINGS.items():
-            if getattr(request, name, None) is not None and name not in self.settings:
-                raise OptionError(f"{reason}, but a {source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
+            applies = name in self.settings and ("decoder" not in name or bool(self.towers) or architecture.encoder_decoder)
+            if getattr(request, name, None) is not None and not applies:
+                raise OptionError(f"{reason}, but a {architecture.source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
 
 
 def kind_of(family: Family | None) -> InputKind:
     """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
     name = "text" if family is None else family.rule.reads
-    kind: InputKind = getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
-    return kind
+    return getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:

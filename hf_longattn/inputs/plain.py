@@ -29,14 +29,12 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic, set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .grid import image_example
-from .kind import AUTO, Example, InputSize, InputSizes, kind_of_model
+from .kind import AUTO, Example, InputSize, kind_of_model
 from .running import TOKENS, reads_only_text, run_model, seeded_inputs
 from .sized import has_processor
-from .text import USUAL_LENGTH, TextKind
+from .text import TextKind
 from .tokenizer import check_tokenizer, load_tokenizer
 
-ANY_SIZE = InputSize(None, 0, "images of any size")
-"""The size of the inputs of a tower that packs images into one row."""
 UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
 ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
@@ -69,9 +67,8 @@ class PlainKind(TextKind):
     def size(self, config: Any, value: Any) -> InputSize:
         return super().size(config, value) if value else InputSize(0, 0, "inputs as its class reads them")
 
-    def sizes(self, config: Any) -> InputSizes:
-        longest = text_length(config)
-        return self.between(config, min(USUAL_LENGTH, longest), longest)
+    def longest(self, config: Any) -> int:
+        return text_length(config)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
@@ -128,10 +125,9 @@ class PlainKind(TextKind):
     def plain_parts(
         self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]
     ) -> dict[str, tuple[Any, dict[str, Any]]]:
-        """The model under an empty name, or its towers with mechanisms by name: a module on the meta device, and facts about it.
+        """The model under an empty name, or its towers with mechanisms by name: a module on the meta device, and facts for its plan.
 
-        The facts are its ``attention`` and ``shape``, the sizes of its ``inputs`` (0 tokens if no config states them), and its ``costs``.
-        Texts have the ``lengths`` of source and result.
+        ``inputs`` have 0 tokens if no config states their size. Texts have the ``lengths`` of source and result.
         """
         modules, parts = {**towers_of(skeleton), "": skeleton}, {}
         for name, chosen in attention.items():
@@ -139,7 +135,8 @@ class PlainKind(TextKind):
             kind, said = kind_of_model(module.config), text_length(module.config)
             inputs = self.between(None, *(lengths if reads_texts and any(lengths) else (said, said)))
             if packs_images(module) or (kind is not None and getattr(kind.rule, "shapes", None)):
-                inputs = replace(inputs, old=ANY_SIZE, new=ANY_SIZE)
+                size = InputSize(None, 0, "images of any size")
+                inputs = replace(inputs, old=size, new=size)
             elif kind is not None and kind.units:
                 inputs = kind.sizes(module.config)
             shape = generic_shape(module, skeleton.config)
@@ -164,8 +161,17 @@ class PlainKind(TextKind):
         keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
         def compare(name: str, how: str, change: str) -> Check:
-            measured, covered = _run_and_note_covers(result, seeded)
-            why = change or ("" if covered and not keeps_windows else "the mechanism does not cover the input")
+            covered: list[bool] = []
+
+            def note(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+                _, k, _, call = args
+                covered.append(mechanism.covers(k.shape[2], causal=call.causal))
+
+            hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(result).values()]
+            measured = run_model(result, seeded)
+            for hook in hooks:
+                hook.remove()
+            why = change or ("" if covered and all(covered) and not keeps_windows else "the mechanism does not cover the input")
             detail = f"{of_shapes}, {how}: largest difference from the source"
             return equality(name, detail, Difference.of(expected, measured), {}, why)
 
@@ -223,18 +229,3 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
 def _shapes(inputs: Mapping[str, Any]) -> str:
     """The names and shapes of tensors, for a report."""
     return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor))
-
-
-def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """The outputs of a model, and whether every mechanism that ran covered its input."""
-    covered: list[bool] = []
-
-    def note(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
-        _, k, _, call = args
-        covered.append(mechanism.covers(k.shape[2], causal=call.causal))
-
-    hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(model).values()]
-    outputs = run_model(model, inputs)
-    for hook in hooks:
-        hook.remove()
-    return outputs, bool(covered) and all(covered)

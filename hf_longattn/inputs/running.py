@@ -1,7 +1,4 @@
-"""One forward pass of a model of any kind of input, and random inputs for it. The same at every call.
-
-The arguments of ``forward`` tell which inputs a class of transformers takes, and its config tells their sizes.
-"""
+"""One forward pass of a model of any kind of input, and random inputs for it. The same at every call."""
 
 from __future__ import annotations
 
@@ -17,11 +14,7 @@ from ..modeling.generic import towers_of
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
-OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
-"""Arguments of ``forward`` for images and sound."""
 TOKENS, DECODER_TOKENS = 48, 8
-FIRST_POSITION = 2
-"""Index of the first position in RoBERTa and similar models. Their tables have two more rows than positions."""
 SAMPLES, ROWS = 4000, 400
 """Audio samples for Wav2Vec2 and similar models, and rows of a spectrogram for Parakeet."""
 GRIDS = ((1, 4, 6), (1, 2, 4))
@@ -35,7 +28,8 @@ def arguments_of(model_class: Any) -> Any:
 
 def reads_only_text(model_class: Any) -> bool:
     """Whether a class of transformers reads token ids and neither images nor sound."""
-    return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & arguments_of(model_class)
+    others = {"pixel_values", "input_features", "input_values"}
+    return model_class.main_input_name == "input_ids" and not others & arguments_of(model_class)
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,10 +62,7 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass, as the class takes them. Token ids, images, videos, audio features or samples, or a time series.
-
-    tokens: number of token ids; fewer if the model has fewer positions.
-    """
+    """Random inputs for one forward pass, as the class takes them: at most ``tokens`` ids, images, videos, sound, or a time series."""
     taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
     text, inputs = config.get_text_config(), dict[str, Any]()
     if "pixel_values" in taken:
@@ -88,7 +79,8 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         inputs["input_values"] = _normal(random, *shape)
     if "input_ids" in taken:
         positions = getattr(text, "max_position_embeddings", None)
-        inputs["input_ids"] = _ids(text, random, min(tokens, positions - FIRST_POSITION) if positions else tokens)
+        rows = positions - 2 if positions else tokens  # tables of RoBERTa and similar models have two more rows than positions
+        inputs["input_ids"] = _ids(text, random, min(tokens, rows))
         if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
             inputs |= _with_image_tokens(model, inputs)
     if DECODER_INPUT in taken and config.is_encoder_decoder:

@@ -24,6 +24,7 @@ from ..files import read_json_object
 from ..loading import load_part
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -46,12 +47,11 @@ def has_processor(folder: Path) -> bool:
 
 def load_processor(folder: Path, part: str) -> Any | None:
     """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
-    if not has_processor(folder):
-        return None
-    for name in (FILE, PROCESSOR_FILE):
-        if (folder / name).is_file():
-            read_json_object(folder / name)  # transformers would refuse a damaged one in other words
-    return load_part(getattr(transformers, AUTO_CLASSES[part]), folder, part.replace("_", " "), local_files_only=True)
+    files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
+    for file in files:
+        read_json_object(file)  # transformers would refuse a damaged one in other words
+    loader = getattr(transformers, AUTO_CLASSES[part])
+    return load_part(loader, folder, part.replace("_", " "), local_files_only=True) if files else None
 
 
 def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -119,8 +119,7 @@ class SizedKind(InputKind):
 
     def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
         """The requested attention, or the family's default."""
-        chosen: LongAttentionConfig = request.attention() if request.names_attention else self.family.config_class.default_attention()
-        return chosen
+        return request.attention() if request.names_attention else self.family.config_class.default_attention()
 
     @abstractmethod
     def positions(
@@ -182,11 +181,8 @@ class SizedKind(InputKind):
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
     """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
-    size: InputSize = plan.inputs.old
-    for cost in plan.costs:
-        if 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE:
-            size = cost.size
-    return size
+    costs = [(cost.size, 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops)) for cost in plan.costs]
+    return [plan.inputs.old, *(size for size, flops in costs if flops <= FLOPS_AT_NEW_SIZE)][-1]
 
 
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
@@ -209,7 +205,7 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
         return "" if all(layer.covers(size.tokens) for layer in layers) else f"the mechanism does not cover the {noun}"
 
     at_old, at_new = inputs.at(old), inputs.at(new)
-    expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(comparison.long, at_new)
+    expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(result, at_new)
     checks = []
     if why := uncovered(old):
         with attending(result, BASE):
@@ -222,9 +218,9 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
     if new != old and not sizes.reads_new:
         checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {new.words}"))
     elif new != old:
-        expected, tiled = hidden_states(comparison.base, {**at_new, **(resizing or {})}), plan.positions == TILE
+        expected, tiled = hidden_states(comparison.source, {**at_new, **(resizing or {})}), plan.positions == TILE
         with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
-            full = hidden_states(comparison.long, at_new)
+            full = hidden_states(result, at_new)
         interpolated = f" and interpolated positions, the source with {how}" if how else ""
         checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
         detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
@@ -234,6 +230,6 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
 
 
 def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The last hidden states of a forward pass, without a pooled state that is computed from them; all outputs if it has none."""
-    outputs = run_model(model, arguments)
+    """The last hidden states of a model without its head, without a pooled state; all of its outputs if it has none."""
+    outputs = run_model(without_head(model), arguments)
     return {STATES: outputs[STATES]} if STATES in outputs else outputs

@@ -204,8 +204,8 @@ def check_padding(comparison: Comparison) -> Check:
         return Check(name, SKIPPED, f"{at.words} are too short for padding")
     padded = sound.clone()
     padded[:, length:] = 0
-    alone = hidden_states(comparison.long, rule.arguments(sound[:, :length], [length]))
-    together = hidden_states(comparison.long, rule.arguments(padded, [length]))
+    alone = hidden_states(comparison.result, rule.arguments(sound[:, :length], [length]))
+    together = hidden_states(comparison.result, rule.arguments(padded, [length]))
     frames = {key: values[:, : alone[key].shape[1]] for key, values in together.items()}
     detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {at.words}: largest difference"
     return equality(name, detail, Difference.of(alone, frames), {})

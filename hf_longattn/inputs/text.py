@@ -29,13 +29,15 @@ class TextKind(InputKind):
     def size(self, config: Any, value: Any) -> InputSize:
         return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")
 
+    def longest(self, config: Any) -> int:
+        """Maximum length of a text, in tokens."""
+        if self.family is not None:
+            return self.family.longest(config)
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or USUAL_LENGTH
+
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH` to the maximum of this model."""
-        if self.family is None:
-            longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or USUAL_LENGTH
-        else:
-            longest = self.family.longest(config)
-        return self.between(config, min(USUAL_LENGTH, longest), longest)
+        return self.between(config, min(USUAL_LENGTH, self.longest(config)), self.longest(config))
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
         if rule.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism

@@ -90,10 +90,7 @@ def excerpt(text: str, count: int) -> str:
 
 
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder; ``None`` if the folder has none. Refuses files that are too large or damaged.
-
-    config: of its model, which must have an embedding for every token of a text.
-    """
+    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and tokens that a model of ``config`` cannot read."""
     if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):

@@ -128,10 +128,12 @@ def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
 ) -> None:
     """Its positions are old, so it hides what new ones cost."""
     plan, text = plan_conversion(encoder, mechanism="full", max_length=NEW), verification_of(encoder)
-    pooling, sizes, pooled = SentencePooling(modes, normalize=True), list[int](), Embeddings.pooled
+    pooling, sizes, pooled = SentencePooling(modes, normalize=True), list[int](), SentencePooling.__call__
     check, model = Embeddings(plan, text, choose_lengths(plan, text), pooling), SimpleNamespace(base_model=None)
     monkeypatch.setattr(check_texts, "outputs", lambda base, ids: {"last_hidden_state": torch.randn(*ids.shape, 32)})
-    monkeypatch.setattr(Embeddings, "pooled", lambda check, states: sizes.append(states.shape[1]) or pooled(check, states))
+    monkeypatch.setattr(
+        SentencePooling, "__call__", lambda check, states, mask: sizes.append(states.shape[1]) or pooled(check, states, mask)
+    )
     check.measure(model, check.lengths.read)
     assert sizes[-1] == compared * LENGTH
 

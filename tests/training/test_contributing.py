@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,21 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     line += [*OPTIONS_OF_ALL_TASKS.split(), "--output", str(tmp_path / "options")]
     assert train("score", line) == 0
     assert json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"] == 2
+
+
+def test_copies_of_tasks_run_with_the_lines_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    lines = page.partition("```text\n")[2].partition("```")[0]
+    assert lines.startswith("if __name__")
+    for task in task_names():
+        copy = tmp_path / f"my_{task}.py"
+        copy.write_text(Path(str(load_task(task).__file__)).read_text(encoding="utf-8") + lines, encoding="utf-8")
+        monkeypatch.setattr("sys.argv", [copy.name, "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(copy), run_name="__main__")
+        assert task_summary(task)[:60] in " ".join(capsys.readouterr().out.split())
 
 
 def test_unknown_task_is_refused_with_the_nearest_name() -> None:

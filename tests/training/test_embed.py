@@ -156,7 +156,7 @@ def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: 
     data = write([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     for reranker in (False, True):
         given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
-        with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):
+        with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"):
             start_task("embed", **given, **FAST)
 
 

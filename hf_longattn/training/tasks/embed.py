@@ -170,10 +170,7 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts.")
     if length is not None and longest is not None and length > longest:
-        raise OptionError(
-            f"--max-length {length} exceeds the {longest} tokens that the model reads (max_seq_length); give at most {longest}, or convert "
-            "the model to that length first."
-        )
+        raise OptionError(f"--max-length {length} exceeds the {longest} tokens that the model takes; convert it to that length first.")
     return length
 
 

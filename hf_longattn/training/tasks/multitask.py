@@ -111,7 +111,8 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
         tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": classify.class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
-    rows, held_out = ConcatDataset([task.rows for task in tasks.values()]), {name: task.held_out for name, task in tasks.items()}
+    rows: Any = ConcatDataset([task.rows for task in tasks.values()])
+    held_out = {name: task.held_out for name, task in tasks.items()}
     collator = MixedCollator({name: task.collator for name, task in tasks.items()})
     processor = backbone.tokenizer if backbone.model is None else backbone
     trainer = MultiTaskTrainer(MultiTaskModel(tasks), training_args, collator, rows, held_out, processor)
