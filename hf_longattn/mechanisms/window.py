@@ -127,6 +127,8 @@ class Window(SparseMechanism, GatheredMechanism):
 
         if not sinks:
             return band
+        if global_mask is not None and not self.listed and self.max_dilation == 1:
+            return pattern.visible_mod(global_mask)  # the sinks of sequences that may start anywhere
         return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
@@ -129,3 +131,11 @@ def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: di
         assert options["num_sinks"]
     else:
         assert seen(40, True, **options)[0, 0, -1].nonzero()[0] == 40 - reach
+
+
+def test_sinks_of_a_grid_are_its_first_real_cells_as_in_the_definition() -> None:
+    q, k, v = (torch.randn(2, 2, 384, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    real = torch.arange(384) >= torch.tensor([[0], [7]])
+    options: dict[str, Any] = {"window": 32, "num_sinks": 4, "order": "raster", "grid": (384,), "padding_mask": real}
+    difference = attend(q, k, v, "window", **options) - reference_attend(q, k, v, "window", **options)
+    assert difference[real[:, None].expand(2, 2, -1)].abs().max() < 1e-12
