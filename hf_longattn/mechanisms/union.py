@@ -131,7 +131,9 @@ class Union(GatheredMechanism):
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The tokens that are global to any member."""
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
-        return functools.reduce(torch.logical_or, masks) if masks else None
+        if all(tokens is masks[0] for tokens in masks):  # those of the call, to which lists of blocks are attached
+            return masks[0] if masks else None
+        return functools.reduce(torch.logical_or, masks)
 
     def global_positions(self) -> tuple[int, ...]:
         return tuple(sorted({position for member in self.mechanisms for position in member.global_positions()}))
@@ -158,7 +160,8 @@ class Union(GatheredMechanism):
         band = self.pattern(call.causal)
         if band is None or self.gathered:
             return super().forward(q, k, v, call)
-        return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
+        positions = self.global_positions() if call.global_mask is None else None
+        return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call), global_positions=positions))
 
     def locality(self, causal: bool) -> Locality | None:
         members = [member.locality(causal) for member in self.mechanisms]

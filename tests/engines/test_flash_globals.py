@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, reference_attend
-from hf_longattn.engines.common.batch import Batch
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.common.batch import Batch, for_one_pass
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flash_globals
+from hf_longattn.engines.cuda.flash_globals import Plan
 from tests.cases import every_case
 
 from .test_one_call import MECHANISMS, PADDING, calls, real_tokens
@@ -56,6 +57,27 @@ def test_global_positions_count_once_in_any_order(positions: tuple[int, ...], ca
         out = attend(*tensors, "longformer", **options)
     assert paths == ["blockwise" if causal and max(positions) > 1 else "flash"]
     torch.testing.assert_close(out, reference_attend(*tensors, "longformer", **options), atol=1e-12, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_layers_of_a_union_share_one_plan(own_tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tensors, _ = calls("longformer", "none", False, "positions", False, heads=4, width=WIDTH)
+    members = "longformer:window=40,global_tokens=0+3+longformer:window=60,global_tokens=0+5"
+    module = build_mechanism("union", num_heads=4, head_dim=WIDTH, of=members).eval()
+    made: list[Plan | str] = []
+    make = flash_globals._plan
+
+    def counted(*arguments: Any) -> Plan | str:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(flash_globals, "_plan", counted)
+    tokens = for_one_pass((torch.arange(700) % 90 == 7).expand(2, -1)) if own_tokens else None
+    call = AttentionCall(batch=Batch.of(real_tokens("left")), global_mask=tokens)
+    first, second = (module(*tensors, call) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(made) == 1
 
 
 LENGTH = 14
