@@ -268,10 +268,11 @@ class BigBird(MaskedMechanism):
 
         if in_graph():
             return make()
-        if self._kept is None or self._kept[0] != key:
+        kept = self._kept  # read once, since another thread may put a table of another size there
+        if kept is None or kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = key, make()
-        return self._kept[1]
+                self._kept = kept = key, make()
+        return kept[1]
 
     def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
         """The table of texts with ``counts`` blocks, of which the tables of each number are cached for the process."""

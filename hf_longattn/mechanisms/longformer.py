@@ -114,7 +114,7 @@ class Longformer(SparseMechanism):
                 "With these options, token ids decide which tokens are global, but attention receives no ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."
             )
-        return global_tokens(self.options.global_tokens, k, call)
+        return global_tokens(self.global_positions(), k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Attention within the window and to global tokens.
@@ -177,11 +177,11 @@ class Longformer(SparseMechanism):
         return not self.options.separate_global and self.pattern(causal).covers(length, length)
 
     def global_positions(self) -> tuple[int, ...]:
-        return self.options.global_tokens
+        return tuple(sorted({*self.options.global_tokens}))
 
     def pairs(self, length: int, causal: bool = False) -> int:
         # A global token adds a row and a column of pairs. When causal, half of these pairs are hidden.
-        crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
+        crossing = len(self.global_positions()) * length * (1 if causal else 2)
         return min(full_pairs(length, causal), super().pairs(length, causal) + crossing)
 
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.cuda import flex, flex_blocks
+from hf_longattn.engines.cuda.flex_blocks import BlockTable, flex_block_table
 from tests.cases import every_case
 
 from .test_one_call import LENGTH, PADDING, real_tokens
@@ -51,3 +54,22 @@ def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: b
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
     for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
         torch.testing.assert_close(grad, exact, atol=1e-5, rtol=0)
+
+
+def test_tables_of_one_length_are_kept_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def attention(kind: object, q: torch.Tensor, *tensors: object, block_mask: Any, **settings: object) -> torch.Tensor:
+        devices.append(block_mask.kv_indices.device.type)
+        return q
+
+    monkeypatch.setattr(flex, "fused_flex", attention)
+    monkeypatch.setattr(flex_blocks, "same_dtype", lambda *tensors: tensors)  # autocast knows no meta device
+    for device in ("cpu", "meta"):
+        q = torch.zeros(1, 2, 300, 16, device=device)
+
+        def table(device: str = device) -> BlockTable:
+            return BlockTable(torch.ones(1, 1, 5, 5, dtype=torch.bool, device=device), None)
+
+        flex_block_table(q, q, q, ("a table of each device",), table, 64, AttentionCall())
+    assert devices == ["cpu", "meta"]

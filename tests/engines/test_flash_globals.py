@@ -46,6 +46,18 @@ def test_three_flash_calls_equal_the_definition_with_its_gradients(
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@every_case(("positions", "causal"), itertools.product([(0, 0), (1, 0), (300, 7, 7, 0)], [False, True]))
+def test_global_positions_count_once_in_any_order(positions: tuple[int, ...], causal: bool) -> None:
+    _, tensors, _ = calls("longformer", "none", causal, "positions", False, heads=2, width=WIDTH)
+    options: dict[str, Any] = {"window": 60, "global_tokens": positions, "causal": causal}
+    paths: list[str] = []
+    with observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(*tensors, "longformer", **options)
+    assert paths == ["blockwise" if causal and max(positions) > 1 else "flash"]
+    torch.testing.assert_close(out, reference_attend(*tensors, "longformer", **options), atol=1e-12, rtol=0)
+
+
 LENGTH = 14
 FORMS: dict[str, dict[str, Any]] = {
     "in front": {"global_positions": (0, 1)},

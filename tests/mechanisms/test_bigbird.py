@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.bigbird import BigBird
 from tests.cases import every_case
 from tests.mechanisms.listed import visible
@@ -133,3 +134,23 @@ def test_a_config_with_the_old_bigbird_pattern_hf_loads_and_trains_as_hf_eval() 
     out = attend(q, k, v, old)
     assert torch.equal(out, attend(q, k, v, new))
     assert torch.equal(out, attend(q, k, v, old.eval()))
+
+
+@pytest.mark.parametrize("blocks_over", ["text", "input"])
+def test_bigbird_decodes_with_the_blocks_of_the_whole_pass_in_front_of_which_is_padding(blocks_over: str) -> None:
+    mechanism = bigbird(blocks_over=blocks_over).eval()
+    q, k, v = (torch.randn(2, 2, 61, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    call = AttentionCall.of(causal=True, padding_mask=torch.arange(61) >= torch.tensor([[0], [6]]))
+    step = mechanism.attend_rows(q[:, :, -1:], k, v, call)
+    expected = reference_attend(q, k, v, mechanism, causal=True, padding_mask=call.key_mask)
+    torch.testing.assert_close(step, expected[:, :, -1:], atol=1e-12, rtol=0)
+
+
+def test_a_table_that_another_thread_keeps_meanwhile_is_not_read() -> None:
+    class Shared(BigBird):
+        _kept = property(lambda _: ("a table of another length", torch.zeros(0)), lambda _, kept: None)  # type: ignore[assignment]
+
+    mechanism = bigbird()
+    expected = mechanism._causal_table(64, torch.device("cpu"))
+    mechanism.__class__ = Shared
+    assert torch.equal(mechanism._causal_table(64, torch.device("cpu")), expected)

@@ -159,11 +159,11 @@ class AttentionCall:
     """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs. The mechanism then handles only
-        right padding and holes, by :attr:`key_mask`.
+    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the mechanism takes
+        sequences where they are. The mechanism then handles only right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-    global_positions: the positions of the tokens of ``global_mask``, counted from each sequence's first real token; ``None`` if only the
-        values of ``global_mask`` say it. Then neither a graph nor the host needs to read the mask.
+    global_positions: the positions of the tokens of ``global_mask``, in order, each once, counted from each sequence's first real token.
+        With them, neither a graph nor the host needs to read the mask. ``None`` if only the values of ``global_mask`` say it.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.

@@ -70,7 +70,7 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
     def make() -> Plan | str:
         spans = [SequenceSpan(row, 0, length, False) for row in range(rows)] if batch is None else batch.sequences
         if positions is not None:
-            places = [[span.start + place for place in sorted(positions) if place < span.length] for span in spans]
+            places = [[span.start + place for place in positions if place < span.length] for span in spans]
         else:
             chosen = on_host(tokens).numpy()
             places = [(np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans]

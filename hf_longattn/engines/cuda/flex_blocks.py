@@ -119,7 +119,7 @@ def flex_block_table(
         table = make()
         return _table_mask(table, size, length, call), table
 
-    mask, table = call.kept(("block table", *key, size, length, causal), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
+    mask, table = call.kept(("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
     (added_at, read), added = lookup(table.added), table.added is not None
 
     def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:

@@ -148,7 +148,7 @@ class Mechanism(nn.Module, ABC):
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
         ``call.key_mask`` is False for padding, which comes after a sequence or between its tokens. Padding before a sequence is allowed
-        only if ``handling.position_dependent`` is False.
+        only if ``handling.position_dependent`` is False or, on accelerators, ``handling.finds_starts`` is True.
         """
 
     @abstractmethod

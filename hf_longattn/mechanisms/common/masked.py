@@ -52,7 +52,8 @@ class MaskedMechanism(Mechanism):
         return self
 
     def global_positions(self) -> tuple[int, ...]:
-        """The positions of the global tokens in a call without ``global_mask``, counted from each sequence's first real token."""
+        """The positions of the global tokens in a call without ``global_mask``, in order, each once, counted from each sequence's first
+        real token."""
         return ()
 
     @property
@@ -129,7 +130,7 @@ class MaskedMechanism(Mechanism):
             real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, places]
         hidden = keys > rows[:, None]
         rows, keys = self._places((rows, keys), call)
-        if tokens is not None and mask is not None and self.handling.position_dependent:
+        if tokens is not None and mask is not None and self._counts_from_starts:
             start = first_real(mask)[:, None]
             tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
         if self.traits.takes_globals:
@@ -140,9 +141,14 @@ class MaskedMechanism(Mechanism):
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
         return seen if real is None else seen & real[:, None, None, :]
 
+    @property
+    def _counts_from_starts(self) -> bool:
+        """Whether positions count from each sequence's first real token, not from the first column."""
+        return self.handling.position_dependent and self.traits.ignores_padding
+
     def _places(self, columns: tuple[Tensor, Tensor], call: AttentionCall) -> tuple[Tensor, ...]:
         """Columns ``(Nq,)`` and ``(S,)`` as positions ``(B or 1, Nq)`` and ``(B or 1, S)``, in each sequence if the mechanism counts."""
-        if call.key_mask is None or not self.handling.position_dependent:
+        if call.key_mask is None or not self._counts_from_starts:
             return tuple(x[None] for x in columns)
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
