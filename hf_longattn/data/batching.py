@@ -139,8 +139,7 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
     """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    why = next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None)
+    why, bases = refusal, (module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion"))
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     elif not model.packs_documents:
@@ -149,6 +148,8 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
         why = "A compiled model takes no packed documents."
     elif args.n_gpu > 1:
         why = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
+    elif of_documents := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
+        why = of_documents
     why = refusal or why
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")

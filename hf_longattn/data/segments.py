@@ -56,7 +56,7 @@ class SegmentBatches(EpochSampler):
         self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
 
     def __iter__(self) -> Iterator[list[Place | None]]:
-        documents = self._documents()  # whose next one goes to the first row that is at its end
+        documents = self._documents()  # a row at its end takes the next one
         for batch in itertools.zip_longest(*(chain.from_iterable(documents) for _ in range(self.rows * self.processes))):
             yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
 
