@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 TABLE_STEP = 64
 """Blocks by which a table for decoding grows. Untuned."""
+MAX_TABLE = 1 << 24
+"""Maximum entries of a layer's table for decoding, of a byte each. For longer texts, every step draws the random blocks again. Untuned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +172,13 @@ class BigBird(MaskedMechanism):
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        if not causal:
-            times = self.times(AttentionCall(), global_mask)
-            return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+        times, size = self.times(AttentionCall(causal), global_mask), self.options.block_size
 
         def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-            size = self.options.block_size
-            table = self._causal_table(-(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP, kv_idx.device)
+            rows = -(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP
+            if not causal or rows * rows * self.num_heads > MAX_TABLE:
+                return times(b, h, q_idx, kv_idx) > 0
+            table = self._causal_table(rows, kv_idx.device)
             visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
             return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
 
