@@ -215,8 +215,11 @@ class AttentionCall:
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
 
     def kept(self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None) -> Derived:
-        """``make()``, cached for the layers of a forward pass, or for the process if the call has neither a batch nor a global mask of
-        its own. ``make`` may depend on ``key``, the batch and the global mask; ``size`` as in :meth:`ByteCache.get`."""
+        """``make()``, cached as long as what it depends on: ``key``, the batch and the global mask.
+
+        The caller's own global mask keeps it for a pass, or else the batch. With neither, lengths and positions decide, and the process
+        keeps it; ``size`` as in :meth:`ByteCache.get`.
+        """
         batch = self.batch
         if self.global_mask is not None and self.global_positions is None:  # with the batch, so that no other batch gets its id
             return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]

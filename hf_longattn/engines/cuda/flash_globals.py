@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
-        """The part whose stretches end at ``ends``, pairs of a query and a key."""
+        """The part whose stretches end at ``ends``, pairs of a query and a key. Empty ones go."""
         ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
         longest = [max((later - earlier for earlier, later in itertools.pairwise(side)), default=0) for side in zip(*ends, strict=True)]
         queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
@@ -100,9 +100,7 @@ def _plan(
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
             b += [(start, start), (front, start), (stop, front), (stop, stop)]
-            c += [(start, last_c), (start, start)]
-            c += [(front, front), (front, stop)] if pattern.causal else [(front, stop)]
-            c += [(stop, stop)]
+            c += [(start, last_c), (start, start), (front, front if pattern.causal else stop), (front, stop), (stop, stop)]
             last_c = stop
         else:
             a += [(start, start), (stop, stop)]

@@ -92,15 +92,11 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: Attent
 
     def make() -> BlockMask:
         tokens, documents = call.global_mask, None if call.documents is None else call.documents.number
-        tokens = tokens[0] if tokens is not None and call.batch is None and call.global_positions is not None else tokens
+        if tokens is not None and call.batch is None and call.global_positions is not None:
+            tokens = tokens[0]  # the same in every row, so that one mask serves batches of any size
         return band_block_mask(pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents)
 
-    return call.kept(("band block mask", pattern, q_len, kv_len, device), make, mask_bytes)
-
-
-def mask_bytes(mask: BlockMask) -> int | None:
-    """Bytes of a mask's lists."""
-    return tensor_bytes(vars(mask))
+    return call.kept(("band block mask", pattern, q_len, kv_len, device), make, lambda mask: tensor_bytes(vars(mask)))
 
 
 def band_block_mask(
