@@ -213,7 +213,9 @@ def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(base: str, 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_counters_of_performer_stay_whole_numbers_in_every_dtype(dtype: str, short: Short, tmp_path: Path) -> None:
-    convert_checkpoint(short("gpt2", head_of("gpt2")), tmp_path / "long", mechanism="performer", dtype=dtype, max_length=NEW)
+    source = transformers.AutoModelForCausalLM.from_pretrained(short("gpt2", head_of("gpt2")), dtype=dtype)
+    source.save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="performer", max_length=NEW)
     for arguments in ({}, {"dtype": "auto"}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long", **arguments)
         with torch.no_grad():

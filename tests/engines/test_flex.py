@@ -274,7 +274,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("full", {"score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
         ("full", {"score_mod": lambda score, b, h, i, j: score.tanh(), "dropout_p": 0.1}, "dense"),
         ("longformer", {"window": 64}, "flex"),
-        ("bigbird", {"block_size": 32}, "flex-gathered"),
+        ("bigbird", {"block_size": 32}, "flex-blocks"),
         ("segmented", {"block_size": 128}, "flex-gathered"),
         ("segmented", {"block_size": 100}, "flex-gathered"),
         ("block_top_k", {"block_size": 64}, "flex-blocks"),

@@ -151,5 +151,5 @@ def test_rotary_positions_of_a_fixed_table_are_not_scaled(tmp_path: Path) -> Non
     assert model.config.max_position_embeddings == 2048
     with torch.no_grad():
         assert model(tokens(1, 2000)).logits.isfinite().all()
-    with pytest.raises(OptionError, match="transformers cannot scale the rotary positions of a GPTJForCausalLM"):
+    with pytest.raises(OptionError, match="a GPTJForCausalLM has rotary positions that transformers cannot scale"):
         hf_longattn.plan_conversion(tmp_path / "short", **settings, positions="rope:yarn")
