@@ -83,7 +83,7 @@ def _band_is_short(context: DispatchContext) -> str | None:
 
 def _globals_need_mask(context: DispatchContext) -> bool:
     """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
-    if context.call.global_mask is None or context.call.global_positions is not None or torch.compiler.is_exporting():
+    if context.call.global_mask is None or context.call.global_positions is not None or context.exporting:
         return False
     kernels = PATHS["band"][2:-1]
     return all(_failed(name, context) or reason(context) is not None for name, reason in kernels)

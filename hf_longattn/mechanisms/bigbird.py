@@ -264,20 +264,19 @@ class BigBird(MaskedMechanism):
         key = (rows, device, self.layer)
 
         def make() -> Tensor:
-            blocks = self.blocks(torch.full((1,), rows, device=device), rows, True, device)
-            seen: Tensor = (blocks.times(*index_grid(1, self.num_heads, rows, rows, device)) > 0)[0].expand(self.num_heads, -1, -1)
-            return seen
+            count = torch.full((1,), rows, device=device)
+            return self._table_of(count, rows, AttentionCall(causal=True), device).seen[0].expand(self.num_heads, -1, -1)
 
         if in_graph():
             return make()
-        kept = self._kept  # read once, since another thread may put a table of another size there
-        if kept is None or kept[0] != key:
+        keyed = self._kept  # read once, since another thread may put a table of another size there
+        if keyed is None or keyed[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = kept = key, make()
-        return kept[1]
+                self._kept = keyed = key, make()
+        return keyed[1]
 
     def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The table of texts with ``counts`` blocks, of which the tables of each number are cached for the process."""
+        """The table of texts with ``counts`` blocks. The table of one count is cached for the process."""
         key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
 
         def table_of(count: int) -> BlockTable:

@@ -155,7 +155,8 @@ class Batch(PassCache):
     @property
     def cu_seqlens(self) -> Tensor:
         """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
-        return self.cached("cu_seqlens", lambda: _offsets(self.labels.number))
+        borders, device = self._on_host[1], self._borders[0].device
+        return self.cached("cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device))
 
     @property
     def padded_left(self) -> bool:
@@ -315,11 +316,6 @@ def _check_ascending(descending: bool) -> None:
             "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
             "number the documents in the order of their tokens."
         )
-
-
-def _offsets(numbers: Tensor) -> Tensor:
-    begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
-    return F.pad(begins, (0, 1), value=numbers.numel())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -39,7 +39,7 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
     """
     if context.device != "cpu":
         return ELSEWHERE
-    if not exports and torch.compiler.is_exporting():
+    if not exports and context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
     if not torch.compiler.is_compiling() and context.plain_only is not None:
         return context.plain_only

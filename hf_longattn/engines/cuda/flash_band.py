@@ -27,7 +27,7 @@ from torch import Tensor
 from ...names import look_up
 from ..common.batch import Batch, in_graph, no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..common.dense import at_least_fp32, repeat_heads
+from ..common.dense import at_least_fp32, repeat_heads, unit_stride
 from ..common.plain import blockwise_attention
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
@@ -100,8 +100,8 @@ class Settings(NamedTuple):
         if offsets is not None:
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
         numbers = (*self._lengths(q, k, offsets), self.dropout, self.causal)
-        found = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self.keywords())
-        dq, dk, dv = (x.view(like.shape) for x, like in zip(found, (q, k, v), strict=True))
+        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self.keywords())
+        dq, dk, dv = (x.view(like.shape) for x, like in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
 
     def _lengths(self, q: Tensor, k: Tensor, offsets: Tensor | None) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def prepared(
     rows = [x.transpose(1, 2) for x in (q, k, v)]  # if no feature is missing, a projection's output is not copied
     if width != padded_width:
         rows = [F.pad(x, (0, padded_width - width)) for x in rows]
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in rows], settings
+    return [unit_stride(x) for x in rows], settings
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:

@@ -4,8 +4,8 @@ Part A is the band over the other tokens, part B is their attention to the globa
 all keys. A and B have no key in common, so their outputs are merged by their log-sum-exps (:mod:`.flash_band`), and the operator's backward
 pass takes the merged output. Offsets say which queries meet which keys: a stretch of queries without keys has the output 0.
 
-If the global tokens stand in front of each sequence, the parts are stretches of the same rows, and nothing is copied. Elsewhere, global
-tokens are gathered for B and C; in A, further features give global keys scores of -:data:`HIDDEN`, so that they have no weight.
+If the global tokens stand in front of each sequence, the parts are stretches of the same rows, and nothing is copied. Otherwise,
+they are gathered for B and C; in A, further features give global keys scores of -:data:`HIDDEN`, so that they have no weight.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ the host reads no values from the device. The lists are made once per forward pa
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,16 +74,22 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    score_mod, sinks, offset = call.score_mod, call.sink_scores, _offset(q.shape[2], k.shape[2])
+    score_mod, offset = call.score_mod, _offset(q.shape[2], k.shape[2])
+    shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
+    batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
+    masked = call.key_mask is not None, batch is not None and batch.documents is not None, call.global_mask is not None, own_tokens
+    mask = kept_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
+    return masked_flex(("band", pattern, batch is None, *masked, kind_of(score_mod)), q, k, v, mask, shifted, call)
+
+
+def masked_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall) -> Tensor:
+    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q; ``kind`` as in fused_flex."""
+    sinks = call.sink_scores
     settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
     if k.shape[1] != q.shape[1]:
         settings["enable_gqa"] = True
     if score_mod is not None:
-        settings["score_mod"] = lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j)
-    batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
-    masked = call.key_mask is not None, batch is not None and batch.documents is not None, call.global_mask is not None, own_tokens
-    mask = kept_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
-    kind = "band", pattern, batch is None, *masked, kind_of(score_mod)
+        settings["score_mod"] = score_mod
     out = fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
     return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
 
@@ -115,9 +122,11 @@ def band_block_mask(
     """
     offset, every_pair = _offset(q_len, kv_len), tokens is not None
     real = None if key_mask is None else in_blocks(key_mask)
-    columns = None if tokens is None else in_blocks(tokens if tokens.dim() == 2 else tokens[None]).any(-1)
-    rows = columns if not offset or tokens is None else in_blocks(tokens.view(-1, kv_len)[:, offset:]).any(-1)
-    ends = None
+    columns = rows = ends = None
+    if tokens is not None:
+        by_row = tokens if tokens.dim() == 2 else tokens[None]
+        columns = in_blocks(by_row).any(-1)
+        rows = in_blocks(by_row[:, offset:]).any(-1) if offset else columns
     if documents is not None:
         starts = torch.arange(0, kv_len, BAND_BLOCK, device=device)
         ends = documents[:, starts], documents[:, (starts + BAND_BLOCK - 1).clamp(max=kv_len - 1)]
@@ -146,17 +155,10 @@ def band_block_mask(
 
     of_band = _block_pairs(pattern, q_len, kv_len, every_pair, device)
     if every_pair:
-        partial, full = partial_and_full(of_band[0])
-        if q_len == kv_len:
-            lists = list(zip(*sorted_blocks(torch.stack([partial, full, partial.mT, full.mT])), strict=True))
-        else:
-            lists = [sorted_blocks(x) for x in (partial, full, partial.mT, full.mT)]
+        by_query, by_key = lists_of(*partial_and_full(of_band[0]))
     else:
-        by_query, by_key = of_band
-        lists = [
-            *(packed(x, by_query.k_block) for x in partial_and_full(by_query)),
-            *(packed(x, by_key.q_block) for x in partial_and_full(by_key)),
-        ]
+        sides = zip(map(partial_and_full, of_band), (of_band[0].k_block, of_band[1].q_block), strict=True)
+        by_query, by_key = ((packed(partial, blocks), packed(full, blocks)) for (partial, full), blocks in sides)
     visible = pattern.visible_mod(tokens)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -165,7 +167,7 @@ def band_block_mask(
             seen = seen & (documents[b, q_idx] == documents[b, kv_idx])
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=(lists[0], lists[1]), by_key=(lists[2], lists[3]))
+    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
 
 
 class BlockPairs(NamedTuple):
@@ -209,6 +211,13 @@ def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, de
         return [of(by_query, met), of(meeting, by_key)]
 
     return BYTE_CACHE.get(("pairs of blocks", pattern.left, pattern.right, q_len, kv_len, every_pair, device), make)
+
+
+def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[Lists, Lists]]:
+    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``."""
+    chosen, square = (partial, full, partial.mT, full.mT), partial.shape[2] == partial.shape[3]
+    a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True) if square else map(sorted_blocks, chosen)
+    return (a, b), (c, d)
 
 
 def sorted_blocks(chosen: Tensor) -> Lists:

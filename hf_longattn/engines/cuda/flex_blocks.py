@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..common.byte_cache import tensor_bytes
 from ..common.call import AttentionCall, DispatchContext, selection_mask
-from ..common.dense import merged, same_dtype
+from ..common.dense import same_dtype
 from . import flex
-from .flex import BAND_BLOCK, in_blocks, packed, sorted_blocks
+from .flex import BAND_BLOCK, in_blocks, lists_of, packed
 from .flex_kernel import NoKernel, kind_of
 from .flex_kernel import why_not as why_no_kernel
 from .flex_tiles import lookup
@@ -113,7 +113,7 @@ def flex_block_table(
         NoKernel: this machine has no such kernel.
     """
     q, k, v = same_dtype(q, k, v)
-    length, causal, tokens, sinks, inner = q.shape[2], call.causal, call.global_mask, call.sink_scores, call.score_mod
+    length, causal, tokens, inner = q.shape[2], call.causal, call.global_mask, call.score_mod
 
     def made() -> tuple[BlockMask, BlockTable]:
         table = make()
@@ -130,14 +130,8 @@ def flex_block_table(
         more = added_at(b, h, q_idx // size, kv_idx // size)
         return score + (more if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, more))
 
-    settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
-    if k.shape[1] != q.shape[1]:
-        settings["enable_gqa"] = True
-    if inner is not None or added:
-        settings["score_mod"] = score_mod
     kind = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, kind_of(inner)
-    out = flex.fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
-    return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
+    return flex.masked_flex(kind, q, k, v, mask, score_mod if added or inner is not None else None, call)
 
 
 def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:
@@ -152,8 +146,8 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
     else:
         touched = full = seen.repeat_interleave(size // BAND_BLOCK, 2).repeat_interleave(size // BAND_BLOCK, 3)[:, :, :blocks, :blocks]
     if length % BAND_BLOCK:
-        whole = torch.arange(blocks, device=device) < blocks - 1
-        full = full & (whole & whole[:, None])
+        filled = torch.arange(blocks, device=device) < blocks - 1
+        full = full & (filled & filled[:, None])
     if causal:
         full = full.tril(-1)
     if tokens is not None:
@@ -163,8 +157,7 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
     if key_mask is not None:
         real = in_blocks(key_mask)
         touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
-    partial, full = torch.broadcast_tensors(touched ^ full, full)
-    lists = list(zip(*sorted_blocks(torch.stack([partial, full, partial.mT, full.mT])), strict=True))
+    by_query, by_key = lists_of(*torch.broadcast_tensors(touched ^ full, full))
     at, _ = lookup(seen)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -175,4 +168,4 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
             visible = visible & (kv_idx <= q_idx)
         return visible if key_mask is None else visible & key_mask[b, kv_idx]
 
-    return flex.block_mask((length, length), BAND_BLOCK, mask_mod, by_query=(lists[0], lists[1]), by_key=(lists[2], lists[3]))
+    return flex.block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
