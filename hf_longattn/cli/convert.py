@@ -73,7 +73,7 @@ def search(
     model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
+        typer.Argument(metavar="TEXT", help="What the model will read: a UTF-8 text file, or a folder of images or recordings."),
     ],
     output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
     config: SearchConfig,

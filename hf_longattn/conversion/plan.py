@@ -70,8 +70,8 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
             layers.setdefault(write_choice({"mechanism": name, **for_long_texts}), []).append(number)
     warnings = []
     for choice, numbers in layers.items():
-        some = f"{noun}{'s' * (len(numbers) > 1)} {write_numbers(numbers)}"
-        where = f"every {noun}" if len(numbers) == len(problems) else some
+        listed = f"{noun}{'s' * (len(numbers) > 1)} {write_numbers(numbers)}"
+        where = f"every {noun}" if len(numbers) == len(problems) else listed
         warnings.append(PositionWarning(f"{choice} in {where} {problems[numbers[0]]}", advice))
     return warnings
 
@@ -210,7 +210,7 @@ def with_short_texts(
         """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
         reason = why_not_in_full(mechanism)
         if mechanism.traits.trains:
-            reason = "has parameters of its own, which need training"
+            reason = "adds parameters that need training"
         elif not mechanism.traits.takes_score_mod:
             reason = "is not full attention over fewer keys"
         return f"{mechanism.name!r} {reason}" if reason else ""

@@ -160,8 +160,8 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     spans = _spans(row.get("answers"))
     if not spans:
         answer, start = row.get("answer"), row.get("answer_start")
-        whole = isinstance(answer, (Mapping, list)) or start in (None, "")
-        spans = _spans(answer if whole else {"text": answer, "answer_start": start})
+        has_start = not isinstance(answer, (Mapping, list)) and start not in (None, "")
+        spans = _spans(answer if not has_start else {"text": answer, "answer_start": start})
     right = [text for text, _ in spans]
     if all(start is None for _, start in spans):
         places = occurrences(row["context"], right)

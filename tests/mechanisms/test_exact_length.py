@@ -184,7 +184,7 @@ READ = {"exact_length": 64}
         ({"mechanism": "window", "window": 256}, {"mechanism": "window", "window": 256}, ""),  # covers them
         ({"mechanism": "full"}, {"mechanism": "full"}, ""),
         ({"mechanism": "linear"}, {"mechanism": "linear"}, "'linear' is not full attention over fewer keys"),
-        ({"mechanism": "synthesizer"}, {"mechanism": "synthesizer"}, "'synthesizer' has parameters of its own, which need training"),
+        ({"mechanism": "synthesizer"}, {"mechanism": "synthesizer"}, "'synthesizer' adds parameters that need training"),
         ({"mechanism": "window", "relative": "alibi"}, {"mechanism": "window", "relative": "alibi"}, "relative=alibi changes"),
         (
             {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "full"}}},

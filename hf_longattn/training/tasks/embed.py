@@ -187,7 +187,7 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 
 
 def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a sentence-transformers trainer, of the class ``kind`` with ``more`` of its own, and ours as attributes.
+    """The arguments ``kind(…, **more)`` of a sentence-transformers trainer, with our arguments as attributes.
 
     ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
     """

@@ -63,7 +63,7 @@ def test_operations_and_waits_are_those_of_a_gpu() -> None:
         assert (counted.operations, counted.waits.total()) == (operations, waits), (name, counted.waits)
 
 
-def test_what_is_fused_is_one_operation_with_one_gradient() -> None:
+def test_a_fused_kernel_counts_as_one_operation_in_each_direction() -> None:
     q = torch.randn(1, 2, 8, 16, requires_grad=True)
     with as_on_cuda():
         forward, out = launches(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
