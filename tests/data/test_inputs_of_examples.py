@@ -18,13 +18,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.documents import to_documents, to_summaries
-from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.qa_features import qa_rows
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
-from hf_longattn.data.words import to_windows
+from hf_longattn.training.tasks.classify import encode_documents as to_documents
 from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
+from hf_longattn.training.tasks.seq2seq import to_summaries
+from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
 from tests.cases import every_case
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids

@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.documents import to_documents
 from hf_longattn.data.qa_features import QACollator, answer_tokens, qa_inputs
 from hf_longattn.errors import InputError
+from hf_longattn.training.tasks.classify import encode_documents as to_documents
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES
 

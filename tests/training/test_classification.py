@@ -13,14 +13,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.sources import DataError
+from hf_longattn.data.tables import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.modeling.attach.token_globals import token_rule
-from hf_longattn.training.heads import class_names
-from hf_longattn.training.saving import LOG_NAME
 from hf_longattn.training.tasks import classify
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
+from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, label_names, read_labelled
+from hf_longattn.training.tasks.classify import encode_documents as to_documents
+from hf_longattn.training.training_run import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
 
