@@ -27,7 +27,7 @@ from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mod
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.base import Mechanism
 from .common.layout import band_pairs
 from .common.options import Options, option

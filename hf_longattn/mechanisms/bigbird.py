@@ -34,7 +34,7 @@ from ..engines.cuda.flex_blocks import BlockTable, flex_block_table
 from ..engines.dispatch import choose, try_path
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option

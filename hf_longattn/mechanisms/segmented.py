@@ -36,7 +36,7 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, product
 from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option

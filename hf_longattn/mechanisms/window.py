@@ -27,7 +27,7 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
@@ -193,7 +193,7 @@ class Window(SparseMechanism, GatheredMechanism):
         if dilation > 1:
             yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
         return (positions >= upcoming - back) | (positions < sinks) if sinks else None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ...errors import InputError, OptionError
-from ...memory.cache_argument import CACHE
+from ...memory.decode_cache import CACHE
 from .attention_sites import Call
 from .token_globals import takes_globals
 

@@ -12,7 +12,7 @@ from ...engines.common.batch import for_one_pass, in_graph
 from ...engines.documents import positions_in
 from ...errors import InputError
 from ...mechanisms.common.base import Mechanism
-from ...memory.cache_argument import CACHE
+from ...memory.decode_cache import CACHE
 from ...names import warn_missing
 from ..attach.attention_sites import is_causal
 from ..backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents

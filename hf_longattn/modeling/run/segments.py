@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...engines.common.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
-from ...memory.cache_argument import CACHE
+from ...memory.decode_cache import CACHE
 from ..attach.attention_sites import attention_sites
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"
