@@ -29,9 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hf_longattn import build_mechanism, families, list_mechanisms
-from hf_longattn.engines.common import accelerator, batch, dense
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import DispatchContext
+from hf_longattn.engines import accelerator, batch, dense
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import mechanism_class
