@@ -12,7 +12,7 @@ from torch import Tensor
 from .global_tokens import GlobalTokenIds
 
 if TYPE_CHECKING:
-    from ...engines.common.call import AttentionCall
+    from ...engines.call import AttentionCall
 
 
 @dataclasses.dataclass(frozen=True)
