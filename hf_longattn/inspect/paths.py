@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.sources import chosen_device
+from ..conversion.source_models import chosen_device
 from ..engines.path_reports import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, LongAttentionError
 from ..functional import attend
