@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..conversion.sources import Source, open_source, quiet_libraries, read_long, tower_of
+from ..conversion.source_models import Source, open_source, quiet_libraries, read_long, tower_of
 from ..errors import CheckpointError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long

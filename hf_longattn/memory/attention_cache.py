@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ..engines.common.batch import first_real
-from ..engines.common.call import AttentionCall, State
-from ..engines.common.sequences import advanced
+from ..engines.batch import first_real
+from ..engines.call import AttentionCall, State
+from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism

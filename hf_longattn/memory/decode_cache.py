@@ -92,7 +92,7 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     mechanism = prototype(name, options)
     if not _has_causal_form(mechanism):
         return FULL
-    if mechanism.traits.stateful:
+    if mechanism.capabilities.stateful:
         return STATE_LAYER
     reach = keys_per_query(mechanism)
     if reach is not None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, explain, list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
-from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
+from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import PATHS, first_path, try_path
+from hf_longattn.engines.path_reports import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.functional import run_batch
@@ -72,7 +72,7 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
     q = torch.randn(1, 2, 300, 16)
     for name in list_mechanisms():
         cls = mechanism_class(name)
-        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.traits.needs_grid else {}
+        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.capabilities.needs_grid else {}
         arguments |= {"padding_mask": torch.arange(300)[None] < 280} if padded else {}
         for causal in (False, True):
             if cls.causal not in ("both", causal):

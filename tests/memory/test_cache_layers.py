@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from hf_longattn import LongGPT2Config, LongGPT2Model, attend
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.registry import mechanism_class

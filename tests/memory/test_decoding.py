@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.decoding import Columns
@@ -26,7 +26,7 @@ from tests.shared_code import code_of_form, engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 """Without the mechanism whose models read the whole text at every step."""
-STATEFUL = [name for name in NAMES if mechanism_class(name).traits.stateful is True]
+STATEFUL = [name for name in NAMES if mechanism_class(name).capabilities.stateful is True]
 CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 
@@ -77,7 +77,9 @@ def test_generation_with_a_hybrid_cache_begins_from_embeddings() -> None:
 
 
 WITH_TERMS = [
-    name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod and name != "recurrent_memory"
+    name
+    for name in list_mechanisms(causal=True, grid=False)
+    if mechanism_class(name).capabilities.takes_score_mod and name != "recurrent_memory"
 ]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in WITH_TERMS} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},

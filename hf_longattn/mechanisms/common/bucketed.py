@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engines.bucketed import Rounds
-from ...engines.common.call import AttentionCall, GatherTile
-from ...engines.common.dense import dense_attention, index_grid, repeat_heads
-from ...engines.common.score_terms import add_term
+from ...engines.call import AttentionCall, GatherTile
+from ...engines.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
+from ...engines.score_terms import add_term
 from .base import Mechanism
+from .capabilities import Handling
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
-from .traits import Handling
 
 
 class BucketedMechanism(Mechanism):
@@ -36,7 +36,7 @@ class BucketedMechanism(Mechanism):
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
-    traits = Mechanism.traits.but(bitwise_causal=False)
+    capabilities = Mechanism.capabilities.but(bitwise_causal=False)
     """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
 
     @property

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import cached_on, first_real, for_one_pass
-from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall
+from ...engines.batch import cached_on, first_real, for_one_pass
+from ...engines.byte_cache import BYTE_CACHE
+from ...engines.call import AttentionCall
 from ...errors import OptionError
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenRule:
+class GlobalTokenIds:
     """A rule that makes tokens global: the union of positions, token ids and segments. Padding is never global.
 
     positions: counted from each sequence's first real token.
@@ -43,7 +43,7 @@ class TokenRule:
         """Whether the rule needs to know the separator."""
         return self.first_segment or self.second_segment
 
-    def with_separator(self, separator: int | None) -> TokenRule:
+    def with_separator(self, separator: int | None) -> GlobalTokenIds:
         """The rule with ``separator`` filled in, if it needs a separator and has none.
 
         Raises:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ..errors import InputError
 from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
 from .byte_cache import BYTE_CACHE
-from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .token_grid import Grid
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -169,10 +169,10 @@ class AttentionCall:
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, from detached hidden states; see ``Traits.detached_beyond``.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
-        from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
+        from the keys; queries without a visible key still give 0. Only for mechanisms with the capability ``takes_sinks``.
     cleared: whether :func:`clear_padding` has already run on the inputs.
     finite_padding: whether values in padding are finite, as in models. :func:`hf_longattn.attend` takes any.
     """

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from ..data.english import verification_text
-from ..engines.common.call import UNBOUNDED
+from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
@@ -35,7 +35,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .sources import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
+from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
