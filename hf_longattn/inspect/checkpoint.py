@@ -16,9 +16,9 @@ from ..files import is_generic, is_long
 from ..inputs.kind import InputSizes, WithTowers, kind_in
 from ..inputs.plain import text_length, text_tower
 from ..mechanisms import Mechanism
-from ..modeling.attach.text_globals import TEXT_GLOBAL
+from ..modeling.attach.global_tokens import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
-from ..modeling.inference.pruning import KEPT_HEADS
+from ..modeling.pruning import KEPT_HEADS
 
 
 @dataclass(frozen=True)
