@@ -23,8 +23,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from ..engines.common.batch import in_graph
-from ..engines.common.score_terms import DistanceTerm
+from ..engines.batch import in_graph
+from ..engines.score_terms import DistanceTerm
 from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.backend import mechanism_mask

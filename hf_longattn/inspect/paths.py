@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.sources import chosen_device
-from ..engines.common.paths import GPU_RECORD, PathChoice, observe
+from ..engines.path_reports import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, LongAttentionError
 from ..functional import attend
 from ..mechanisms.common.base import Mechanism

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..engines.common.batch import differentiated, in_graph
+from ..engines.batch import differentiated, in_graph
 from ..engines.cpu.onednn import check_bf16, has_amx, int8_product, pack_int8, pack_weight, packed_product
 from ..errors import BackendError, OptionError, nearest
 from ..mechanisms.common.base import Mechanism

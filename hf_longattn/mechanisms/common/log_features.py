@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...engines.common import accelerator
-from ...engines.common.batch import in_graph
-from ...engines.common.call import AttentionCall, State
-from ...engines.common.dense import at_least_fp32
+from ...engines import accelerator
+from ...engines.batch import in_graph
+from ...engines.call import AttentionCall, State
+from ...engines.dense import at_least_fp32
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
 from .feature_map import KeyPieces, LinearMechanism

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.batch import first_real, in_graph, roll_left
+from ...engines.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.traits import Recursion
