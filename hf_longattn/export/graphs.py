@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.sources import attached_mechanisms
+from ..conversion.source_models import attached_mechanisms
 from ..evaluation.pooling import SentencePooling
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism

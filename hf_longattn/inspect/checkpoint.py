@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..conversion.sources import Source, open_source, quiet_libraries, read_long, tower_of
+from ..conversion.source_models import Source, open_source, quiet_libraries, read_long, tower_of
 from ..errors import CheckpointError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
 from ..inputs.kind import InputSizes, WithTowers, kind_in
 from ..inputs.plain import text_length, text_tower
 from ..mechanisms import Mechanism
-from ..modeling.attach.global_tokens import TEXT_GLOBAL
+from ..modeling.attach.global_mask import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.pruning import KEPT_HEADS
 

@@ -14,10 +14,10 @@ import yaml
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..conversion.config import ConversionConfig
 from ..conversion.folders import versions
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources import Source, chosen_device, quiet_libraries
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import Source, chosen_device, quiet_libraries
 from ..errors import InputError, OptionError, in_a_line
 from ..files import check_new_file, write_text
 from ..inputs.kind import InputSize

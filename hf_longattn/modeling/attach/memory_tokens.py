@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...engines.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.traits import Recursion
+from ...mechanisms.common.capabilities import Recursion
 from ...memory.cache_argument import CACHE
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
@@ -50,7 +50,7 @@ class MemoryTokens(nn.Module):
 
 def recursions(model: nn.Module) -> set[Recursion | None]:
     """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
-    return {module.traits.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    return {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
