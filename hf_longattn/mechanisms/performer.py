@@ -27,7 +27,7 @@ from ..engines.common.accelerator import accelerated
 from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, State
 from ..names import warn_missing
-from .common.log_features import LogLinearMechanism, log_products
+from .common.feature_map import LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 

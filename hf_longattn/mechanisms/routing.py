@@ -44,7 +44,7 @@ from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
