@@ -17,7 +17,7 @@ from .names import public_names
 if TYPE_CHECKING:
     from .configuration import LongAttentionConfig
     from .conversion import ConversionConfig, ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion
-    from .engines.common.grid import Grid
+    from .engines.token_grid import Grid
     from .errors import LongAttentionError
     from .export import CompressionConfig, CompressionReport, ExportReport, compress_checkpoint, export_checkpoint, export_native
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.common import accelerator
-from .engines.common.batch import Batch, in_graph, nothing_seen
-from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
-from .engines.common.dense import dtype_in_attention
-from .engines.common.grid import Grid, grid_of_argument
-from .engines.common.paths import OBSERVERS, Kind, reporting, running
-from .engines.common.score_terms import ScoreMod
-from .engines.common.sequences import attend_per_sequence
+from .engines import accelerator
+from .engines.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
+from .engines.call import AttentionCall, AttentionFunction, clear_padding
+from .engines.dense import dtype_in_attention
 from .engines.dispatch import choose
-from .engines.documents import documents_from, shape_in_words
+from .engines.path_reports import OBSERVERS, Kind, reporting, running
+from .engines.score_terms import ScoreMod
+from .engines.sequences import attend_per_sequence
+from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.exact import by_length, check_form, full_of

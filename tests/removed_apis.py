@@ -86,8 +86,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
-    from hf_longattn.engines import topk
-    from hf_longattn.engines.common import byte_cache, global_rows
+    from hf_longattn.engines import byte_cache, global_rows, topk
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
     from hf_longattn.export import graphs

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from ..data.english import verification_text
-from ..engines.common.call import UNBOUNDED
+from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder

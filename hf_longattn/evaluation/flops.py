@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..engines.common.call import AttentionCall
+from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.layout import full_pairs

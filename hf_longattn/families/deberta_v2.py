@@ -21,7 +21,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from ..engines.common.score_terms import DistanceTerm
+from ..engines.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import attend_by_mechanism, split_heads
 from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family

@@ -18,7 +18,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.sources import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
-from ..engines.common.grid import Grid
+from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long
 from ..inputs.kind import InputKind, kind_of, kind_of_model

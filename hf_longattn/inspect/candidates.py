@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engines.common.grid import Grid
+from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..inputs.kind import InputKind
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.grid import Grid
+from ..engines.call import AttentionCall
+from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, check_extra
 from ..files import staged_file
 from ..mechanisms import Mechanism

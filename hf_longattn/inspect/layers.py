@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion.sources import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
-from ..engines.common.paths import GPU_RECORD, PathChoice, observe
+from ..engines.path_reports import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long

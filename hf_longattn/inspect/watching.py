@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
-from ..engines.common.call import AttentionCall
-from ..engines.common.grid import RUNNING_GRID, Grid
+from ..engines.call import AttentionCall
+from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError, InputError
 from ..inputs.kind import kind_of_model
 from ..inputs.plain import text_tower

@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines import accelerator
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
-from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mods, remapped
+from ..engines.call import AttentionCall, GatherTile, Pattern, rows_of
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
+from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..errors import OptionError
 from ..positions.distances import Locality
 from .common.base import Mechanism

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.accelerator import accelerated
-from ..engines.common.batch import in_graph, last_real
-from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
-from ..engines.common.dense import dense_attention, grid_of, index_grid
-from ..engines.common.global_rows import global_index
-from ..engines.common.score_terms import add_term
+from ..engines.accelerator import accelerated
+from ..engines.batch import in_graph, last_real
+from ..engines.byte_cache import BYTE_CACHE
+from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
 from ..engines.cuda.flex_blocks import BlockTable, flex_block_table
+from ..engines.dense import dense_attention, grid_of, index_grid
 from ..engines.dispatch import choose, try_path
 from ..engines.gathered import gathered_attention
+from ..engines.global_rows import global_index
+from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.distances import Locality
 from .common.layout import full_pairs, tokens_of

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.common.call import AttentionCall, GatherTile, rows_of, selection_mask
-from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.call import AttentionCall, GatherTile, rows_of, selection_mask
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks

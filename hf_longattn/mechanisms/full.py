@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.common.call import AttentionCall, MaskMod, Pattern, clear_padding
+from ..engines.call import AttentionCall, MaskMod, Pattern, clear_padding
 from ..positions.relative import SelfExtend
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism

@@ -16,8 +16,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall
+from ..engines import accelerator
+from ..engines.call import AttentionCall
 from .common.feature_map import HeadwiseLinear, LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common import accelerator
-from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, Pattern, State
-from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
+from ..engines import accelerator
+from ..engines.batch import in_graph
+from ..engines.call import AttentionCall, Pattern, State
+from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism

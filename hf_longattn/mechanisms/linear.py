@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common import accelerator
-from ..engines.common.batch import differentiated, no_fused_kernels
-from ..engines.common.call import AttentionCall, State
-from ..engines.common.dense import at_least_fp32
+from ..engines import accelerator
+from ..engines.batch import differentiated, no_fused_kernels
+from ..engines.call import AttentionCall, State
+from ..engines.dense import at_least_fp32
 from ..engines.linear import Feature, packed_linear_attention
 from .common.feature_map import LinearMechanism, elu_plus_one
 from .common.options import Options, option

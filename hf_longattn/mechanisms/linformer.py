@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
 from .common.base import Mechanism

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.batch import cached_on
-from ..engines.common.call import AttentionCall, MaskMod, Pattern
-from ..engines.common.dense import dense_attention, masked_softmax, products
-from ..engines.common.global_rows import global_index, put_rows, separate_rows
+from ..engines.batch import cached_on
+from ..engines.call import AttentionCall, MaskMod, Pattern
+from ..engines.dense import dense_attention, masked_softmax, products
+from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from .common.layout import full_pairs

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket

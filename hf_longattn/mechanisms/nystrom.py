@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.batch import of_any_length
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.batch import of_any_length
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism
 from .common.options import Options, option

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.accelerator import accelerated
-from ..engines.common.byte_cache import tensor_version
-from ..engines.common.call import AttentionCall, State
+from ..engines.accelerator import accelerated
+from ..engines.byte_cache import tensor_version
+from ..engines.call import AttentionCall, State
 from ..names import warn_missing
 from .common.feature_map import LogLinearMechanism, log_products
 from .common.options import Options, option

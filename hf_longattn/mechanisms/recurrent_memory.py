@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import GatherTile, MaskMod, rows_of
+from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism

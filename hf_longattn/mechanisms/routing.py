@@ -41,8 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
-from ..engines.common.call import AttentionCall, GatherTile
-from ..engines.common.dense import index_grid, repeat_heads
+from ..engines.call import AttentionCall, GatherTile
+from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs

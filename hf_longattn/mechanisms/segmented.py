@@ -31,11 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, middle_of, rows_of
-from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
-from ..engines.common.score_terms import remapped
+from ..engines.call import AttentionCall, GatherTile, MaskMod, middle_of, rows_of
+from ..engines.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
+from ..engines.score_terms import remapped
 from ..positions.distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset
 from .common.options import Options, option

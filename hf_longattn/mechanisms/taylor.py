@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall
+from ..engines.byte_cache import BYTE_CACHE
+from ..engines.call import AttentionCall
 from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import dense_attention, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
 from .common.base import Mechanism

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.batch import differentiated
-from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
-from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.common.score_terms import ScoreMod, chain_score_mods
+from ..engines.batch import differentiated
+from ..engines.byte_cache import BYTE_CACHE
+from ..engines.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
+from ..engines.score_terms import ScoreMod, chain_score_mods
 from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..positions.distances import Locality
 from .common.layout import band_tile, full_pairs, without

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.common.dense import repeat_heads
-from ..engines.common.score_terms import take_heads
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ..engines.dense import repeat_heads
+from ..engines.score_terms import take_heads
 from ..errors import OptionError
 from ..positions.distances import Locality
 from .common.layout import band_pairs, band_tile

@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
-from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.common.grid import Grid
-from ..engines.common.score_terms import ScoreMod, ScoreTerm
+from ..engines.byte_cache import BYTE_CACHE
+from ..engines.call import AttentionCall, GatherTile, MaskMod, mark_static
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
+from ..engines.score_terms import ScoreMod, ScoreTerm
+from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from .common.masked import MaskedMechanism
 from .common.options import Options, option

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
-from ..engines.common.batch import first_real
-from ..engines.common.call import AttentionCall
+from ..engines.batch import first_real
+from ..engines.call import AttentionCall
 from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism
 from ..names import TESTED

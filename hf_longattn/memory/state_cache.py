@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
-from ..engines.common.call import AttentionCall, State
-from ..engines.common.sequences import advanced
+from ..engines.call import AttentionCall, State
+from ..engines.sequences import advanced
 from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
 from ..names import BACKEND, warn_missing

@@ -20,26 +20,24 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
+from ..engines.accelerator import accelerated
+from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_graph, on_host, shape_in_words
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.accelerator import accelerated
-from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph, on_host
-from ..engines.common.byte_cache import tensor_version
-from ..engines.common.call import AttentionCall, Pattern
-from ..engines.common.dense import fused_attention, masked_softmax, products, repeat_heads
-from ..engines.common.grid import RUNNING_GRID
-from ..engines.common.paths import OBSERVERS, PathChoice, notify, running
-from ..engines.common.score_terms import ScoreMod, as_term, device_scalar
+from ..engines.byte_cache import tensor_version
+from ..engines.call import AttentionCall, Pattern
 from ..engines.cpu.flash import masked_attention
-from ..engines.documents import (
+from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
+from ..engines.dense_masks import (
     batch_of_mask,
-    documents_from,
     documents_in_mask,
     hidden_pairs,
     lowers_sequences,
     only_hides,
-    shape_in_words,
     shows_later_keys,
 )
+from ..engines.path_reports import OBSERVERS, PathChoice, notify, running
+from ..engines.score_terms import ScoreMod, as_term, device_scalar
+from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.common.batch import in_graph
+from ..engines.batch import in_graph
 from .attach.attention_sites import layer_mechanisms
 from .attach.custom_attention import OnTheBackend
 from .family.config import runs_mechanisms

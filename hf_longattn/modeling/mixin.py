@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
+from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
-from ..engines.common.grid import Grid
+from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
 from .attach.attention_sites import layer_mechanisms, with_members

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.grid import Grid
+from ..engines.call import AttentionCall
+from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..evaluation.flops import ModelShape, state_bytes
 from ..functional import run_batch

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
-from hf_longattn.engines.common import byte_cache
+from hf_longattn.engines import byte_cache
 from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.mechanisms import Mechanism, check_options
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import fla as kernels
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 LENGTH = 300

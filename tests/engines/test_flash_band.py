@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import block_sparse, dispatch
+from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
-from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.blockwise import blockwise_attention
+from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flash_band, flex_kernel
+from hf_longattn.engines.path_reports import PathChoice, observe
 from tests.cases import every_case
 from tests.grids import grid
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import _tensors
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
-from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import blockwise_attention, plain_gathered
+from hf_longattn.engines.byte_cache import _tensors
+from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
+from hf_longattn.engines.path_reports import observe
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
-from hf_longattn.engines.common.dense import repeat_heads
-from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.plain import plain_gathered
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import plain_gathered
+from hf_longattn.engines.call import AttentionCall, GatherTile, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
+from hf_longattn.engines.dense import repeat_heads
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 from tests.grids import pairwise, quickly
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.plain import blockwise_attention
-from hf_longattn.engines.common.score_terms import DistanceBias
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import blockwise_attention
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu import band
 from hf_longattn.engines.cpu import flash as cpu_flash
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
+from hf_longattn.engines.score_terms import DistanceBias
 from hf_longattn.functional import run_batch
 from tests.cases import every_case
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn import build_mechanism, reference_attend
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.plain import QUERIES_PER_BLOCK as BLOCK
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import QUERIES_PER_BLOCK as BLOCK
+from hf_longattn.engines.call import AttentionCall
 from tests.grids import quickly
 
 HEADS, DIM, WINDOW = 2, 8, 48

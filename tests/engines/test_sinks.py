@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.common import call as calls
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines import call as calls
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, explain, list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
-from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
+from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import PATHS, first_path, try_path
+from hf_longattn.engines.path_reports import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.functional import run_batch

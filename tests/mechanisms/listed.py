@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.call import AttentionCall, GatherTile
-from hf_longattn.engines.common.plain import allowed
-from hf_longattn.engines.common.sequences import weights_per_sequence
+from hf_longattn.engines.blockwise import allowed
+from hf_longattn.engines.call import AttentionCall, GatherTile
+from hf_longattn.engines.sequences import weights_per_sequence
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests

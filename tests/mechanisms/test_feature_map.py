@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, list_mechanisms, reference_attend
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from

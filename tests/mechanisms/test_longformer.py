@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common.global_rows import index_of_globals
+from hf_longattn.engines.global_rows import index_of_globals
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.token_rules import TokenRule

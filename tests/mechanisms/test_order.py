@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms.common.ordered import token_order

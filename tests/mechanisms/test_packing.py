@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.documents import documents_from, documents_in_mask
+from hf_longattn.engines.batch import Batch, documents_from
+from hf_longattn.engines.dense_masks import documents_in_mask
+from hf_longattn.engines.path_reports import observe
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class

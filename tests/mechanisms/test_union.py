@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.common.call import GatherTile, rows_of
+from hf_longattn.engines.call import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.locality import keys_per_query

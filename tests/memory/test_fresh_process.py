@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING
 
 from hf_longattn import build_mechanism, list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import cache_layer, window_layer_type
 from tests.cases import every_case

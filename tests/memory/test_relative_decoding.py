@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.decoding import Columns

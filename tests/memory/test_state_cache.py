@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn import attend
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
@@ -67,7 +67,7 @@ def test_every_mechanism_has_a_definition() -> None:
 @every_case(("name", "causal", "case"), DRAWN, ids=form, by="name")
 def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
-        monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 0)
+        monkeypatch.setattr("hf_longattn.engines.call.DENSE_CELLS", 0)
         monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
     module, q, k, v, arguments = draw_case(name, causal, case)
     assert_is_definition(module, definition_of(name).define, q, k, v, arguments)

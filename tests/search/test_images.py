@@ -15,7 +15,7 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.data.sources import DataError
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.kind import kind_of

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, State, clear_padding
-from ...engines.common.dense import repeat_heads
-from ...engines.common.grid import Grid
-from ...engines.common.sequences import weights_per_sequence
+from ...engines.call import AttentionCall, State, clear_padding
+from ...engines.dense import repeat_heads
+from ...engines.sequences import weights_per_sequence
+from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engines.bucketed import Rounds
-from ...engines.common.call import AttentionCall, GatherTile
-from ...engines.common.dense import dense_attention, index_grid, repeat_heads
-from ...engines.common.score_terms import add_term
+from ...engines.call import AttentionCall, GatherTile
+from ...engines.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
+from ...engines.score_terms import add_term
 from .base import Mechanism
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import Batch, SequenceSpan, first_real, in_graph, last_real, of_any_length
-from ...engines.common.call import AttentionCall, AttentionFunction, clear_padding
-from ...engines.common.sequences import attend_per_sequence, rolled, stacked
+from ...engines.batch import Batch, SequenceSpan, first_real, in_graph, last_real, of_any_length
+from ...engines.call import AttentionCall, AttentionFunction, clear_padding
+from ...engines.sequences import attend_per_sequence, rolled, stacked
 from ...errors import OptionError
 
 

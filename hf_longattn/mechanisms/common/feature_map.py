@@ -22,14 +22,14 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...engines.common import accelerator
-from ...engines.common.batch import in_graph
-from ...engines.common.call import AttentionCall, State
-from ...engines.common.dense import at_least_fp32, repeat_heads
-from ...engines.common.sequences import attend_per_sequence
+from ...engines import accelerator
+from ...engines.batch import in_graph
+from ...engines.call import AttentionCall, State
 from ...engines.cuda import fla
+from ...engines.dense import at_least_fp32, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, added, empty_state, exp_of, fla_dtype, linear_attention, masked, read, relative_queries
+from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
 from .base import Mechanism
 from .layout import full_pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...engines.common.call import UNBOUNDED
+from ...engines.call import UNBOUNDED
 from ...positions.distances import Locality, untrained_distances
 
 if TYPE_CHECKING:

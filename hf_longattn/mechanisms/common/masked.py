@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...engines.batch import Derived, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
-from ...engines.common.batch import Derived, first_real, in_graph, no_fused_kernels
-from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import (
+from ...engines.byte_cache import BYTE_CACHE
+from ...engines.call import (
     AttentionCall,
     GatherTile,
     MaskMod,
     Pattern,
     mark_static,
 )
-from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
+from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
@@ -272,7 +272,7 @@ class SparseMechanism(MaskedMechanism):
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism that lists its pairs as :class:`~hf_longattn.engines.common.call.GatherTile`. Pairs depend only on the length.
+    """A mechanism that lists its pairs as :class:`~hf_longattn.engines.call.GatherTile`. Pairs depend only on the length.
 
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """

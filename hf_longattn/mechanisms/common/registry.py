@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...engines.common.grid import Grid
+from ...engines.token_grid import Grid
 from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import cached_on, first_real, for_one_pass
-from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall
+from ...engines.batch import cached_on, first_real, for_one_pass
+from ...engines.byte_cache import BYTE_CACHE
+from ...engines.call import AttentionCall
 from ...errors import OptionError
 
 

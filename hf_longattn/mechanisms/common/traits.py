@@ -12,7 +12,7 @@ from torch import Tensor
 from .token_rules import TokenRule
 
 if TYPE_CHECKING:
-    from ...engines.common.call import AttentionCall
+    from ...engines.call import AttentionCall
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...configuration import LongAttentionConfig
-from ...engines.common.batch import differentiated
+from ...engines.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...engines.common.batch import for_one_pass
-from ...engines.common.grid import RUNNING_GRID, Grid
+from ...engines.batch import for_one_pass
+from ...engines.token_grid import RUNNING_GRID, Grid
 from ...errors import InputError
 from ..backend import GRID
 from ..family.config import runs_mechanisms

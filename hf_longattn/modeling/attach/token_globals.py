@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
-from ...engines.common.batch import Batch, in_graph
+from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import for_length

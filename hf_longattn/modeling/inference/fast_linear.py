@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.batch import differentiated
+from ...engines.batch import differentiated
 from ...engines.cpu.onednn import int8_product, pack_int8, pack_weight, packed_product
 from ...errors import BackendError
 

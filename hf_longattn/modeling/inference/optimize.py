@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ...engines.common.batch import in_graph
+from ...engines.batch import in_graph
 from ...engines.cpu.onednn import check_bf16, has_amx
 from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.batch import for_one_pass, in_graph
-from ...engines.documents import positions_in
+from ...engines.batch import for_one_pass, in_graph, positions_in
 from ...errors import InputError
 from ...mechanisms.common.base import Mechanism
 from ...memory.cache_argument import CACHE

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.batch import first_real, in_graph, roll_left
+from ...engines.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
 from ...memory.cache_argument import CACHE
 from ..attach.attention_sites import attention_sites

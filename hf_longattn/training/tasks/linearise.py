@@ -22,7 +22,7 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.rows import read_texts
 from hf_longattn.data.tokenization import to_inputs
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism

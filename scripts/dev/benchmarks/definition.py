@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
-from ...errors import InputError
+from ..errors import InputError
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
@@ -351,3 +351,49 @@ def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
     shape = [1] * x.dim()
     shape[0], shape[dim] = places.shape
     return x.gather(dim, places.view(shape).expand(x.shape))
+
+
+def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are ``None``.
+
+    Args:
+        cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
+        shape: ``(B, N)``.
+    Raises:
+        InputError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
+    """
+    if documents is None and cu_seqlens is None:
+        return None
+    if documents is not None and cu_seqlens is not None:
+        raise InputError("documents and cu_seqlens say the same thing; pass one of them.")
+    if documents is not None:
+        if not isinstance(documents, Tensor) or tuple(documents.shape) != shape or documents.is_floating_point():
+            raise InputError(
+                f"documents {shape_in_words(documents)}, but must be integers "
+                f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
+            )
+        return documents.long()
+    assert cu_seqlens is not None
+    batch, length = shape
+    fits = isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == batch == 1 < len(cu_seqlens) and not cu_seqlens.is_floating_point()
+    ends = cu_seqlens.tolist() if fits and not in_graph() else None
+    if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
+        raise InputError(
+            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
+            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
+            "for several rows pass documents (batch, tokens)."
+        )
+    places = torch.arange(length, device=cu_seqlens.device)
+    return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+
+
+def positions_in(documents: Tensor) -> Tensor:
+    """Position of every token in its document, for ``documents (B, N)``."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(begins, places, 0).cummax(1).values
+
+
+def shape_in_words(x: Any) -> str:
+    """A clause with the shape and dtype of a tensor, or with the type of another object."""
+    return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"

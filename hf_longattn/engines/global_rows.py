@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...names import missing
+from ..names import missing
 from .batch import cached_on
 from .call import AttentionCall
 from .dense import at_least_fp32, dense_attention, masked_softmax, products

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
-from ...names import LOGGER
+from ..names import LOGGER
 from .batch import in_graph
 
 Kind = Literal[

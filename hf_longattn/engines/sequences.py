@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import InputError
+from ..errors import InputError
 from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
-from .grid import Grid
-from .paths import PathName
+from .path_reports import PathName
+from .token_grid import Grid
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 

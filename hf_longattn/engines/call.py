@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ..errors import InputError
 from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
 from .byte_cache import BYTE_CACHE
-from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .token_grid import Grid
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""

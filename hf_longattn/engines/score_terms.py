@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import InputError
+from ..errors import InputError
 from .batch import graph_property
 from .byte_cache import BYTE_CACHE
-from .grid import Grid
-from .paths import PathName
+from .path_reports import PathName
+from .token_grid import Grid
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""

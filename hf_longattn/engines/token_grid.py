@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from ...errors import InputError, OptionError
+from ..errors import InputError, OptionError
 
 ORDERS = ("raster", "columns", "hilbert")
 """Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""

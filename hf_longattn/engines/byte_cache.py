@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...names import warn_missing
+from ..names import warn_missing
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
