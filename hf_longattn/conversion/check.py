@@ -23,7 +23,7 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .adopt import renamed
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
 from .plan import ConversionPlan
-from .sources import added_modules, attached_mechanisms, load_checked, load_source, result_class
+from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""

@@ -32,7 +32,7 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, Check, Differen
 from .check import AS_CONFIGURED, BASE, MECHANISMS, Comparison, attending, check_finite
 from .folders import READY, TRAIN, UNKNOWN, VERDICT, WOULD_TELL
 from .plan import ConversionPlan
-from .sources import outputs
+from .source_models import outputs
 
 COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 """Maximum FLOPs of one forward pass at the old length, at the new length, and over a padded text. Untuned; BERT-base at 4,096 tokens is

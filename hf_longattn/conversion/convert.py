@@ -16,11 +16,11 @@ from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
-from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
+from .native import choose_stock, export_native
 from .plan import Chooser, ConversionPlan, plan_conversion
-from .sources import load_as_result, open_source, quiet_libraries
-from .stock import choose_stock, export_native
+from .settings import AUTO, ConversionConfig
+from .source_models import load_as_result, open_source, quiet_libraries
 
 
 @quiet_libraries()

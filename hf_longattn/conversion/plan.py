@@ -28,8 +28,8 @@ from ..positions.distances import RANDOM, widest_span
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
-from .config import AUTO, ConversionConfig
-from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries
+from .settings import AUTO, ConversionConfig
+from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
 
 
 @dataclass(frozen=True)

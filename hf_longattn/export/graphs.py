@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.folders import add_source_files, versions, with_report, write_report
-from ..conversion.sources import (
+from ..conversion.source_models import (
     NAMES,
     OWN_FIELDS,
     Source,

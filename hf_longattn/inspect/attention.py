@@ -16,8 +16,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.config import ConversionConfig
-from ..conversion.sources import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long

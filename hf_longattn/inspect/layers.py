@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.sources import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
+from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
 from ..engines.path_reports import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape

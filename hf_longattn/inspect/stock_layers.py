@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..conversion.sources import class_of, open_source, quiet_libraries
+from ..conversion.source_models import class_of, open_source, quiet_libraries
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line

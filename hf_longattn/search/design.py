@@ -18,8 +18,8 @@ from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.choice_text import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
+from .budget import Budget
 from .costs import LayerCost
-from .settings import Budget
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",

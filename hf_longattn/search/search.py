@@ -15,10 +15,10 @@ import yaml
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..conversion.config import ConversionConfig
 from ..conversion.folders import versions
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources import Source, chosen_device, quiet_libraries
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import Source, chosen_device, quiet_libraries
 from ..errors import InputError, OptionError, in_a_line
 from ..evaluation.token_loss import LossChange
 from ..files import check_new_file, write_text
@@ -27,11 +27,11 @@ from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
+from .budget import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
 from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 from .costs import FAILURES, LayerCost, LayerCosts
 from .design import FULL, CostedDesign, Design, DesignCosts, read_candidates, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
-from .settings import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
 
 FORMAT = 2
 """Number of the JSON form; it changes when a key changes its meaning or goes."""

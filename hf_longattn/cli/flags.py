@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..conversion import ConversionConfig
-from ..conversion.config import Settings
+from ..conversion.settings import Settings
 from ..errors import OptionError, flag
 from ..mechanisms.common.choice_text import read_choice, read_pairs, read_rules, read_towers
 from ..training.recipes import read_recipe, recipe_names

@@ -37,7 +37,7 @@ from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, adoption_of, decoder_start
-from .config import ConversionConfig
+from .settings import ConversionConfig
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 SAFETENSORS = "*.safetensors"

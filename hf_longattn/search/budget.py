@@ -1,6 +1,6 @@
 """Settings of a search, with its budget: what the attention of all layers may cost.
 
-Command line and search read them here. Nothing heavy is imported, as in ``conversion/config.py``.
+Command line and search read them here. Nothing heavy is imported, as in ``conversion/settings.py``.
 """
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import pick_unit_and_suffix
 
-from ..conversion.config import ConversionConfig, Settings, documented, of_conversion, setting
+from ..conversion.settings import ConversionConfig, Settings, documented, of_conversion, setting
 from ..errors import OptionError
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .sources import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
+from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"

@@ -1,13 +1,13 @@
-"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`.
+"""The commands that write a checkpoint (`longattn convert`, `export` and `compress`), plan one (`plan`, `search`), or `push` it.
 
-`longattn plan SRC` and `longattn search MODEL TEXT` come before a conversion. All three have flags for the settings of
-:class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
+`convert`, `plan` and `search` have a flag for every setting of :class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,8 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
-from ..search.settings import SearchConfig
-from . import options as flags
+from ..search.budget import SearchConfig
+from . import flags
 from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
@@ -163,6 +163,31 @@ def compress(
     config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
     report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
     show(report.to_dict(), compression_report(report), as_json=as_json)
+
+
+def push(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")],
+    private: flags.Private = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
+    remote_code: flags.RemoteCode = False,
+    token: flags.Token = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Upload a model to the Hub in one commit, with its card.
+
+    Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
+    have arrived are not uploaded again.
+    """
+    from ..hub import push_model
+
+    pushed = push_model(
+        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
+    )
+    commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
+    left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
+    show(asdict(pushed), [Line(pushed.url), Line(f"{commit}{left_out}.")], as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
