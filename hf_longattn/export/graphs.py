@@ -145,9 +145,9 @@ def export_checkpoint(
     loaded = _load(source, inspection.class_name, task)
     if getattr(loaded.config, "is_encoder_decoder", False):
         raise CheckpointError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
-    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if not mechanism.traits.exports})
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if not mechanism.capabilities.exports})
     if refused:
-        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.exports)
+        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports)
         raise CheckpointError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
@@ -191,7 +191,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
     if "token_type_ids" in from_tokenizer and "token_type_ids" in taken:
         names.append("token_type_ids")
     if global_attention_mask:
-        if not any(mechanism.traits.takes_globals for mechanism in attached_mechanisms(model).values()):
+        if not any(mechanism.capabilities.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise CheckpointError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
     return (*names, *page_inputs(model))

@@ -257,8 +257,8 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
         if id(mechanism) not in ran:
             shape = 1, mechanism.num_heads, planned_length(checkpoint), mechanism.head_dim
             q, k, v = torch.randn(3, *shape, generator=generator).to(chosen_device(None))
-            hidden = q.transpose(1, 2).flatten(2) if mechanism.traits.takes_hidden_states else None
-            bound = {"grid": grid} if mechanism.traits.needs_grid or mechanism.options.order is not None else {}
+            hidden = q.transpose(1, 2).flatten(2) if mechanism.capabilities.takes_hidden_states else None
+            bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
             try:
                 with torch.no_grad(), _noting({}) as paths:
                     attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.causal, hidden_states=hidden, **bound)

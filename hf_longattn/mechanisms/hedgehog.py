@@ -45,7 +45,7 @@ class Hedgehog(LogLinearMechanism):
     summary = "a learned exponential feature map, trained to imitate softmax"
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
-    traits = LogLinearMechanism.traits.but(trains=True, images_need_order=False)
+    capabilities = LogLinearMechanism.capabilities.but(trains=True, images_need_order=False)
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 

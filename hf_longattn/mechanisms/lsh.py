@@ -90,7 +90,7 @@ class LSH(BucketedMechanism):
     when = "a model without training that needs similar tokens from anywhere; Reformer's attention"
     cost = "N·(log N + rounds·bucket_size)"
     per_head_tensors = ("rotations",)
-    traits = BucketedMechanism.traits.but(images_need_order=False)
+    capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
 
     @classmethod

@@ -44,7 +44,7 @@ def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments
     assert isinstance(mask, Tensor)
     if in_graph():  # values cannot be read
-        some_global = any(mechanism.traits.takes_globals for mechanism in layer_mechanisms(model))
+        some_global = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
     else:
         some_global = bool((mask > 1).any())
     return {**arguments, MASK: unmarked(mask), GLOBALS: mask > 1} if some_global else {**arguments, MASK: unmarked(mask)}

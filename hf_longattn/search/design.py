@@ -74,7 +74,7 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
     built = prototype(candidate.mechanism, candidate.options)
     if built.causal not in ("both", causal):
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
-    if built.traits.recursion is not None:
+    if built.capabilities.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     try:
         sizes.check(built)

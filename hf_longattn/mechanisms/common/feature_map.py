@@ -32,10 +32,10 @@ from ...engines.linear import CHUNK, absorb, added, empty_state, exp_of, fla_dty
 from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
 from .base import Mechanism
+from .capabilities import Handling
 from .layout import full_pairs
 from .options import Options
 from .scores import drop_keys, normalised, softmax_over, visible_to_all
-from .traits import Handling
 
 
 class HeadwiseLinear(nn.Module):
@@ -64,7 +64,7 @@ class LinearMechanism(Mechanism):
 
     engine = "linear"
     cost = "N·D²"
-    traits = Mechanism.traits.but(stateful=True, takes_score_mod=False)
+    capabilities = Mechanism.capabilities.but(stateful=True, takes_score_mod=False)
     handling = Handling(position_dependent=False)
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""

@@ -81,16 +81,16 @@ def attach_mechanisms(
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
         check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
-        if getattr(site.module, SINKS, None) is not None and not mechanism.traits.takes_sinks:
+        if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
             raise OptionError(
                 f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
         if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
-        if mechanism.traits.takes_hidden_states:
+        if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
-        if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):
+        if mechanism.capabilities.takes_hidden_states or mechanism.capabilities.stops_gradients(sys.maxsize):
             _hook_once(site.module, pass_layer_input)
         weight = next(site.module.parameters(), None)
         if weight is not None:
@@ -153,12 +153,12 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         )
     mechanisms = mechanisms_on(module).values()
     added: dict[str, Any] = {}
-    if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
+    if any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
-        if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
+        if any(mechanism.capabilities.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
             added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
     return (args, {**kwargs, **added}) if added else None
 
@@ -185,13 +185,13 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
     """Raise :class:`OptionError` if the layer's projections cannot be copied. They are not found, or rotated by position afterwards."""
     config = getattr(model, "config", None)
-    if mechanism.traits.copies and getattr(config, "rope_parameters", None):
+    if mechanism.capabilities.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    copied = {mechanism.traits.copies[name] for name in copied_parameters(site.module, mechanism.traits.copies)}
-    if missing := {name for name in mechanism.traits.copies.values() if name.endswith("weight")} - copied:
+    copied = {mechanism.capabilities.copies[name] for name in copied_parameters(site.module, mechanism.capabilities.copies)}
+    if missing := {name for name in mechanism.capabilities.copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.traits import Recursion
+from ...mechanisms.common.capabilities import Recursion
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
 
@@ -37,7 +37,7 @@ class MemoryTokens(nn.Module):
 
 def recursions(model: nn.Module) -> set[Recursion | None]:
     """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
-    return {module.traits.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    return {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:

@@ -15,7 +15,7 @@ from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import for_length
-from ...mechanisms.common.token_rules import TokenRule
+from ...mechanisms.common.global_tokens import GlobalTokenIds
 from ...names import LOGGER
 from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
@@ -26,7 +26,7 @@ LONGEST_QUESTION = 512
 """Maximum length of a question, in tokens. A first text that is longer than this and than the second is probably the document."""
 
 
-def token_rule(model: nn.Module) -> TokenRule | None:
+def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
     """The rule by which layers of ``model`` choose global tokens by id. With the config's separators; ``None`` if none does.
 
     Raises:
@@ -36,12 +36,12 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
     marked = tuple(getattr(config, "global_token_ids", None) or ())
-    rules = {module.traits.token_rule for module in takers}
+    rules = {module.capabilities.global_token_ids for module in takers}
     if rules <= {None}:
         if not takers or (question is None and not marked):
             return None
         fixed = {position for part in with_members(takers) for position in getattr(part.options, "global_tokens", ())}
-        return TokenRule(tuple(sorted(fixed)), marked, question_separator=question)
+        return GlobalTokenIds(tuple(sorted(fixed)), marked, question_separator=question)
     if len(rules) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
@@ -55,18 +55,18 @@ def token_rule(model: nn.Module) -> TokenRule | None:
 
 def _takers(model: nn.Module) -> list[Mechanism]:
     """The mechanisms of ``model``, and members of composites, that take global tokens."""
-    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.traits.takes_globals]
-    return [mechanism for mechanism in with_members(outer) if mechanism.traits.takes_globals] if outer else []
+    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.capabilities.takes_globals]
+    return [mechanism for mechanism in with_members(outer) if mechanism.capabilities.takes_globals] if outer else []
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
     """Whether a mechanism of ``model`` chooses global tokens by id: by segments or given ids."""
-    return any(mechanism.traits.token_rule is not None for mechanism in _takers(model))
+    return any(mechanism.capabilities.global_token_ids is not None for mechanism in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:
     """Whether any layer of ``model`` takes global tokens."""
-    return any(mechanism.traits.takes_globals for mechanism in layer_mechanisms(model))
+    return any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if mask is None:
         return
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
-    if not any(mechanism.traits.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
+    if not any(mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise InputError(
             f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
@@ -99,7 +99,7 @@ def question_separator(tokenizer: Any) -> int | None:
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
     row = torch.tensor([ids])
-    question = TokenRule(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
+    question = GlobalTokenIds(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
     return ids[first - 1] if int(question.sum()) == first else None
 
 
@@ -125,7 +125,7 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     return config.question_separator_id is not None
 
 
-def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
+def global_tokens_of(rule: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
     """The ``global_attention_mask (B, N)`` of a forward pass that has none. Found separately in each of the packed ``documents (B, N)``.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...mechanisms.common.traits import AddsLoss
+from ...mechanisms.common.capabilities import AddsLoss
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
