@@ -17,7 +17,7 @@ from .names import public_names
 if TYPE_CHECKING:
     from .configuration import LongAttentionConfig
     from .conversion import ConversionConfig, ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion
-    from .engines.common.grid import Grid
+    from .engines.token_grid import Grid
     from .errors import LongAttentionError
     from .export import CompressionConfig, CompressionReport, ExportReport, compress_checkpoint, export_checkpoint, export_native
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .inspect import Diagnosis, Explanation, diagnose, explain
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention
-    from .modeling.inference.optimize import optimize_for_inference
+    from .modeling.inference import optimize_for_inference
     from .search import SearchConfig, SearchResult, search_design
 
 __version__ = "0.2.0"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn import build_mechanism
-from hf_longattn.engines.documents import documents_in_mask, hidden_pairs, only_hides
+from hf_longattn.engines.dense_masks import documents_in_mask, hidden_pairs, only_hides
 from hf_longattn.errors import InputError
 from hf_longattn.modeling.backend import longattn_attention_forward
 from tests.cases import every_case

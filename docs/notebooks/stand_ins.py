@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizer
 
@@ -93,50 +92,12 @@ def diary_reader(folder: str, steps: int = 500) -> None:
     _save(folder, model, tokenizer)
 
 
-def book(file: str, characters: int = 400_000) -> None:
-    """The language reference of Python as one text file: English that people wrote, in every Python installation."""
-    Path(file).write_text("\n".join(topics[name] for name in sorted(topics))[:characters], encoding="utf-8")
-
-
-def chapters(folder: str) -> None:
-    """The same as a folder of text files, one for each chapter."""
-    Path(folder).mkdir(exist_ok=True)
-    for number, name in enumerate(sorted(topics)):
-        Path(folder, f"{number:02}.txt").write_text(topics[name], encoding="utf-8")
-
-
 def published_encoder(folder: str) -> None:
     """all-MiniLM-L6-v2 itself, no stand-in: a clone's `make install` has installed it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone
     from scripts.dev.real import real_checkpoint
 
     shutil.copytree(real_checkpoint(), folder)
-
-
-def python_writer(folder: str, steps: int = 250) -> None:
-    """A Llama of three layers that reads 256 tokens and continues texts about Python, trained for 30 seconds."""
-    torch.manual_seed(0)
-    draw = random.Random(0)
-    text = "\n".join(topics[name] for name in sorted(topics))[:400_000]
-    pieces = ByteLevelBPETokenizer()
-    pieces.train_from_iterator([text], vocab_size=1000, special_tokens=["</s>"], show_progress=False)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=pieces._tokenizer, eos_token="</s>", pad_token="</s>", model_max_length=256
-    )
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
-            max_position_embeddings=256, initializer_range=0.06, tie_word_embeddings=True,
-            bos_token_id=None, eos_token_id=0, pad_token_id=0,
-        )
-    )  # fmt: skip
-    ids = torch.tensor(pieces.encode(text).ids)
-    optimiser, schedule = _optimiser(model, 4e-3, steps)
-    for _ in range(steps):
-        starts = [draw.randrange(len(ids) - 256) for _ in range(8)]
-        rows = torch.stack([ids[start : start + 256] for start in starts])
-        _step(model(input_ids=rows, labels=rows).loss, model, optimiser, schedule)
-    _save(folder, model, tokenizer)
 
 
 STRIPES = ("horizontal", "vertical", "chequered")

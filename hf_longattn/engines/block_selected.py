@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common.batch import in_graph
-from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, DispatchContext, GatherTile, rows_of
-from .common.dense import same_dtype
+from .batch import in_graph
+from .byte_cache import BYTE_CACHE
+from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
 from .cuda.flex_blocks import flex_block_selected
+from .dense import same_dtype
 from .dispatch import try_path
 from .gathered import gathered_attention
 

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .common import accelerator
-from .common.call import AttentionCall, DispatchContext, Pattern, clear_padding
-from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
-from .common.plain import blockwise_attention
-from .common.sequences import attend_per_sequence
+from . import accelerator
+from .blockwise import blockwise_attention
+from .call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .cpu.dropout import drops_in_tiles
 from .cpu.flash import cached_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flash_globals import flash_globals
 from .cuda.flex import flex_band
+from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
 from .distances import distance_attention
+from .sequences import attend_per_sequence
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .common.accelerator import accelerated
-from .common.batch import DocumentLabels, graph_property
-from .common.call import GatherTile, inverse_permutation
+from .accelerator import accelerated
+from .batch import DocumentLabels, graph_property
+from .call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
 """Maximum queries per tile row."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from . import grid_windows
-from .common.call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
-from .common.paths import OBSERVERS, Kind, PathName, Result, report
-from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
+from .call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
 from .cpu import band, block_selected, distance_band, gathered
 from .cpu.dropout import drops_in_tiles
 from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
+from .path_reports import OBSERVERS, Kind, PathName, Result, report
+from .sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 
 DENSE_KEYS = 768
 """Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's width.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common.call import AttentionCall, Pattern
-from .common.dense import repeat_heads, same_dtype
-from .common.score_terms import DistanceTerm
+from .call import AttentionCall, Pattern
 from .cpu.flash import mask_dtype
 from .cpu.softmax import attend_parts
+from .dense import repeat_heads, same_dtype
+from .score_terms import DistanceTerm
 
 
 def distance_attention(

@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
-A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
+A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.call.GatherTile`: R rows, each
 with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
 outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
 """
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .common.batch import nothing_seen
-from .common.call import AttentionCall, DispatchContext, GatherTile
-from .common.dense import repeat_heads, same_dtype
-from .common.plain import plain_gathered
+from .batch import nothing_seen
+from .blockwise import plain_gathered
+from .call import AttentionCall, DispatchContext, GatherTile
 from .cpu.gathered import flat_rules
 from .cpu.softmax import attend_parts
 from .cuda.flex_tiles import flex_gathered
+from .dense import repeat_heads, same_dtype
 from .dispatch import try_path
 
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.batch import differentiated, in_graph
-from .common.call import AttentionCall, DispatchContext
-from .common.dense import fused_attention
-from .common.grid import Grid
-from .common.score_terms import PREFIX_PAIRS
+from .batch import differentiated, in_graph
+from .call import AttentionCall, DispatchContext
 from .cpu.flash import why_not_tiles
+from .dense import fused_attention
+from .score_terms import PREFIX_PAIRS
+from .token_grid import Grid
 
 CALL_BYTES = 4 << 20
 """Maximum bytes of q copied per call, on a CPU without gradients. k and v take as many bytes each."""

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common.batch import Place, Places, laid_out_as, no_fused_kernels
-from .common.call import ANY_CALL, State
-from .common.dense import at_least_fp32, divided, inverse_of, repeat_heads
+from .batch import Place, Places, laid_out_as, no_fused_kernels
+from .call import ANY_CALL, State
 from .cuda import fla
+from .dense import at_least_fp32, divided, inverse_of, repeat_heads
 from .dispatch import choose
 
 CHUNK = 64

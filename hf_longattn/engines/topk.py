@@ -29,11 +29,11 @@ from torch import Tensor
 
 from ..errors import BackendError
 from ..names import look_up, warn_missing
-from .common import accelerator
-from .common.batch import in_graph, no_fused_kernels
-from .common.call import AttentionCall
-from .common.dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
-from .common.score_terms import ScoreMod
+from . import accelerator
+from .batch import in_graph, no_fused_kernels
+from .call import AttentionCall
+from .dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
+from .score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
 """Maximum scores per search step on a CPU. The results of a step then stay in the CPU cache."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import hf_longattn
 
-from ..conversion.sources import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
+from ..conversion.source_models import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
 from ..data.batching import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, InputError, OptionError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.beit.configuration_beit import BeitConfig
 from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePositionBias
 
-from ..engines.common.score_terms import PREFIX_PAIRS, GridBias
+from ..engines.score_terms import PREFIX_PAIRS, GridBias
 from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import runs_mechanisms

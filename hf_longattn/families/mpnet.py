@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
-from ..engines.common.score_terms import DistanceBias
+from ..engines.score_terms import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig, runs_mechanisms

@@ -15,7 +15,7 @@ from transformers.models.siglip.configuration_siglip import SiglipTextConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipTextEmbeddings
 from transformers.utils import ModelOutput
 
-from ..engines.common.batch import last_real
+from ..engines.batch import last_real
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig

@@ -18,7 +18,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertSelfAttention,
 )
 
-from ..engines.common.score_terms import DistanceTerm
+from ..engines.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.stretches import FramesInStretches

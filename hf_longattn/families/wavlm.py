@@ -15,7 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..engines.common.score_terms import DistanceTerm
+from ..engines.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.backend import mechanism_mask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..engines.common.grid import Grid
+from ..engines.token_grid import Grid
 from .candidates import Candidate
 from .layer_attention import MEANS, SINK
 

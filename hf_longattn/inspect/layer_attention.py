@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import at_least_fp32
-from ..engines.common.grid import Grid
-from ..engines.documents import hidden_pairs
+from ..engines.call import AttentionCall
+from ..engines.dense import at_least_fp32
+from ..engines.dense_masks import hidden_pairs
+from ..engines.token_grid import Grid
 from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import GatherTile, MaskMod, rows_of
+from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism

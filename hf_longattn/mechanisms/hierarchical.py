@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.batch import last_real
-from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
-from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.common.score_terms import remapped
+from ..engines.batch import last_real
+from ..engines.byte_cache import BYTE_CACHE
+from ..engines.call import AttentionCall, GatherTile, mark_static, rows_of
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
+from ..engines.score_terms import remapped
 from .common.base import Mechanism
 from .common.layout import full_pairs
 from .common.options import Options, option
@@ -57,7 +57,7 @@ class Hierarchical(Mechanism):
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
     when = "distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training"
     engine = "gathered"
-    traits = Mechanism.traits.but(exports=False)
+    capabilities = Mechanism.capabilities.but(exports=False)
     cost = "N·b·log(N/b)"
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}

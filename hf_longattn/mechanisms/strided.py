@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import GatherTile, MaskMod, Pattern, rows_of
+from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
 from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, prefixes, residues
 from .common.masked import GatheredMechanism
 from .common.options import Options, option

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset
 from .common.options import Options, option
@@ -62,7 +62,7 @@ class Synthesizer(Mechanism):
     when = "experiments with attention that does not compare tokens; inputs of a fixed greatest length"
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
-    traits = Mechanism.traits.but(trains=True, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 
     @classmethod

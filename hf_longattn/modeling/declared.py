@@ -18,8 +18,8 @@ import torch.nn.functional as F
 import transformers.masking_utils as masking
 from torch import Tensor
 
-from ..engines.common.batch import Batch, PassCache, in_graph
-from ..engines.common.call import UNBOUNDED, Pattern
+from ..engines.batch import Batch, PassCache, in_graph
+from ..engines.call import UNBOUNDED, Pattern
 
 BLOCK_PAIRS = 1 << 26
 """Maximum pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""

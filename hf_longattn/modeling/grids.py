@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.grid import RUNNING_GRID, Grid
+from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family

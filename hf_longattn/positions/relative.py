@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..engines.common import dense
-from ..engines.common.batch import in_graph, no_fused_kernels
-from ..engines.common.call import AttentionCall
-from ..engines.common.dense import at_least_fp32, products, repeat_heads
-from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
+from ..engines import dense
+from ..engines.batch import in_graph, no_fused_kernels
+from ..engines.call import AttentionCall
+from ..engines.dense import at_least_fp32, products, repeat_heads
+from ..engines.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 

@@ -26,7 +26,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
-from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_run import begin, finish

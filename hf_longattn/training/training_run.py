@@ -297,7 +297,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
     The log is written last, and names all files. Files that an earlier log names are removed first: the model could inherit a chat template
-    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
+    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.training_run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()

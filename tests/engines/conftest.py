@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from hf_longattn.engines.common import accelerator
-from hf_longattn.engines.common.call import DispatchContext
+from hf_longattn.engines import accelerator
+from hf_longattn.engines.call import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel
 
 from . import flash_operator

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput
 
 from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.cuda import flash_band, flex
+from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import check_options
 from hf_longattn.names import look_up
@@ -169,7 +169,7 @@ def call_of(name: str, causal: bool, setting: str) -> tuple[Any, tuple[Tensor, .
     sizes = UNEVEN_DOCUMENTS if setting == "uneven documents" else (LENGTH // DOCUMENTS,) * DOCUMENTS
     if "documents" in setting:
         arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = OnCuda(torch.randn(batch, LENGTH, module.hidden_size, generator=generator).bfloat16())
     if module.reads_grid:
         grids = [grid_of(size) for size in (sizes if "documents" in setting else [LENGTH])]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn.engines.common.dense import repeat_heads
+from hf_longattn.engines.dense import repeat_heads
 
 
 def with_a_slot_for_every_block(make: Callable[..., BlockMask]) -> Callable[..., BlockMask]:

@@ -16,15 +16,15 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import StaticCache
 
 from hf_longattn import build_mechanism
+from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern
-from hf_longattn.engines.common.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
+from hf_longattn.engines.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
-from hf_longattn.memory.state_cache import StaticStateLayer
+from hf_longattn.memory.attention_cache import StaticStateLayer
 from hf_longattn.modeling.backend import _score_mod
 from hf_longattn.positions.relative import RELATIVE, build_relative
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from hf_longattn.engines.common.batch import Batch, roll_left
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.dense import dense_attention
-from hf_longattn.engines.common.global_rows import overwrite_global_rows
+from hf_longattn.engines.batch import Batch, roll_left
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.dense import dense_attention
+from hf_longattn.engines.global_rows import overwrite_global_rows
 
 
 def test_rows_of_a_batch_are_rolled_left_and_back() -> None:

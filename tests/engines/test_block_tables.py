@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flex, flex_blocks
 from hf_longattn.engines.cuda.flex_blocks import BlockTable, flex_block_table
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 from .test_one_call import LENGTH, PADDING, real_tokens

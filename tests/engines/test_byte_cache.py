@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common import byte_cache
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_BYTES, ByteCache, tensor_bytes
-from hf_longattn.engines.common.call import GatherTile
+from hf_longattn.engines import byte_cache
+from hf_longattn.engines.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_BYTES, ByteCache, tensor_bytes
+from hf_longattn.engines.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case

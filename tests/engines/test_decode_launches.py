@@ -19,9 +19,9 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hf_longattn import families
-from hf_longattn.engines.common import accelerator, dense
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import DispatchContext
+from hf_longattn.engines import accelerator, dense
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import DispatchContext
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.cuda.flex_kernel import compile_errors
 from hf_longattn.modeling import backend

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_longattn.engines.common import dense
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines import dense
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall
 from tests.cases import every_case
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.common.score_terms import DistanceTerm
+from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu.softmax import softmax_forward
+from hf_longattn.engines.path_reports import PathChoice, observe
+from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
 
 HEADS, WIDTH = 4, 16

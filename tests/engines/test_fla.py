@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import fla as kernels
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 LENGTH = 300
@@ -90,7 +90,7 @@ def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: s
     if packed:
         documents = [torch.repeat_interleave(torch.arange(len(one)), torch.tensor(one)) for one in LENGTHS]
         arguments["documents"] = torch.stack(documents)
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64).to(dtype)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):

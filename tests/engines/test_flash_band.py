@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import block_sparse, dispatch
+from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
-from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.blockwise import blockwise_attention
+from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flash_band, flex_kernel
+from hf_longattn.engines.path_reports import PathChoice, observe
 from tests.cases import every_case
 from tests.grids import grid
 
@@ -72,7 +72,7 @@ def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visi
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03  # beside others, the operator can hide none
-    tokens = tokens.expand(2, -1) if module.traits.takes_globals else None
+    tokens = tokens.expand(2, -1) if module.capabilities.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.batch import Batch, for_one_pass
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.batch import Batch, for_one_pass
+from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flash_globals
 from hf_longattn.engines.cuda.flash_globals import Plan
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 from .test_one_call import MECHANISMS, PADDING, calls, real_tokens

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import _tensors
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
-from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import blockwise_attention, plain_gathered
+from hf_longattn.engines.byte_cache import _tensors
+from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
+from hf_longattn.engines.path_reports import observe
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
@@ -231,7 +231,7 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
     q, k, v = inputs(300)
     mask = torch.arange(300) < torch.tensor([[300], [250]])
-    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.traits.takes_globals else None
+    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.capabilities.takes_globals else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
     expected = run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True) * mask[:, None, :, None]
     torch._dynamo.reset()

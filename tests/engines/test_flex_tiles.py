@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
-from hf_longattn.engines.common.dense import repeat_heads
-from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.plain import plain_gathered
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.blockwise import plain_gathered
+from hf_longattn.engines.call import AttentionCall, GatherTile, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
+from hf_longattn.engines.dense import repeat_heads
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 from tests.grids import pairwise, quickly
 
@@ -234,7 +234,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning)
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
     arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, length, module.hidden_size)
     if setting == "padded":
         arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [1500]])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
-from hf_longattn.engines.common.plain import plain_gathered
-from hf_longattn.engines.common.score_terms import DistanceTerm
+from hf_longattn.engines.blockwise import plain_gathered
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.gathered import gathered_attention
+from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
 from tests.grids import drawn
 
@@ -183,7 +183,7 @@ def test_plain_gathered_attention_in_pieces_is_the_same_with_a_learned_bias(monk
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
     whole, dropped = run(), run(dropout_p=0.5)
-    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 400)
+    monkeypatch.setattr("hf_longattn.engines.blockwise.MAX_PAIRS", 400)
     for got, wanted in zip(run(), whole, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
     again = run(dropout_p=0.5)
@@ -202,7 +202,7 @@ def test_distance_terms_of_gathered_attention_are_the_same_in_pieces(monkeypatch
         return out, *torch.autograd.grad(out.square().sum(), (*x, vectors, table))
 
     at_once = run()
-    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 400)
+    monkeypatch.setattr("hf_longattn.engines.blockwise.MAX_PAIRS", 400)
     for in_pieces, expected in zip(run(), at_once, strict=True):
         torch.testing.assert_close(in_pieces, expected, atol=1e-12, rtol=0)
 
@@ -224,7 +224,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
-    monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 1 << 18)
+    monkeypatch.setattr("hf_longattn.engines.blockwise.MAX_PAIRS", 1 << 18)
     length, width = 16384, 16
     rows = rows_of(length, 64)
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))

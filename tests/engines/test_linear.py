@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn.engines import linear
-from hf_longattn.engines.common.call import ANY_CALL, DispatchContext
+from hf_longattn.engines.call import ANY_CALL, DispatchContext
 from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
 from hf_longattn.engines.linear import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 LENGTH = 700

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines import accelerator
 from hf_longattn.engines import topk as engine
-from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.topk import (
     pair_scores,
     pair_spread,

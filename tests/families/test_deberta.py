@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import hf_longattn.families as families
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.dense import dense_attention
-from hf_longattn.engines.common.paths import PathChoice, observe
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.dense import dense_attention
+from hf_longattn.engines.path_reports import PathChoice, observe
 from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
 from tests.grids import grid

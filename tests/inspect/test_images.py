@@ -13,8 +13,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_longattn.cli import main
 from hf_longattn.data.tables import DataError
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, OptionError
 from hf_longattn.families import LongViTForImageClassification
 from hf_longattn.inspect import diagnose

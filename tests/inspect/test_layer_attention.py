@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModel, MistralConfig, ModernBertConfig
 from transformers.masking_utils import causal_mask_function, sliding_window_overlay
 
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.inspect import layer_attention as module
 from hf_longattn.inspect.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, sampled_rows
 from hf_longattn.inspect.watching import run_stack, watched_stack, watching

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.call import AttentionCall, GatherTile
-from hf_longattn.engines.common.plain import allowed
-from hf_longattn.engines.common.sequences import weights_per_sequence
+from hf_longattn.engines.blockwise import allowed
+from hf_longattn.engines.call import AttentionCall, GatherTile
+from hf_longattn.engines.sequences import weights_per_sequence
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 
 
@@ -36,4 +36,4 @@ def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tens
         return mechanism.visible(q, k, call).expand(*q.shape[:3], k.shape[2]).float()
 
     call = AttentionCall.of(causal=causal, padding_mask=padding)
-    return (weights_per_sequence(run, x, x, call) if mechanism.traits.ignores_padding else run(x, x, call)) > 0
+    return (weights_per_sequence(run, x, x, call) if mechanism.capabilities.ignores_padding else run(x, x, call)) > 0

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_longattn import Mechanism, list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.bigbird import BigBird
 from tests.cases import every_case
 from tests.mechanisms.listed import visible

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_longattn import list_mechanisms
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cases import every_case
 

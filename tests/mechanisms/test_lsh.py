@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from tests.cases import every_case
 from tests.grids import alternately
 from tests.mechanisms.definition import assert_equals_its_definition

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cases import every_case
 from tests.grids import alternately

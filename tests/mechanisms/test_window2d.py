@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.score_terms import GridBias
+from hf_longattn.engines.score_terms import GridBias
+from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
 from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms.window2d import Window2d

@@ -145,7 +145,7 @@ def test_inductor_trains_with_dropout_and_global_tokens(options: dict[str, Any])
 
 def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weights() -> None:
     """Over many seeds, the mean output is the output without dropout; of one seed, gradients are those of finite differences."""
-    from hf_longattn.engines.common.global_rows import separate_rows
+    from hf_longattn.engines.global_rows import separate_rows
 
     x = torch.randn(3, 1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
     chosen = torch.tensor([[True, False, False, True, False, False]])

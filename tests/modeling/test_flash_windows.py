@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from hf_longattn.engines.common.dense import repeat_heads
+from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import BackendError
 from tests.cases import every_case
 

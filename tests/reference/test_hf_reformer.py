@@ -14,7 +14,7 @@ from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.bucketed import Sorted
-from hf_longattn.engines.common.call import AttentionCall, GatherTile
+from hf_longattn.engines.call import AttentionCall, GatherTile
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.mechanisms.lsh import LSH
 from tests.cases import every_case

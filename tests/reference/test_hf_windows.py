@@ -15,8 +15,8 @@ from transformers.models.sam.modeling_sam import SamVisionLayer
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.score_terms import GridBias
+from hf_longattn.engines.score_terms import GridBias
+from hf_longattn.engines.token_grid import Grid
 from tests.cases import every_case
 
 HEADS, DIM, WINDOW = 2, 8, 4

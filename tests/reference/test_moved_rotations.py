@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, reference_attend
-from hf_longattn.engines.common import dense
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines import dense
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.positions.relative import SelfExtend
 from tests.cases import every_case

@@ -15,10 +15,10 @@ from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tables import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
-from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks import classify
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, label_names, read_labelled
-from hf_longattn.training.tasks.classify import encode_documents as to_documents
+from hf_longattn.training.tasks.classify import encode_documents
 from hf_longattn.training.training_run import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
@@ -74,7 +74,7 @@ def test_question_column_of_classify_is_read_and_global(tmp_path: Path, tokenize
     assert start_task("classify", **given, columns=["question=claim"])["metrics"]["after"]["accuracy"] == 100.0
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     pair = tokenizer("for while", "next path open", return_tensors="pt")
-    rule = token_rule(trained)
+    rule = global_token_ids(trained)
     assert rule is not None
     marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
     assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
@@ -129,7 +129,7 @@ def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, to
     held = rows(10)[::-1]
     given = {"data": [table(tmp_path, rows())], "validation": table(tmp_path, held, "held.jsonl"), "per_device_train_batch_size": 3}
     start_task("classify", model=converted("mlm", tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST)
-    expected = to_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
+    expected = encode_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]
 

@@ -24,10 +24,10 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..common.batch import all_finite
-from ..common.byte_cache import BYTE_CACHE
-from ..common.call import DispatchContext, Pattern
-from ..common.score_terms import DistanceBias
+from ..batch import all_finite
+from ..byte_cache import BYTE_CACHE
+from ..call import DispatchContext, Pattern
+from ..score_terms import DistanceBias
 from .dropout import drops_in_tiles
 from .flash import additive_mask, visible_mask
 from .flash import why_not as why_no_kernel

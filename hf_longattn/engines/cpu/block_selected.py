@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.call import DispatchContext, Pattern, inverse_permutation
+from ..call import DispatchContext, Pattern, inverse_permutation
 from .flash import MASKED, padding_of, visible_mask, why_not_tiles
 from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import DispatchContext, Pattern
+from ..call import DispatchContext, Pattern
 from .band import BandSource, Group, Item, groups
 from .flash import MASKED, token_major
 from .flash import why_not as why_no_kernel

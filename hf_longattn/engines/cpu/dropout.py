@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import DispatchContext
+from ..call import DispatchContext
 from .flash import Gradients, mask_dtype
 
 BITS = 16

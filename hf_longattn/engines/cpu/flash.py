@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...names import look_up
-from ..common.batch import in_graph, no_fused_kernels
-from ..common.byte_cache import BYTE_CACHE
-from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
-from ..common.dense import products, unit_stride
+from ..batch import in_graph, no_fused_kernels
+from ..byte_cache import BYTE_CACHE
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
+from ..dense import products, unit_stride
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""

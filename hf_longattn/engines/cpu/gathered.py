@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..common.byte_cache import BYTE_CACHE
-from ..common.call import DispatchContext, GatherTile
+from ..byte_cache import BYTE_CACHE
+from ..call import DispatchContext, GatherTile
 from .dropout import drops_in_tiles
 from .flash import MASKED, MAX_SHARED_CELLS, additive_mask, padding_of, why_not_tiles
 from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
@@ -134,7 +134,7 @@ class Tiles(Source):
     """Attention over the union of the tiles' pairs.
 
     - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
-      :class:`hf_longattn.engines.common.call.GatherTile`.
+      :class:`hf_longattn.engines.call.GatherTile`.
     - numbers: four per tile, see :func:`flat_rules`.
     """
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.dense import unit_stride
+from ..dense import unit_stride
 from .dropout import Dropout
 from .flash import (
     MAX_PLAIN_KEYS,
@@ -352,7 +352,7 @@ def softmax_forward(
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms. The seed is a
             tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without dropout.
-        sink_scores: ``(H,)``, see :class:`~..common.call.AttentionCall`. The backward pass of the parts needs no change, since it
+        sink_scores: ``(H,)``, see :class:`~..call.AttentionCall`. The backward pass of the parts needs no change, since it
             takes the merged output and log-sum-exp.
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.

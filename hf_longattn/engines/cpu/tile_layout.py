@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.byte_cache import BYTE_CACHE
-from ..common.call import GatherTile
+from ..byte_cache import BYTE_CACHE
+from ..call import GatherTile
 from .softmax import Runs
 
 CHUNK_BYTES = 800
@@ -42,7 +42,7 @@ class Rules(NamedTuple):
 
 
 class TileSpec(NamedTuple):
-    """One tile as the operator receives it; see :class:`hf_longattn.engines.common.call.GatherTile`."""
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.call.GatherTile`."""
 
     queries: Tensor
     keys: Tensor

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.batch import no_fused_kernels
-from ..common.call import ELSEWHERE, DispatchContext, State
-from ..common.dense import at_least_fp32, divided, repeat_heads
+from ..batch import no_fused_kernels
+from ..call import ELSEWHERE, DispatchContext, State
+from ..dense import at_least_fp32, divided, repeat_heads
 
 MAX_FEATURES = 256
 """Maximum features per head. The tiles of the kernels hold no more."""

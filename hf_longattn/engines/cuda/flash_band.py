@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...names import look_up
-from ..common.batch import Batch, in_graph, no_fused_kernels
-from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..common.dense import at_least_fp32, repeat_heads, unit_stride
-from ..common.plain import blockwise_attention
+from ..batch import Batch, in_graph, no_fused_kernels
+from ..blockwise import blockwise_attention
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
+from ..dense import at_least_fp32, repeat_heads, unit_stride
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)

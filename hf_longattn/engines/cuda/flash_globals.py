@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.batch import SequenceSpan, on_host
-from ..common.call import AttentionCall, Pattern
+from ..batch import SequenceSpan, on_host
+from ..call import AttentionCall, Pattern
 from . import flash_band
 
 HIDDEN = 30_000.0

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
-from ..common.byte_cache import BYTE_CACHE, tensor_bytes
-from ..common.call import AttentionCall, Pattern
-from ..common.dense import merged
+from ..byte_cache import BYTE_CACHE, tensor_bytes
+from ..call import AttentionCall, Pattern
+from ..dense import merged
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..common.byte_cache import tensor_bytes
-from ..common.call import AttentionCall, DispatchContext, selection_mask
-from ..common.dense import same_dtype
+from ..byte_cache import tensor_bytes
+from ..call import AttentionCall, DispatchContext, selection_mask
+from ..dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, in_blocks, lists_of, packed
 from .flex_kernel import NoKernel, kind_of

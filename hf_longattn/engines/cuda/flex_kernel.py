@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...names import warn_missing
-from ..common.batch import no_fused_kernels
-from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..batch import no_fused_kernels
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 
 MAX_KERNELS = 256
 """Maximum number of compiled functions, one per kind of call. The least recently used is dropped first."""

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest
 
-from ..common.byte_cache import BYTE_CACHE, tensor_bytes
-from ..common.call import UNBOUNDED, AttentionCall, GatherTile
-from ..common.dense import merged, repeat_heads
-from ..common.plain import plain_tile
+from ..blockwise import plain_tile
+from ..byte_cache import BYTE_CACHE, tensor_bytes
+from ..call import UNBOUNDED, AttentionCall, GatherTile
+from ..dense import merged, repeat_heads
 from . import flex
 from .flex import Lists, listed
 from .flex_kernel import kind_of

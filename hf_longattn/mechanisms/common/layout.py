@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
+from ...engines.call import GatherTile, MaskMod, Pattern, rows_of
 
 QUERIES_PER_ROW = 128
 """Maximum queries per row of a tile if its queries see different keys. Longer rows would mask more pairs."""

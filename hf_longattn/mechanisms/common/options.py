@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...engines.common.grid import check_order
+from ...engines.token_grid import check_order
 from ...errors import OptionError, nearest
 
 ORDER = "order"

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import Batch
-from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall, AttentionFunction
-from ...engines.common.grid import Grid, check_order
-from ...engines.common.score_terms import remapped
+from ...engines.batch import Batch
+from ...engines.byte_cache import BYTE_CACHE
+from ...engines.call import AttentionCall, AttentionFunction
+from ...engines.score_terms import remapped
+from ...engines.token_grid import Grid, check_order
 from ...errors import InputError
 from .exact import for_length
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall
-from ...engines.common.score_terms import ScoreTerm, chain_score_mods
+from ...engines.call import AttentionCall
+from ...engines.score_terms import ScoreTerm, chain_score_mods
 from .locality import largest_distances
 
 

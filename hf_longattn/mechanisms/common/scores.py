@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall
-from ...engines.common.dense import grid_of, index_grid, repeat_heads, softmax_beside
+from ...engines.call import AttentionCall
+from ...engines.dense import grid_of, index_grid, repeat_heads, softmax_beside
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...engines.common.batch import for_one_pass
-from ...engines.common.grid import RUNNING_GRID, Grid
+from ...engines.batch import for_one_pass
+from ...engines.token_grid import RUNNING_GRID, Grid
 from ...errors import InputError
 from ..backend import GRID
 from ..family.config import runs_mechanisms
 from ..family.definition import known_family
 from ..family.grid_rule import PIXELS
 from .attention_sites import Call, attention_sites, mechanisms_on
-from .text_globals import arguments_by_name
+from .global_mask import arguments_by_name
 
 PLACES = "patch_places"
 """Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...engines.common.batch import in_graph
+from ...engines.batch import in_graph
 from ..family.audio_rule import Convolution, outputs_of
 from ..family.definition import known_family
 from .custom_attention import ReplacedModules, replacing

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
 from ...configuration import LongAttentionConfig
-from ...engines.common.score_terms import DistanceBias
-from ...memory.cache_argument import take_cache
+from ...engines.score_terms import DistanceBias
+from ...memory.decode_cache import take_cache
 from ...positions.relative import buckets
 from ..family.config import LongEncoderDecoderConfig, runs_mechanisms
 from .custom_attention import attend_by_mechanism

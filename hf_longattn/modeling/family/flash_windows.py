@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.utils.generic import is_flash_attention_requested
 
-from ...engines.common.call import UNBOUNDED
+from ...engines.call import UNBOUNDED
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype

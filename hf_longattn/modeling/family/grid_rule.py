@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...engines.common.grid import Grid
+from ...engines.token_grid import Grid
 from ...errors import InputError
 from .input_rule import InputRule
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...configuration import LongAttentionConfig
-from ...engines.common.call import UNBOUNDED
+from ...engines.call import UNBOUNDED
 from ...errors import CheckpointError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.locality import band_of

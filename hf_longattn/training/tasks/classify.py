@@ -23,7 +23,7 @@ from hf_longattn.data.tokenization import input_length
 from hf_longattn.errors import CheckpointError, OptionError, listed
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, label_fields, load_config, load_model, load_padding_tokenizer, load_part
-from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument

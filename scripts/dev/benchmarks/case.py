@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
@@ -125,7 +125,7 @@ class AttentionInputs:
         arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
         if self.case.grid:
             arguments["grid"] = tuple(self.case.grid)
-        return {**arguments, "hidden_states": self.hidden} if self.mechanism.traits.takes_hidden_states else arguments
+        return {**arguments, "hidden_states": self.hidden} if self.mechanism.capabilities.takes_hidden_states else arguments
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H·D) -> (B, H, N, D)."""

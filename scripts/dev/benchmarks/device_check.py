@@ -21,9 +21,9 @@ from transformers import AutoModel, BertConfig
 
 from hf_longattn import families
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.engines.common.batch import for_one_pass
-from hf_longattn.engines.common.paths import PathChoice, observe
+from hf_longattn.engines.batch import for_one_pass
 from hf_longattn.engines.cuda.flex_kernel import Kernel
+from hf_longattn.engines.path_reports import PathChoice, observe
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.functional import attend, prepare, reference_attend, run_batch
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
@@ -129,7 +129,7 @@ class Inputs:
         self.mechanism = build_mechanism(case.mechanism, **settings, **case.options).to(device).eval()
         if case.grid:
             self.arguments["grid"] = GRIDS[length]
-        if self.mechanism.traits.takes_hidden_states:
+        if self.mechanism.capabilities.takes_hidden_states:
             self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
         if case.dropout:
             self.arguments["dropout_p"] = case.dropout

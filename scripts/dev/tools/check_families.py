@@ -23,7 +23,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint, export_checkpoint
 from hf_longattn.conversion.adopt import ADOPTIONS
-from hf_longattn.conversion.sources import quiet_libraries
+from hf_longattn.conversion.source_models import quiet_libraries
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.kind import kind_of
 from hf_longattn.modeling.family.definition import tower_field

@@ -29,9 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hf_longattn import build_mechanism, families, list_mechanisms
-from hf_longattn.engines.common import accelerator, batch, dense
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import DispatchContext
+from hf_longattn.engines import accelerator, batch, dense
+from hf_longattn.engines.byte_cache import BYTE_CACHE
+from hf_longattn.engines.call import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import mechanism_class
@@ -318,7 +318,7 @@ def layer_counts(
             arguments["documents"] = (places * documents // LENGTH)[None]
         if global_tokens or scattered:
             arguments["global_mask"] = real & (places % 250 == 100 if scattered else real.cumsum(1) <= global_tokens)
-        if module.traits.takes_hidden_states:
+        if module.capabilities.takes_hidden_states:
             arguments["hidden_states"] = upstream.transpose(1, 2).flatten(2)
         prepared, call = prepare(q, k, v, module, **arguments)
         call = call.replace(global_mask=batch.for_one_pass(call.global_mask))  # as a model does
@@ -424,6 +424,14 @@ def rows_of(mode: str) -> list[dict[str, Any]]:
         {"mode": mode, "layer": layer, **{name: math.ceil(count) for name, count in zip(NAMES, counts, strict=True)}}
         for layer, counts in found.items()
     ]
+
+
+BRIEF = (
+    "window", "window, packed", "window, padding right", "longformer", "longformer, packed", "longformer, padding right",
+    "longformer, dropout", "longformer, dropout, elsewhere", "bigbird", "bigbird, padding left", "lsh", "LongBert, stock, padding",
+    "LongBert, longformer, padding", "decode, stock", "decode, bigbird",
+)  # fmt: skip
+"""Modes in the table of docs/results/gpu.md. All others stand in scripts/dev/results/launches.md."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -255,6 +255,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
+    "launches-brief": lambda: launches.table([row for row in stored("launches")["rows"] if row["mode"] in launches.BRIEF]),
     "decode": partial(measured, "decode", decoding_table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
     "mechanisms": mechanisms,
@@ -282,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     stale = []
     pages = {ROOT / "docs" / "mechanisms" / name: text for name, text in mechanism_pages.pages().items()}
     pages[FACTS_FILE] = derived.families_json()
-    for path in sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *pages}):
+    for path in sorted({ROOT / "README.md", RESULTS / "launches.md", *(ROOT / "docs").rglob("*.md"), *pages}):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         after = pages.get(path) or render(before)
         if after != before:

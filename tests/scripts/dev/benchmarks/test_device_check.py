@@ -54,7 +54,7 @@ def test_first_device_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With definitions in place of the kernels."""
-    monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 1)
+    monkeypatch.setattr("hf_longattn.engines.call.DENSE_CELLS", 1)
     monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
     case = SHORT[name]
     result = run_case(case, "cpu")

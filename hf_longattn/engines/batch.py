@@ -1,0 +1,399 @@
+"""Where the sequences of a batch lie, with left padding, holes and packed documents.
+
+A :class:`Batch` is made once per forward pass. :mod:`.sequences` arranges the calls by it. Unless rows run unchanged (layouts ``masked``
+and ``packed``), sequences start at index 0. Padding then follows a sequence or is inside it, as a key mask.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
+
+from ..errors import InputError
+
+Derived = TypeVar("Derived")
+Place = tuple[int, int, int]
+"""``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
+Places = Sequence[Place]
+
+
+class graph_property(functools.cached_property[Derived]):
+    """A cached property that caches nothing while compiling: before Python 3.12, caching takes a lock, which Dynamo cannot trace."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)
+
+
+class SequenceSpan(NamedTuple):
+    """A sequence: tokens ``start … stop - 1`` of a batch row, from its first real token to its last."""
+
+    row: int
+    start: int
+    stop: int
+    holes: bool
+    """Whether there is padding between the real tokens."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, holes included."""
+        return self.stop - self.start
+
+
+class DocumentLabels(NamedTuple):
+    """The document of every token, for operations on whole rows. Padding belongs to the document before it."""
+
+    number: Tensor
+    """``(B, N)`` int64, the document's number, counted from 0 in each row."""
+    most: int
+    """Maximum number of documents in a row. Left padding counts as one."""
+
+
+class PassCache:
+    """Values that all layers of one forward pass share."""
+
+    def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
+        """The result of ``make()``, stored for all layers that share this object. A graph stores nothing."""
+        if in_graph():
+            return make()
+        if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[key] = make()
+        return self._cache[key]
+
+    @functools.cached_property
+    def _cache(self) -> dict[Hashable, Any]:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(PassCache):
+    """The sequences of ``(B, N)`` tokens.
+
+    mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
+    documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
+    host_mask: ``mask`` in the host's memory, if it has been read already.
+    """
+
+    mask: Tensor | None = None
+    documents: Tensor | None = None
+    host_mask: np.ndarray[Any, Any] | None = None
+
+    @classmethod
+    def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
+        """The batch, or ``None`` if both arguments are ``None``: every row is then one sequence without padding."""
+        return None if mask is None and documents is None else cls(mask, documents)
+
+    @functools.cached_property
+    def sequences(self) -> tuple[SequenceSpan, ...]:
+        """Every sequence that has a real token, row by row. Not available in a graph."""
+        return tuple(_find_sequences(*self._on_host))
+
+    def rolled(self) -> tuple[Tensor, Batch]:
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
+        mask = self.mask
+        assert mask is not None
+
+        def make() -> tuple[Tensor, Batch]:
+            start, host_mask = first_real(mask), None
+            if not in_graph():
+                real = self._on_host[0]
+                places = np.arange(real.shape[1]) + real.argmax(1)[:, None]
+                host_mask = np.take_along_axis(real, places % real.shape[1], 1)
+            return start, Batch(roll_left(mask, start, 1), host_mask=host_mask)
+
+        return self.cached("rolled", make)
+
+    @functools.cached_property
+    def has_holes(self) -> bool:
+        """Whether there is padding between the real tokens of a sequence. Not available in a graph."""
+        return any(span.holes for span in self.sequences)
+
+    @property
+    def labels(self) -> DocumentLabels:
+        """The documents by token. Not available in a graph."""
+
+        def make() -> DocumentLabels:
+            most = int(self._on_host[1].sum(1).max(initial=0))
+            return DocumentLabels(self._borders[0].cumsum(1) - 1, most)
+
+        return self.cached("labels", make)
+
+    @functools.cached_property
+    def _borders(self) -> tuple[Tensor, Tensor]:
+        """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens decrease, ``()`` bool."""
+        assert self.documents is not None
+        return _borders(self.mask, self.documents)
+
+    @functools.cached_property
+    def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The real tokens and where documents begin, ``(B, N)`` bool each: all that the host reads of a batch, in one transfer.
+
+        Raises:
+            InputError: numbers of documents descend.
+        """
+        if self.documents is None:
+            assert self.mask is not None
+            real = on_host(self.mask).numpy() if self.host_mask is None else self.host_mask
+            borders = np.zeros_like(real)
+            borders[:, :1] = True
+            return real, borders
+        borders_there, descending = self._borders
+        real_there = torch.ones_like(borders_there) if self.mask is None else self.mask
+        rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)])).numpy()
+        _check_ascending(bool(rows[2].any()))
+        return rows[0], rows[1]
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
+        borders, device = self._on_host[1], self._borders[0].device
+        return self.cached("cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device))
+
+    @property
+    def padded_left(self) -> bool:
+        """Whether some row may begin with padding. Always True in a graph, which cannot read the mask."""
+        return in_graph() or any(span.start > 0 for span in self.sequences)
+
+    def places(self, missing: int) -> Places:
+        """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
+        return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
+
+    def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
+        """Split ``x`` into one part per sequence. Axis 0 is the batch row. Axis ``dim`` has the last of each row's ``length`` tokens.
+
+        The parts are views. Their gradients are copied into one tensor, not added up.
+        """
+        places = self.places(length - x.shape[dim])
+        return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
+
+    def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
+        """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is that of the outputs."""
+        places = self.places(kv_len - q_len)
+        if no_fused_kernels() is not None:
+            return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, places)
+        return _Join.apply(batch, q_len, places, *outs)
+
+
+def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
+    """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may reuse ``tensor`` itself
+    for another input. In a graph, and for other types, ``tensor`` is returned unchanged.
+
+    known: derived values by their keys.
+    """
+    if not isinstance(tensor, Tensor) or in_graph():
+        return tensor
+    alias = tensor.view_as(tensor)
+    alias._long_attention = known or {}  # type: ignore[attr-defined]
+    return alias
+
+
+def on_host(x: Tensor) -> Tensor:
+    """A copy of ``x`` in the host's memory, detached. This is where the host waits for an accelerator on purpose."""
+    return x.detach().cpu()
+
+
+def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
+    """The result of ``make()``, stored for all layers that share a tensor of :func:`for_one_pass`. Other tensors store nothing."""
+    known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
+    if known is None or in_graph():
+        return make()
+    if key not in known:  # made outside of inference mode, since calls that need gradients may use it too
+        with torch.inference_mode(False), torch.no_grad():
+            known[key] = make()
+    return known[key]
+
+
+def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
+    """A new tensor in the memory layout of ``like (B, H, N, D)``: head by head or token by token. It holds zeros, or is uninitialised
+    if all of it will be ``filled``."""
+    new = like.new_empty if filled else like.new_zeros
+    if like.dim() != 4 or like.stride(1) >= like.stride(2):
+        return new(tuple(shape))
+    batch, heads, length, width = shape
+    return new(batch, length, heads, width).transpose(1, 2)
+
+
+def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
+    """A tensor of ``shape`` with ``parts`` at ``places`` and zeros elsewhere. It has the memory layout of the first part."""
+    like = next(part for part in parts if part is not None)
+    filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    total = laid_out_as(like, shape, filled)
+    for (row, start, stop), part in zip(places, parts, strict=True):
+        if part is not None:
+            total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
+    return total
+
+
+def _views(x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
+    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in places)
+
+
+class _Join(torch.autograd.Function):
+    """Copies parts ``(1, H, n, D)`` to their places; their gradients are views."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: int, length: int, places: Places, *parts: Tensor) -> Tensor:
+        ctx.places = places
+        return _joined(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_views(grads[0], 2, ctx.places)
+
+
+class _Split(torch.autograd.Function):
+    """Views of sequences. The backward pass writes their gradients into one tensor; slices would sum one zero-padded tensor each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.places, ctx.shape = dim, places, x.shape
+        return _views(x, dim, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        unused = all(grad is None for grad in grads)
+        return None if unused else _joined(grads, ctx.shape, ctx.dim, ctx.places), None, None
+
+
+def in_graph() -> bool:
+    """Whether tensor values cannot be read, because a graph is being traced."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def no_fused_kernels() -> str | None:
+    """Why only plain operations may run now, as a clause; ``None`` if fused kernels may run.
+
+    A fused kernel has no second derivative. Plain operations have, and ``sdpa_kernel(SDPBackend.MATH)`` asks for them.
+    """
+    if torch.compiler.is_compiling() or flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
+        return None  # named for CUDA, but valid for every device
+    return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether autograd records operations on these tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def of_any_length(length: int) -> bool:
+    """Whether ``length`` is a free size of an exported graph. Comparing it would restrict the graph to one outcome."""
+    return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
+
+
+def _find_sequences(real: np.ndarray[Any, Any], borders: np.ndarray[Any, Any]) -> Iterator[SequenceSpan]:
+    """The documents of each row, each from its first real token to its last."""
+    width, places = real.shape[1], np.arange(real.size).reshape(real.shape)
+    begins = np.flatnonzero(borders)
+    starts = np.minimum.reduceat(np.where(real, places, real.size).ravel(), begins)
+    stops = np.maximum.reduceat(np.where(real, places + 1, 0).ravel(), begins)
+    counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
+    for start, stop, count in np.stack([starts, stops, counts], 1).tolist():
+        if count:
+            row = start // width
+            yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
+
+
+def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns where document numbers rise, and column 0, ``(B, N)`` bool; and whether numbers of real tokens decrease, ``()`` bool."""
+    numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+    highest = numbers.cummax(1).values  # padding belongs to the document before it
+    borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
+    return borders, ((numbers < highest) if mask is None else (numbers < highest) & mask).any()
+
+
+def _check_ascending(descending: bool) -> None:
+    if descending:
+        raise InputError(
+            "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
+            "number the documents in the order of their tokens."
+        )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether the sum of every tensor is finite. Then all numbers are finite. Waits for the device."""
+    return all(math.isfinite(x.detach().sum().item()) for x in tensors)
+
+
+def first_real(mask: Tensor) -> Tensor:
+    """Index ``(B,)`` of each row's first real token in ``mask (B, N)``. It is 0 if there is none."""
+    return mask.int().argmax(-1)
+
+
+def last_real(mask: Tensor) -> Tensor:
+    """Index ``(B,)`` of each row's last real token in ``mask (B, N)``. It is N - 1 if there is none."""
+    return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
+
+
+def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of queries that see no key: zeros. The gradients of q, k and v are zeros, too."""
+    return torch.zeros_like(q) + sum(x[..., :0].sum().to(q.dtype) for x in (q, k, v))
+
+
+def wrapped(places: Tensor, length: int) -> Tensor:
+    """``places`` modulo ``length``, for places from -length to 2·length - 1. ONNX has no remainder by a dynamic length."""
+    places = torch.where(places < length, places, places - length)
+    return torch.where(places < 0, places + length, places)
+
+
+def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``. A negative ``start`` rolls to the right; tokens wrap around."""
+    length = x.shape[dim]
+    places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = places.shape
+    return x.gather(dim, places.view(shape).expand(x.shape))
+
+
+def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are ``None``.
+
+    Args:
+        cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
+        shape: ``(B, N)``.
+    Raises:
+        InputError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
+    """
+    if documents is None and cu_seqlens is None:
+        return None
+    if documents is not None and cu_seqlens is not None:
+        raise InputError("documents and cu_seqlens say the same thing; pass one of them.")
+    if documents is not None:
+        if not isinstance(documents, Tensor) or tuple(documents.shape) != shape or documents.is_floating_point():
+            raise InputError(
+                f"documents {shape_in_words(documents)}, but must be integers "
+                f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
+            )
+        return documents.long()
+    assert cu_seqlens is not None
+    batch, length = shape
+    fits = isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == batch == 1 < len(cu_seqlens) and not cu_seqlens.is_floating_point()
+    ends = cu_seqlens.tolist() if fits and not in_graph() else None
+    if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
+        raise InputError(
+            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
+            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
+            "for several rows pass documents (batch, tokens)."
+        )
+    places = torch.arange(length, device=cu_seqlens.device)
+    return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+
+
+def positions_in(documents: Tensor) -> Tensor:
+    """Position of every token in its document, for ``documents (B, N)``."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(begins, places, 0).cummax(1).values
+
+
+def shape_in_words(x: Any) -> str:
+    """A clause with the shape and dtype of a tensor, or with the type of another object."""
+    return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"

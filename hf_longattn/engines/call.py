@@ -1,0 +1,381 @@
+"""Arguments of the engines: visible pairs (band or tiles), the settings of a call, and the inputs to the choice of a path."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
+from .byte_cache import BYTE_CACHE
+from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .token_grid import Grid
+
+MaskMod = Callable[[Any, Any, Any, Any], Any]
+"""``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
+UNBOUNDED = 1 << 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A band: query i attends to keys ``i - left`` to ``i + right``.
+
+    has_globals: whether every query also attends to the global tokens.
+    global_rows: whether global tokens attend to every key.
+    """
+
+    left: int
+    right: int
+    causal: bool
+    has_globals: bool = False
+    global_rows: bool = True
+
+    @classmethod
+    def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
+        """A window of ``width`` keys: centred on the query or, if causal, ending with it."""
+        back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
+        return cls(back, ahead, causal, has_globals, global_rows)
+
+    @classmethod
+    def everything(cls, causal: bool) -> Pattern:
+        """All keys or, if causal, all keys up to the query."""
+        return cls(UNBOUNDED, 0 if causal else UNBOUNDED, causal)
+
+    @property
+    def width(self) -> int:
+        """Number of keys in one query's band."""
+        return self.left + self.right + 1
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the band is finite on both sides."""
+        return max(self.left, self.right) < UNBOUNDED
+
+    def covers(self, q_len: int, kv_len: int) -> bool:
+        """Whether the band leaves no key out. The queries are the last ``q_len`` of ``kv_len`` positions."""
+        return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
+
+    def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The band as a ``mask_mod``."""
+        return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
+
+    def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
+        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both.
+
+        global_mask: ``(B, Nk)`` bool, or ``(Nk,)`` if the tokens are the same in every row.
+        """
+        if global_mask is None:
+            return self.band_mod
+        of_rows = global_mask.dim() == 2
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            visible = self.band_mod(b, h, q_idx, kv_idx) | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
+            if self.global_rows:
+                visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
+            return visible & (kv_idx <= q_idx) if self.causal else visible
+
+        return mod
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherTile:
+    """A tile: R rows of queries and keys. Each query attends to each key of its row. Batch and head axes of size 1 broadcast.
+
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may appear twice in a tile.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or keys in place:
+        the layout computed from them is cached.
+    causal: hides keys after the query.
+    inside: ``(low, high)``: hides pairs outside of ``low <= query - key <= high``.
+    outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
+    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and the host reads their values only once.
+
+    A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or ``bias``.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool = False
+    inside: tuple[int, int] | None = None
+    outside: tuple[int, int] | None = None
+    bias: Tensor | None = None
+    fixed: bool = False
+
+    def to(self, device: torch.device) -> GatherTile:
+        """The tile on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return dataclasses.replace(self, queries=self.queries.to(device), keys=self.keys.to(device), bias=bias)
+
+    def sees(self, distance: Tensor) -> Tensor:
+        """Which distances (query - key) are visible by ``causal``, ``inside`` and ``outside``, as bool."""
+        visible = distance >= 0 if self.causal else distance == distance
+        if self.inside is not None:
+            visible = visible & (distance >= self.inside[0]) & (distance <= self.inside[1])
+        if self.outside is not None:
+            visible = visible & ((distance < self.outside[0]) | (distance > self.outside[1]))
+        return visible
+
+
+def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
+    """``tiles`` with :attr:`~GatherTile.fixed` set to True."""
+    return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
+
+
+def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""
+    count = -(-length // size)
+    places = torch.arange(count * size, device=device)
+    return torch.where(places < length, places, -1).view(1, 1, count, size)
+
+
+def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
+    """Which blocks each query sees, ``(B, H, N, count)`` bool: its own and the chosen ones.
+
+    chosen: ``(B, H, N, K)`` int64; -1 is an empty slot. own_block: ``(N, 1)``.
+    """
+    own_block = own_block.expand(*chosen.shape[:3], 1)
+    listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
+    return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
+
+
+def middle_of(real: Tensor) -> Tensor:
+    """Mean place ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
+    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+
+
+def inverse_permutation(order: Tensor) -> Tensor:
+    """The inverse of the permutations ``order (…, N)``."""
+    places = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
+
+    causal: position i ignores the keys after i.
+    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the mechanism takes
+        sequences where they are. The mechanism then handles only right padding and holes, by :attr:`key_mask`.
+    global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
+    global_positions: the positions of the tokens of ``global_mask``, in order, each once, counted from each sequence's first real token.
+        With them, neither a graph nor the host needs to read the mask. ``None`` if only the values of ``global_mask`` say it.
+    scale: factor on q·k; ``None`` is ``D ** -0.5``.
+    dropout: dropout probability on the weights.
+    score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
+    seed: seed of randomised mechanisms.
+    hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
+    grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
+    sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
+        from the keys; queries without a visible key still give 0. Only for mechanisms with the capability ``takes_sinks``.
+    cleared: whether :func:`clear_padding` has already run on the inputs.
+    finite_padding: whether values in padding are finite, as in models. :func:`hf_longattn.attend` takes any.
+    """
+
+    causal: bool = False
+    batch: Batch | None = None
+    global_mask: Tensor | None = None
+    global_positions: tuple[int, ...] | None = None
+    scale: float | None = None
+    dropout: float = 0.0
+    score_mod: ScoreMod | None = None
+    seed: int = 0
+    hidden_states: Tensor | None = None
+    detached_kv: tuple[Tensor, Tensor] | None = None
+    grid: Grid | tuple[Grid, ...] | None = None
+    sink_scores: Tensor | None = None
+    cleared: bool = False
+    finite_padding: bool = True
+
+    @classmethod
+    def of(
+        cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
+        **arguments: Any,
+    ) -> AttentionCall:  # fmt: skip
+        """The call for keyword arguments of :func:`hf_longattn.attend`, which are not checked."""
+        return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """``(B, Nk)`` bool, True = real token; ``None`` without padding."""
+        return None if self.batch is None else self.batch.mask
+
+    @property
+    def documents(self) -> DocumentLabels | None:
+        """The document of each token; ``None`` if each row is one sequence."""
+        return None if self.batch is None or self.batch.documents is None else self.batch.labels
+
+    def real(self, k: Tensor) -> Tensor:
+        """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
+        return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
+
+    def kept(self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None) -> Derived:
+        """``make()``, cached as long as what it depends on: ``key``, the batch and the global mask.
+
+        The caller's own global mask keeps it for a pass, or else the batch. With neither, lengths and positions decide, and the process
+        keeps it; ``size`` as in :meth:`ByteCache.get`.
+        """
+        batch = self.batch
+        if self.global_mask is not None and self.global_positions is None:  # with the batch, so that no other batch gets its id
+            return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]
+        key = (*key, self.global_positions)
+        return BYTE_CACHE.get(key, make, size) if batch is None else batch.cached(key, make)
+
+    def replace(self, **changes: Any) -> AttentionCall:
+        """A copy of the call with these changes."""
+        if torch.compiler.is_compiling():
+            return dataclasses.replace(self, **changes)
+        new = object.__new__(AttentionCall)  # several times faster, for decoding
+        new.__dict__.update(self.__dict__, **changes)
+        return new
+
+    def one_grid(self) -> Grid | None:
+        """The grid that all rows share.
+
+        Raises:
+            InputError: the grids differ.
+        """
+        if not isinstance(self.grid, tuple):
+            return self.grid
+        if len(set(self.grid)) != 1:
+            raise InputError(
+                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows run "
+                "together; pass padding_mask or documents to tell the sequences apart, and run without torch.compile."
+            )
+        return self.grid[0]
+
+    @property
+    def term(self) -> ScoreTerm:
+        """:attr:`score_mod` with the methods of a :class:`ScoreTerm`."""
+        return NO_TERM if self.score_mod is None else as_term(self.score_mod)
+
+    def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
+        """The call with ``change(term)`` as its score term; unchanged without a score term."""
+        return self if self.score_mod is None else self.replace(score_mod=change(self.term))
+
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
+        """The call with the score term and sinks of ``heads`` only, renumbered from 0. ``device``: the queries' device."""
+        of_sinks = self if self.sink_scores is None else self.replace(sink_scores=self.sink_scores[list(heads)])
+        return of_sinks.with_term(lambda term: term.of_heads(heads, device))
+
+    def with_term_on_grid(self) -> AttentionCall:
+        """The call with its score term bound to its grid."""
+        grid = self.grid
+        return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
+
+    def written_out(self) -> AttentionCall:
+        """The call with its score term as a plain function. Call this before activation checkpointing begins."""
+        return self.with_term(lambda term: term.written_out)
+
+    def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
+        """The call with another ``key_mask (B, Nk)`` bool, and without documents."""
+        return self.replace(batch=Batch.of(key_mask))
+
+    def for_full_attention(self) -> AttentionCall:
+        """The call without the fields that full attention ignores."""
+        return self.replace(global_mask=None, hidden_states=None, detached_kv=None)
+
+    def scale_for(self, head_dim: int) -> float:
+        """The factor on q·k as a number."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+def clear_padding(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
+) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
+    """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN.
+
+    Finite inputs on the CPU are returned unchanged, and so are the inputs of an exported graph.
+
+    Args:
+        cross: whether queries and hidden states belong to another sequence, without this padding.
+    """
+    mask = call.key_mask
+    if mask is None or call.cleared or torch.compiler.is_exporting():
+        return q, k, v, call
+    hidden, constants = None if cross else call.hidden_states, call.detached_kv or ()
+    inputs = [x for x in (None if cross else q, k, v, hidden, *constants) if x is not None]
+    if mask.device.type == "cpu" and not in_graph() and all_finite(inputs):
+        return q, k, v, call.replace(cleared=True)
+    padding, length = ~mask, mask.shape[1]
+
+    def clear(x: Tensor) -> Tensor:
+        by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
+        if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another layout
+            return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
+        return x.masked_fill(rows[:, None, :, None], 0.0)
+
+    return q if cross else clear(q), clear(k), clear(v), call.replace(
+        cleared=True,
+        hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
+        detached_kv=tuple(map(clear, constants)) or None,
+    )  # fmt: skip
+
+
+DENSE_CELLS = 256 * 256
+"""Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
+ANY_CALL = AttentionCall()
+"""The call with default arguments, for choices that do not depend on a call."""
+ELSEWHERE = "the tensors are on another device"
+NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DispatchContext:
+    """The inputs to the choice of a path. Every engine's ``why_not`` reads them."""
+
+    device: str
+    q_len: Any
+    kv_len: Any
+    call: AttentionCall
+    covered: bool = False
+    """Whether every query attends to every key."""
+    global_tokens: bool = False
+    """Whether there are global tokens. Their number is unknown in a graph."""
+    pattern: Pattern = None  # type: ignore[assignment]
+    """The band, required for kinds with a band. ``None`` by default since Dynamo cannot trace an object as default."""
+    learned_bias: bool = False
+    """Whether the tiles have a bias that needs gradients."""
+    dtype: torch.dtype | None = None
+    features: int = 0
+    """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
+    block_size: int = 0
+    """Tokens in a block, for tables of blocks."""
+    by_position: bool = False
+    """Whether the output depends on where a sequence starts."""
+    single_call: bool = False
+    """Whether all rows or packed documents of a batch must be in one call."""
+    separate_calls: bool = False
+    """Whether every sequence must be its own call."""
+    trims_padding: bool = False
+    """Whether the engine cuts off each row's outer padding itself."""
+    exporting: bool = False
+    """Whether a graph is exported."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """``(path, reason)`` for each path whose kernel this machine lacks."""
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, call: AttentionCall, **more: Any) -> DispatchContext:
+        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``."""
+        return cls(q.device.type, q.shape[2], k.shape[2], call, exporting=torch.compiler.is_exporting(), **more)
+
+    @property
+    def few_pairs(self) -> Any:
+        """Whether a dense masked call is fastest: one query, or at most :data:`DENSE_CELLS` pairs."""
+        return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
+
+    @functools.cached_property
+    def plain_only(self) -> str | None:
+        """Why only plain operations may run, or ``None``; evaluated once per call. Not used in graphs, which may have fused kernels."""
+        return no_fused_kernels()
+
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
+"""Attention of sequences that start at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
+State = dict[str, Tensor]
+"""State of a recurrent mechanism after the tokens so far: tensors with the batch axis first."""

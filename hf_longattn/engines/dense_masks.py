@@ -1,0 +1,95 @@
+"""What a dense mask says: which pairs it hides, and whether it is documents, padding and causality alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .batch import Batch
+
+HIDDEN = 1000.0
+"""A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
+in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
+LOWERED = 5.0
+"""Documents count as kept apart, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
+
+
+def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
+    """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that decides it.
+
+    A pair is hidden if a softmax gives it no weight beside another pair of its row. A row of low values only has nothing to compare with:
+    it is hidden completely, unless its values are close to each other, as those of a bias that is low everywhere. NaN hides nothing.
+
+    Args:
+        mask: bool (True = visible), or floats that are added to the scores.
+        least: by how much a hidden pair is lowered.
+    """
+    if mask.dtype == torch.bool:
+        return ~mask
+    highest = mask.amax(-1, keepdim=True)
+    compared = ~(mask <= highest - least)
+    only_low = (highest <= -least) & ~(compared & (mask < highest)).any(-1, keepdim=True)
+    return ~compared | only_low
+
+
+def only_hides(mask: Tensor) -> bool:
+    """Whether a mask hides pairs and leaves the scores of the others unchanged. Not if it is a parameter. Waits for the device."""
+    return mask.dtype == torch.bool or not (mask.requires_grad or bool(((mask != 0) & ~hidden_pairs(mask)).any()))
+
+
+def documents_in_mask(mask: Tensor) -> Tensor | None:
+    """Document numbers ``(B, N)``, from 0, that a dense mask implies. Tokens of different documents do not see each other.
+
+    For packed rows (``position_ids`` that restart), transformers passes such a mask to a model without a Long class.
+
+    Args:
+        mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
+    Returns:
+        ``None`` if every batch row is one document, or if Nq is not Nk.
+    """
+    if mask.shape[2] != mask.shape[3]:
+        return None
+    seen = ~hidden_pairs(mask).all(1)
+    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
+        return None
+    length, sees_any = seen.shape[2], seen.any(-1)
+    first = torch.where(sees_any, seen.to(torch.uint8).argmax(-1), length)
+    last = torch.where(sees_any, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
+    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # first key seen by any query at or after the border
+    latest = last.cummax(-1).values[:, :-1]  # last key seen by any query before the border
+    border = torch.arange(1, length, device=mask.device)
+    borders = (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
+    return F.pad(borders.cumsum(1), (1, 0)) if bool(borders.any()) else None
+
+
+def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch | None:
+    """The batch equivalent to a dense mask, given its :func:`documents_in_mask`. ``None`` if documents, padding and causality alone do not
+    give this mask."""
+    if mask.shape[1] != 1 or mask.shape[2] != mask.shape[3] or not only_hides(mask):
+        return None
+    seen = ~hidden_pairs(mask)[:, 0]
+    real = seen.any(1)
+    expected = real[:, None, :].expand(seen.shape)
+    expected = expected if documents is None else expected & (documents[:, :, None] == documents[:, None, :])
+    expected = expected.tril() if causal else expected
+    if not bool(((seen == expected) | ~real[:, :, None]).all()):
+        return None
+    shape = real.shape if documents is None else documents.shape
+    return Batch(None if bool(real.all()) else real.expand(shape), documents)
+
+
+def shows_later_keys(mask: Tensor) -> bool:
+    """Whether a mask ``(…, N, N)`` that only hides pairs shows a query a key after it, as a prefix that sees itself does."""
+    return mask.shape[2] == mask.shape[3] and bool((~hidden_pairs(mask)).triu(1).any()) and only_hides(mask)
+
+
+def lowers_sequences(mask: Tensor, causal: bool) -> bool:
+    """Whether an additive mask lowers scores between documents, or to left padding, by at least :data:`LOWERED`, without hiding them."""
+    if mask.dtype == torch.bool or mask.shape[2] != mask.shape[3]:
+        return False
+    pairs = ~hidden_pairs(mask, LOWERED)
+    if documents_in_mask(pairs) is not None:
+        return True
+    batch = batch_of_mask(pairs, None, causal)
+    return batch is not None and batch.mask is not None and batch.padded_left

@@ -1,0 +1,447 @@
+"""Terms that are added to the scaled scores, for example a bias by distance.
+
+A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call it for its visible pairs. The
+engines in :attr:`ScoreTerm.engines` add a term in another way, with less memory. A term can be re-indexed for some heads, for one sequence
+of a batch, or for rolled rows. :func:`as_term` gives a plain function the methods of a term.
+
+| term | for the query i, the key j and the head h | models |
+|---|---|---|
+| :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
+| :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
+| :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .batch import graph_property
+from .byte_cache import BYTE_CACHE
+from .path_reports import PathName
+from .token_grid import Grid
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
+Move = Callable[[Tensor, int], Tensor]
+"""``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
+Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``index(b, position) -> (b, position)``: maps a token's batch row and position after a move to those before it."""
+PREFIX_PAIRS = 3
+"""Number of table entries for pairs with prefix tokens: only the query, only the key, or both are prefix tokens."""
+
+
+class ScoreTerm(ABC):
+    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`shifted`).
+
+    The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
+    """
+
+    engines: tuple[PathName, ...] = ()
+    """Paths that add the term without calling it. Other paths call it for their pairs."""
+    by_distance_alone: bool = False
+    """Whether the term depends only on distance and head, so that positions may count from any token."""
+    grid_bias: GridBias | None = None
+    """This term, if it is a bias by distance on the grid."""
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """The scores with the term added. The arguments broadcast."""
+
+    @property
+    def written_out(self) -> ScoreMod:
+        """The term as a function that looks up its products of queries or keys, instead of computing them per call."""
+        return self
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
+        """The term for ``heads`` only, renumbered from 0. ``device``: the queries' device."""
+        inner, numbers = self.written_out, _numbers(tuple(heads), device)
+        return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
+
+    def shifted(self, first: int, row: int = 0) -> ScoreMod:
+        """The term for a slice of the batch: position 0 means token ``first``, and row 0 means batch row ``row``."""
+        if self.by_distance_alone or not (first or row):
+            return self
+        return self.indexed(lambda b, position: (b + row, position + first))
+
+    def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
+        """The term of one batch row's keys ``start … stop - 1``, and of the queries at these positions."""
+        return self.shifted(start, row)
+
+    def moved(self, move: Move, index: Index) -> ScoreMod:
+        """The term after tokens moved. Afterwards, there are as many queries as keys.
+
+        Args:
+            move: moves tensors that the term holds per token.
+            index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
+        """
+        return self if self.by_distance_alone else self.indexed(index)
+
+    def indexed(self, index: Index) -> ScoreMod:
+        """The term as a function that looks up rows and positions by ``index``."""
+        inner = self.written_out
+
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            row, query = index(b, q_idx)
+            return inner(score, row, h, query, index(b, kv_idx)[1])
+
+        return mod
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
+        """The term for the path ``cpu-distances``; ``None`` if it is not a distance term."""
+        return None
+
+    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
+        """Arguments for the path ``cpu-band``: the table of a bias, if any, and its ``ahead``."""
+        return (), 0
+
+    def on(self, grid: Grid) -> ScoreMod:
+        """The term bound to a call's grid."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function(ScoreTerm):
+    """A plain function of absolute positions."""
+
+    function: ScoreMod
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.function(score, b, h, q_idx, kv_idx)
+
+    @property
+    def written_out(self) -> ScoreMod:
+        return self.function
+
+
+class _Nothing(ScoreTerm):
+    """The term of a call without one."""
+
+    engines = ("cpu-band", "dense", "windows")
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score
+
+
+NO_TERM = _Nothing()
+
+
+def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
+    """``score_mod`` with the methods of a :class:`ScoreTerm`."""
+    if score_mod is None:
+        return NO_TERM
+    return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)
+
+
+def remapped(
+    score_mod: ScoreMod | None,
+    *,
+    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
+    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
+) -> ScoreMod | None:
+    """``score_mod`` for an engine whose indices are not positions. ``queries`` and ``keys`` map these indices to positions."""
+    if score_mod is None:
+        return None
+    inner = as_term(score_mod).written_out
+    return lambda score, b, h, q_idx, kv_idx: inner(score, b, h, queries(q_idx), keys(b, h, kv_idx))
+
+
+def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
+    """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
+    inner = None if score_mod is None else as_term(score_mod).written_out
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if inner is None else inner(score, b, h, q_idx, kv_idx)
+        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
+
+    return mod
+
+
+def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+    """A score term that applies ``first``, then ``second``."""
+    if second is None:
+        return first
+    inner = as_term(first).written_out
+    return lambda score, b, h, q_idx, kv_idx: second(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+
+
+def device_scalar(number: float, device: torch.device) -> float | Tensor:
+    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float from a closure."""
+    if device.type == "cpu":
+        return number
+    return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+
+
+def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
+    """``heads`` as an index tensor, ``(len(heads),)`` int64 on ``device``; cached."""
+    return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+
+
+def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if the heads are consecutive. The head numbers are copied to a GPU once."""
+    if list(heads) == list(range(heads[0], heads[0] + len(heads))):
+        return x.narrow(axis, heads[0], len(heads))
+    return x.index_select(axis, _numbers(tuple(heads), x.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceBias(ScoreTerm):
+    """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
+
+    The CPU's band engine adds the table to blocks of scores. Every other engine calls the term as an ordinary ``score_mod``.
+
+    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
+    """
+
+    table: Tensor
+    ahead: int
+
+    engines = ("cpu-band",)
+    by_distance_alone = True
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceBias:
+        return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
+        """The bias as a :class:`DistanceTerm` whose p is 1 for each query."""
+        return DistanceTerm(q.new_ones(1, dtype=self.table.dtype).expand(*q.shape[:3], 1), self.table[..., None], self.ahead, k)
+
+    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
+        return (self.table,), self.ahead
+
+    def over(self, distance: Tensor) -> Tensor:
+        """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
+        return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
+        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``, shaped like the table."""
+        index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
+        total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistanceTerm(ScoreTerm):
+    """A ``score_mod`` of the distance and the query or the key: relative position embeddings.
+
+        term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
+
+    with a vector p_i per query and e_j per key, table rows r and s for the bucket b of a distance, and a vector c per head. Only
+    DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The path ``cpu-distances`` adds the term in memory linear in the tokens.
+    Any other path calls :attr:`written_out`.
+
+    queries: p, ``(B, H, Nq, F)``, multiplied by the factor on q·k; F is 0 without this part.
+    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; distances outside use the first or the last row.
+    ahead: the largest distance from a query to a later key that has a table row.
+    keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
+    content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
+    of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
+    key_table: s, ``(H or 1, W, G)``, for the same distances.
+    buckets: b, ``(W,)`` int64: for each of W distances its row in both tables, if the tables have fewer than W rows.
+    """
+
+    queries: Tensor
+    table: Tensor
+    ahead: int
+    keys: Tensor
+    content: Tensor | None = None
+    of_keys: Tensor | None = None
+    key_table: Tensor | None = None
+    buckets: Tensor | None = None
+
+    engines = ("cpu-distances",)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.written_out(score, b, h, q_idx, kv_idx)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
+        chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+        return dataclasses.replace(
+            self,
+            queries=take_heads(self.queries, chosen),
+            table=_of_heads(self.table, chosen),
+            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
+            content=None if self.content is None else take_heads(self.content, chosen, 0),
+            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
+            key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+        )
+
+    def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
+        missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
+        queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
+        of_keys = None if self.of_keys is None else self.of_keys[at, :, start:stop]
+        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop], of_keys=of_keys)
+
+    def moved(self, move: Move, index: Index) -> DistanceTerm:
+        missing = self.keys.shape[2] - self.queries.shape[2]
+        queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
+        of_keys = None if self.of_keys is None else move(self.of_keys, 2)
+        return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
+        return self
+
+    @property
+    def written_out(self) -> ScoreMod:
+        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory each."""
+        return self._differentiable if torch.is_grad_enabled() else self._constant  # apart, as a search without gradients may come first
+
+    _differentiable = graph_property(lambda self: self._lookup())
+    _constant = graph_property(lambda self: self._lookup())
+
+    def _lookup(self) -> ScoreMod:
+        by_query, by_key = self.queries @ self.table.mT, self._by_key()
+        by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
+        offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
+        distances = len(buckets) if buckets is not None else self.table.shape[1]
+
+        def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            at = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
+            at = at if buckets is None else buckets[at]
+            score = score + by_query[b, h, (q_idx - offset).clamp(0, by_query.shape[2] - 1), at]
+            if by_key_and_distance is not None:
+                score = score + by_key_and_distance[b, h, kv_idx.clamp(0, by_key_and_distance.shape[2] - 1), at]
+            return score if by_key is None else score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
+
+        return mod
+
+    def _by_key(self) -> Tensor | None:
+        """c · k_j, ``(B, H, Nk)``."""
+        if self.content is None:
+            return None
+        grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
+        return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
+
+
+def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
+    return table if len(table) == 1 else take_heads(table, heads, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridBias(ScoreTerm):
+    """A learned ``score_mod`` of the head and the distance on every axis of a grid.
+
+    The windows engine adds it as one mask for all windows of equal size. Every other engine calls it as an ordinary ``score_mod``. A call
+    with a grid sets :attr:`grid`.
+
+    table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
+        the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
+        and (prefix token, prefix token). Without them, nothing is added to these pairs.
+    sizes: s, cells along each axis.
+    """
+
+    table: Tensor
+    sizes: tuple[int, ...]
+    grid: Grid | None = None
+
+    engines = ("windows",)
+
+    @property
+    def grid_bias(self) -> GridBias:  # type: ignore[override]
+        """This term."""
+        return self
+
+    def __post_init__(self) -> None:
+        distances = math.prod(self._distances)
+        if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
+            raise InputError(
+                f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
+                f"(heads, {distances}), or (heads, {distances + PREFIX_PAIRS}) with entries for prefix tokens."
+            )
+
+    @classmethod
+    def of_swin(cls, table: Tensor, window: Sequence[int]) -> GridBias:
+        """The bias of ``relative_position_bias_table (M, H)`` for windows of these sizes; BEiT's ``(M + 3, H)`` as well."""
+        return cls(table.t(), tuple(window))
+
+    @property
+    def _distances(self) -> tuple[int, ...]:
+        return tuple(2 * size - 1 for size in self.sizes)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the table has entries for pairs with prefix tokens."""
+        return self.table.shape[1] > math.prod(self._distances)
+
+    @property
+    def bound_grid(self) -> Grid:
+        """The grid of the call.
+
+        Raises:
+            InputError: the call has none.
+        """
+        if self.grid is None:
+            raise self._refusal()
+        return self.grid
+
+    def _refusal(self) -> InputError:
+        return InputError(
+            f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
+            f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
+        )
+
+    def on(self, grid: Grid) -> GridBias:
+        """This bias bound to the grid of a call.
+
+        Raises:
+            InputError: the grid has another rank.
+        """
+        bound = self if grid == self.grid else dataclasses.replace(self, grid=grid)
+        if grid.rank != len(self.sizes):
+            raise bound._refusal()
+        return bound
+
+    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
+        """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
+        tokens = torch.arange(self.bound_grid.length, device=places[0].device)[:, None]
+        distances = [query - key for query, key in zip(self.bound_grid.places(tokens), places, strict=True)]
+        return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
+
+    def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
+        return self  # all sequences of a call have the same grid
+
+    def moved(self, move: Move, index: Index) -> GridBias:
+        return self
+
+    def __add__(self, other: GridBias) -> GridBias:
+        """The sum of two biases for the same sizes."""
+        return dataclasses.replace(self, table=self.table + other.table)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> GridBias:
+        return dataclasses.replace(self, table=self.table[list(heads)])
+
+    def entries(self, distances: Sequence[Tensor]) -> Tensor:
+        """Table indices for distances, query - key, on every axis. The tensors broadcast."""
+        index: Tensor | int = 0
+        for distance, size in zip(distances, self.sizes, strict=True):
+            index = index * (2 * size - 1) + distance.clamp(1 - size, size - 1) + (size - 1)
+        assert isinstance(index, Tensor)
+        return index
+
+    def over(self, entries: Tensor) -> Tensor:
+        """The bias ``(H, …)`` at table indices ``entries (…)``."""
+        return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        grid = self.bound_grid
+        distances = [torch.as_tensor(q - k) for q, k in zip(grid.places(q_idx), grid.places(kv_idx), strict=True)]
+        entries = self.entries(distances)
+        if not grid.prefix:
+            return score + self.table[h, entries]
+        from_prefix, to_prefix = q_idx < grid.prefix, kv_idx < grid.prefix
+        if not self.has_prefix:
+            return score + self.table[h, entries].masked_fill(from_prefix | to_prefix, 0)
+        first = self.table.shape[1] - PREFIX_PAIRS
+        of_prefix = torch.where(to_prefix, first + 2, first)
+        entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
+        return score + self.table[h, entries]

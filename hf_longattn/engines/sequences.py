@@ -1,0 +1,254 @@
+"""How the sequences of a batch become calls of a mechanism.
+
+Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of five layouts. The choice
+is made by :mod:`hf_longattn.engines.dispatch`:
+
+- **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
+- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
+  each packed document has bitwise the output of a separate call. Mostly on the CPU;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. For mechanisms that draw
+  or learn something once per call;
+- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU, each document has bitwise the output of a
+  separate call, and is not copied. On a GPU, operations run on whole rows;
+- **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
+from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
+from .path_reports import PathName
+from .token_grid import Grid
+
+UNKNOWN_STARTS = "a graph does not know where sequences start"
+
+
+def why_not_masked(context: DispatchContext) -> str | None:
+    """Why the rows do not run in one call with a mask."""
+    batch = context.call.batch
+    return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
+
+
+def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
+    """Why the sequences do not run in separate calls.
+
+    trimmed: whether the engine of this call cuts off each row's outer padding itself.
+    """
+    if in_graph():
+        return UNKNOWN_STARTS
+    if context.single_call:
+        return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
+    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):  # rolling would copy all keys for a few queries
+        return None
+    if context.device != "cpu":
+        return "one call serves all rows of a batch on this device"
+    if trimmed and why_not_masked(context) is None:
+        return "the band engine cuts padding off every row by itself"
+    return None if context.q_len * context.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
+
+
+def why_not_packed(context: DispatchContext) -> str | None:
+    """Reason against one call on the packed rows, in which the mechanism separates the documents itself. ``None`` if it may run."""
+    if in_graph():
+        return UNKNOWN_STARTS
+    if context.separate_calls or context.q_len < context.kv_len:
+        return "documents need separate calls, or there are fewer queries than keys"
+    if context.device != "cpu":
+        return None
+    if context.call.batch is not None and any(sequence.holes for sequence in context.call.batch.sequences):
+        return "there is padding between the tokens of a document"
+    return no_fused_kernels()
+
+
+def why_not_stacked(context: DispatchContext) -> str | None:
+    """Why packed documents are not gathered into the rows of a batch."""
+    if not context.single_call:
+        return "a call per document costs no more than its tokens"
+    if context.separate_calls or context.call.grid is not None or context.q_len < context.kv_len:
+        return "documents need separate calls, or there are fewer queries than keys"
+    return UNKNOWN_STARTS if in_graph() else None
+
+
+def attend_per_sequence(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: PathName, *, clears_padding: bool = False
+) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
+
+    Args:
+        layout: one of the five layouts, as the dispatcher chose.
+        clears_padding: whether ``run`` itself keeps values of padding out of real rows.
+    Returns:
+        Outputs at padding are finite but meaningless.
+    Raises:
+        InputError: documents in a graph.
+    """
+    batch = call.batch
+    assert batch is not None
+    if batch.documents is not None and in_graph():
+        raise InputError(
+            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
+            "torch.compile, or give each document its own row with padding."
+        )
+    if layout == "split":
+        sequences = _split_sequences(q, k, v, call, batch)
+        outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
+        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
+    if not clears_padding:
+        q, k, v, call = clear_padding(q, k, v, call)
+    if layout == "stacked":
+        return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
+    return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
+
+
+def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
+    and between documents are zeros. Weights of padding queries are meaningless."""
+    batch = call.batch
+    if batch is None:
+        return run(q, k, call)
+    if in_graph():
+        assert batch.mask is not None
+        start = first_real(batch.mask)
+        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call), batch)
+    full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
+    missing = k.shape[2] - q.shape[2]
+    for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
+        if queries.shape[2]:
+            rows = slice(max(0, span.start - missing), span.stop - missing)
+            full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
+    return full
+
+
+Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
+
+
+def advanced(
+    run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sequence[int] | None
+) -> tuple[Tensor, State | None]:
+    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at different times.
+
+    Args:
+        q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+        state: of all rows, zeros for a row before its first token; ``None`` while no row has a token.
+        skipped: number of padding tokens before each row's first token; ``None`` if there are none.
+    Returns:
+        The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
+    """
+    if skipped is None or not any(skipped):
+        return run(q, k, v, state, call)
+    length = q.shape[2]
+    first = torch.tensor(tuple(skipped), device=q.device)[:, None]
+    batch = Batch(torch.arange(length, device=q.device) >= first)
+    outs, states = [], {}
+    for span, (queries, keys, values, sequence_call) in zip(batch.sequences, _split_sequences(q, k, v, call, batch), strict=True):
+        row = slice(span.row, span.row + 1)
+        if call.key_mask is not None:
+            sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
+        before = None if state is None or span.start else {name: x[row] for name, x in state.items()}
+        out, states[span.row] = run(queries, keys, values, before, sequence_call)
+        outs.append(out)
+    if not states:
+        return torch.zeros_like(q), state
+    like = next(iter(states.values()))
+    empty = {name: torch.zeros_like(x) for name, x in like.items()}
+    rows = [states.get(row, empty) for row in range(len(q))]
+    return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
+
+
+def _split_sequences(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch
+) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
+    """Queries, keys, values and call of every sequence, as if it were alone."""
+    length = k.shape[2]
+    split = functools.partial(batch.split, length=length)
+    nothing: list[Any] = [None] * len(batch.sequences)
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
+    grids = _grids(call, batch)
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
+    for span, queries, keys, values, states, constants, grid in parts:
+        tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
+        sequence_call = call.replace(
+            batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
+            global_mask=None if call.global_mask is None else call.global_mask[tokens],
+            hidden_states=states,
+            detached_kv=constants,
+            grid=grid,
+        )
+        if call.score_mod is not None:
+            sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
+        yield clear_padding(queries, keys, values, sequence_call)
+
+
+def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
+    """The grid of every sequence.
+
+    Raises:
+        InputError: there are not as many grids as sequences.
+    """
+    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
+    if len(grids) != len(batch.sequences):
+        raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+    return grids
+
+
+def stacked(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, sequences: Sequence[SequenceSpan]
+) -> list[Tensor]:
+    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding on the right."""
+    row, first, last = torch.tensor([(span.row, span.start, span.stop - 1) for span in sequences], device=q.device).unbind(1)
+    place = torch.arange(max(span.length for span in sequences), device=q.device)
+    tokens = torch.minimum(first[:, None] + place, last[:, None])
+    real = place <= (last - first)[:, None]
+    if call.key_mask is not None:
+        real = real & call.key_mask[row[:, None], tokens]
+
+    def rows(x: Tensor, dim: int) -> Tensor:
+        return x.movedim(dim, 1)[row[:, None], tokens].movedim(1, dim)
+
+    def index(b: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        return row[b], torch.minimum(position + first[b], last[b])
+
+    rows_call = call.replace(
+        batch=Batch(real),
+        global_mask=None if call.global_mask is None else rows(call.global_mask, 1) & real,
+        hidden_states=None if call.hidden_states is None else rows(call.hidden_states, 1),
+        detached_kv=None if call.detached_kv is None else tuple(rows(x, 2) for x in call.detached_kv),
+    ).with_term(lambda term: term.moved(rows, index))
+    out = run(rows(q, 2), rows(k, 2), rows(v, 2), rows_call)
+    return [out[number : number + 1, :, : span.length] for number, span in enumerate(sequences)]
+
+
+def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+    """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
+    length = k.shape[2]
+    start, rolled_batch = batch.rolled()
+    given, tokens = call.global_mask, None
+    if given is not None:
+        tokens = cached_on(given, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(given, start, 1)), batch))[0]
+    missing = length - q.shape[2]
+    hidden, detached_kv = call.hidden_states, call.detached_kv
+    if hidden is not None:
+        hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
+    if detached_kv is not None:
+        earlier = length - detached_kv[0].shape[2]
+        keys, values = (torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True))
+        detached_kv = roll_left(keys, start), roll_left(values, start)
+    rolled_call = call.replace(
+        batch=rolled_batch,
+        global_mask=tokens,
+        hidden_states=hidden,
+        detached_kv=detached_kv,
+    ).with_term(lambda term: term.moved(lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))))
+    q = F.pad(q, (0, 0, missing, 0)) if missing else q
+    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
+    return roll_left(out, -start)[:, :, missing:]

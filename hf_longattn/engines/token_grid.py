@@ -1,0 +1,126 @@
+"""Grids of tokens: patches of images and videos, cells of spectrograms, after some prefix tokens.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from ..errors import InputError, OptionError
+
+ORDERS = ("raster", "columns", "hilbert")
+"""Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
+TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
+MAX_TILE = 65536
+"""Maximum tokens of a tile. A grid is padded to whole tiles."""
+RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
+"""The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The grid of one sequence: ``prefix`` tokens without coordinates, then cells in raster order. The last axis is fastest.
+
+    sizes: cells along each axis: ``(height, width)`` of an image in patches, ``(frames, height, width)`` of a video.
+    prefix: tokens before the cells, such as a class token and registers.
+    """
+
+    sizes: tuple[int, ...]
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = (*self.sizes, self.prefix)
+        integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)  # an exported graph's numbers are not int
+        if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
+            raise InputError(
+                f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
+                "and the prefix at least 0; for example Grid((64, 64), prefix=1)."
+            )
+
+    def __str__(self) -> str:
+        prefix = f"{self.prefix} prefix token{'s' if self.prefix > 1 else ''} and " if self.prefix else ""
+        return f"{prefix}{' × '.join(map(str, self.sizes))} cells"
+
+    @property
+    def rank(self) -> int:
+        """The number of axes."""
+        return len(self.sizes)
+
+    @property
+    def cells(self) -> int:
+        """The number of cells."""
+        return math.prod(self.sizes)
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, prefix included."""
+        return self.prefix + self.cells
+
+    def check(self, tokens: Any) -> None:
+        """Raise :class:`InputError` unless the grid has this many tokens."""
+        if tokens != self.length:
+            raise InputError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
+
+    def places(self, positions: Any) -> tuple[Any, ...]:
+        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative first coordinate."""
+        rest, places = positions - self.prefix, []
+        for size in reversed(self.sizes[1:]):
+            places.append(rest % size)
+            rest = rest // size
+        return (rest, *reversed(places))
+
+    def per_axis(self, values: Sequence[int], name: str) -> tuple[int, ...]:
+        """``values`` with one entry for each axis. A single value serves all axes.
+
+        Raises:
+            InputError: there are several values, but not one for each axis.
+        """
+        if len(values) not in (1, self.rank):
+            raise InputError(
+                f"Option {name!r} has {len(values)} numbers, {'+'.join(map(str, values))}, but the grid has {self.rank} axes "
+                f"({self}); give one number, or one for each axis."
+            )
+        return tuple(values) if len(values) == self.rank else tuple(values) * self.rank
+
+
+def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix: int) -> Grid | tuple[Grid, ...]:
+    """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
+
+    Raises:
+        InputError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
+    """
+    if grid is None:
+        raise InputError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
+    if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
+        if prefix:
+            raise InputError(
+                f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), prefix={prefix})."
+            )
+        if isinstance(grid, Grid):
+            return grid
+        if all(isinstance(entry, Grid) for entry in grid):
+            return tuple(entry for entry in grid if isinstance(entry, Grid))
+    elif isinstance(grid, Sequence) and not isinstance(grid, str):
+        return Grid(tuple(grid), prefix)  # type: ignore[arg-type]
+    raise InputError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
+
+
+def check_order(order: Any) -> str:
+    """Return ``order`` if it names an order of grid tokens: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
+
+    Raises:
+        OptionError: it names no order.
+    """
+    tiles = TILES.fullmatch(order) if isinstance(order, str) else None
+    if order not in ORDERS and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
+        raise OptionError(
+            f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8, with at most "
+            f"{MAX_TILE:,} tokens in a tile."
+        )
+    return str(order)
