@@ -18,7 +18,7 @@ from ..conversion.source_models import attached_mechanisms
 from ..evaluation.pooling import SentencePooling
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
-from ..mechanisms.common.exact import is_full
+from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import known_family
 from ..names import look_up
 from ..reports import FAILED, Check, Difference, equality

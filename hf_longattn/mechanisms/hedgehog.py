@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..engines import accelerator
 from ..engines.call import AttentionCall
-from .common.feature_map import HeadwiseLinear
-from .common.log_features import LogLinearMechanism, log_products
+from .common.feature_map import HeadwiseLinear, LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 

@@ -39,7 +39,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
-from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism

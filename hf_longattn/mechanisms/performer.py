@@ -27,7 +27,7 @@ from ..engines.accelerator import accelerated
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
-from .common.log_features import LogLinearMechanism, log_products
+from .common.feature_map import LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 

@@ -44,7 +44,7 @@ from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.capabilities import needs_whole_batch
 from .common.layout import band_tile, full_pairs
 from .common.options import Options, option

@@ -8,7 +8,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import keys_per_query
+from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.registry import prototype
 from .kept_cache import sparse_layer_type
 from .state_cache import STATE_LAYER

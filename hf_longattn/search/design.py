@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..inspect import Candidate
-from ..mechanisms.common.choice_text import write_numbers
+from ..mechanisms.common.options import write_numbers
 from .candidates import FULL
 from .config import Budget
 from .costs import LayerCost
