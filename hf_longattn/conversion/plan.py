@@ -18,7 +18,7 @@ from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
-from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily

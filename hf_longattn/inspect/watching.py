@@ -40,7 +40,7 @@ from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import towers_of
 from ..modeling.grids import grid_rule
-from ..modeling.inference.optimize import evaluating
+from ..modeling.inference import evaluating
 from .layer_attention import LayerAttention
 
 NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."

@@ -25,20 +25,19 @@ from ..memory.cache_argument import CACHE, OTHER_CACHE, rename_cache
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
-from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
-from .attach.token_globals import check_globals, global_token_ids, global_tokens_of
+from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
+from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
 from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
-from .inference.optimize import optimize_for_inference, warn_of_overflow
-from .inference.pruning import KEPT_HEADS, cut_as_configured
-from .run.documents import find_documents, leave_out_documents, rule_out_packing
-from .run.losses import with_training_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
-from .run.segments import run_in_segments
+from .inference import optimize_for_inference, warn_of_overflow
+from .losses import with_training_loss
+from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
+from .packed_documents import find_documents, leave_out_documents, rule_out_packing
+from .pruning import KEPT_HEADS, cut_as_configured
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel

@@ -16,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
-from hf_longattn.modeling.attach.token_globals import global_token_ids
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.heads import class_names
 from hf_longattn.training.saving import LOG_NAME
 from hf_longattn.training.tasks import classify

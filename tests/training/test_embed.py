@@ -20,7 +20,7 @@ from hf_longattn.data.pairs import labelled_pairs, relevant_texts, reranking, re
 from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.attach.token_globals import global_token_ids
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks.embed import EmbedDataArguments, prompts_of
 from scripts import prepare_longembed
 from tests.grids import quickly

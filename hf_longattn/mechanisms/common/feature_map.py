@@ -5,8 +5,9 @@
 A mechanism defines φ for the fast path and κ, written without φ, for the definition. On a CPU, features are computed for a few hundred
 tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist for the whole text.
 
-Exponential features are stored as logarithms, so that no score overflows (:class:`LogLinearMechanism`). Feature m of query i is exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm of the
-earlier keys or, in the first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m exp(b_im + a_jm) are
+Exponential features are stored as logarithms, so that no score overflows (:class:`LogLinearMechanism`). Feature m of query i is
+exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm of the earlier keys or, in the
+first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m exp(b_im + a_jm) are
 Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the maximum of b_im + A_m over m. No later key changes a query's output, except by
 rounding on accelerators and in graphs, where A may include the piece itself.
 """

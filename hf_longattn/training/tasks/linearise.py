@@ -31,7 +31,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_on
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
-from hf_longattn.modeling.run.losses import auxiliary_loss
+from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
