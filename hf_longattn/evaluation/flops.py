@@ -116,10 +116,10 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.kept(none, none) is None:
+    if mechanism.retained(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    retained = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
 
 

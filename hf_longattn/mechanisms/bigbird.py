@@ -34,7 +34,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import Handling
 from .common.global_tokens import global_tokens

@@ -47,9 +47,8 @@ from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
 from ..memory import AttentionCacheLayer
-from ..memory.cache_layer import unread_cache
-from ..memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..memory.window_cache import GrowingWindowLayer
+from ..memory.attention_cache import unread_cache
+from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import BLOCK_PAIRS, DeclaredMask, Region
 
@@ -364,7 +363,7 @@ def _attend_by_cache(
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
     cache.note_padding(call.key_mask)
-    if not cache.computes_attention(mechanism, query, call):
+    if not cache.computes_attention:
         return None
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():

@@ -21,7 +21,7 @@ from ..mechanisms.common.capabilities import Recursion
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
-from ..memory.cache_argument import CACHE, OTHER_CACHE, rename_cache
+from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
@@ -90,8 +90,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            if OTHER_CACHE in arguments:
-                rename_cache(arguments)
+            if arguments.get(CACHE) is None and OTHER_CACHE in arguments:  # the base refuses two caches
+                arguments[CACHE] = arguments.pop(OTHER_CACHE)
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:

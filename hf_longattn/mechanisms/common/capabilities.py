@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from ...engines.call import UNBOUNDED
-from ...positions.distances import Locality, untrained_distances
+from ...positions.trained_distances import Locality, untrained_distances
 from .global_tokens import GlobalTokenIds
 
 if TYPE_CHECKING:
@@ -181,5 +181,5 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
-    :func:`~hf_longattn.positions.distances.untrained_distances`."""
+    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
     return untrained_distances(rule, trained, length, mechanism.locality(causal), keys_per_query(mechanism))

@@ -24,7 +24,7 @@ from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...names import warn_missing
-from ...positions.distances import Locality
+from ...positions.trained_distances import Locality
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .capabilities import Handling
 from .layout import band_pairs, full_pairs, global_parts
@@ -176,7 +176,7 @@ class MaskedMechanism(Mechanism):
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
 
-    def attend_kept(
+    def attend_retained(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
         """Attention over the keys held by a cache.

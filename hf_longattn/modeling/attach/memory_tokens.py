@@ -20,7 +20,7 @@ from ...engines.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import Recursion
-from ...memory.cache_argument import CACHE
+from ...memory.decode_cache import CACHE
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
 
