@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_longattn.engines import linear_attention as engine
 from hf_longattn.engines.call import ANY_CALL, DispatchContext
 from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
