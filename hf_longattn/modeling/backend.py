@@ -25,7 +25,7 @@ from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_g
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, Pattern
-from ..engines.cpu.flash import masked_attention
+from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
 from ..engines.dense_masks import (
     batch_of_mask,

@@ -19,9 +19,9 @@ from ...engines.call import (
     Pattern,
     mark_static,
 )
+from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
-from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...names import warn_missing
 from ...positions.trained_distances import Locality
