@@ -11,8 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import LongAttentionError, UsageError, error_line, shortened
-from .convert import compress, convert, export, plan, search
-from .hub import push
+from .checkpoints import compress, convert, export, plan, push, search
 from .inspect import inspect, mechanisms, recipes
 from .train import embed, tasks
 

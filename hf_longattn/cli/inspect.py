@@ -13,8 +13,8 @@ from rich.filesize import decimal
 from rich.padding import Padding
 from rich.styled import Styled
 
-from . import options as flags
-from .convert import costs_table
+from . import flags
+from .checkpoints import costs_table
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def inspect(
         flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
     else:
         flags.refuse_typed(context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-    from ..conversion.sources import open_source
+    from ..conversion.source_models import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
@@ -98,7 +98,7 @@ def inspect(
 
 def _inspection_report(model: Inspection) -> Iterator[Part]:
     """A checkpoint: its model, mechanisms, state and cost."""
-    from ..inspect.paths import COLUMNS, planned_length, planned_paths
+    from ..inspect.layers import COLUMNS, planned_length, planned_paths
     from ..mechanisms.common.choice_text import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""

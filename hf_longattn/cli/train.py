@@ -15,7 +15,7 @@ import typer
 
 from ..errors import check_extra
 from ..training.task import load_task, task_names, task_summary
-from . import options as flags
+from . import flags
 from .terminal import Line, progress, show
 
 

@@ -16,11 +16,11 @@ from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
-from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
+from .native import choose_stock, export_native
 from .plan import Chooser, ConversionPlan, plan_conversion
-from .sources import load_as_result, open_source, quiet_libraries
-from .stock import choose_stock, export_native
+from .settings import AUTO, ConversionConfig
+from .source_models import load_as_result, open_source, quiet_libraries
 
 
 @quiet_libraries()
@@ -110,8 +110,8 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if plan.training is not None:
         return dict(plan.training)
     head, kind, causal = plan.architecture.source_class, sentence_kind(plan.source.card_folder), plan.shape.causal
-    traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
-    learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
+    capabilities = [mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
+    learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens belong to the model
     predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
     answers = not causal and (head.endswith("ForQuestionAnswering") or "For" not in head)
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))

@@ -36,7 +36,7 @@ from ..loading import SIDECARS
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan import ConversionPlan, StackLength
-from .sources import SIDECAR_FOLDERS, Source, open_source
+from .source_models import SIDECAR_FOLDERS, Source, open_source
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",

@@ -24,13 +24,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from ..conversion.folders import add_source_files, open_for_writing, versions, with_report, write_report
-from ..conversion.sources import quiet_libraries, tensor_headers
+from ..conversion.source_models import quiet_libraries, tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
-from ..modeling.inference.optimize import warn_of_overflow
+from ..modeling.inference import warn_of_overflow
 from ..reports import markdown_table
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
 from .prune import Compressed, prune_ffn, prune_heads

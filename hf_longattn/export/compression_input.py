@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import hf_longattn
 
-from ..conversion.sources import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
+from ..conversion.source_models import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids

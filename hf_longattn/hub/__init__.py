@@ -9,7 +9,6 @@ from ..names import public_names
 
 if TYPE_CHECKING:
     from .card import AUTO_CLASSES, from_source, model_card, next_step, origin_of, write_model_card
-    from .push import PushReport, check_login, push_model
-    from .remote_code import write_remote_code
+    from .push import PushReport, check_login, push_model, write_remote_code
 
 __getattr__, __all__ = public_names(__name__)

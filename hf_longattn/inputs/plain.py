@@ -14,7 +14,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison, check_finite
 from ..conversion.plan import ConversionPlan, StackLength, position_warnings
-from ..conversion.sources import attached_mechanisms
+from ..conversion.source_models import attached_mechanisms
 from ..engines.call import AttentionCall
 from ..errors import OptionError
 from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms

@@ -12,7 +12,7 @@ import torch
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.plan import ConversionPlan, plan_source
-from ..conversion.sources import NAMES, tower_of
+from ..conversion.source_models import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field

@@ -16,8 +16,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.config import ConversionConfig
-from ..conversion.sources import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long
@@ -31,7 +31,7 @@ from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
 from ..modeling.family.grid_rule import PIXELS
 from ..modeling.grids import family_of
-from ..positions.distances import TILE
+from ..positions.trained_distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.adopt import adoption_of
-from ..conversion.config import ConversionConfig
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources import Source, load_as_result, open_source
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import Source, load_as_result, open_source
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, InputError

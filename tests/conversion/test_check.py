@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQuestionAnswering, BertTokenizerFast, GPT2LMHeadModel
 
-from hf_longattn.cli.convert import conversion_report
+from hf_longattn.cli.checkpoints import conversion_report
 from hf_longattn.cli.terminal import show
 from hf_longattn.conversion import check_texts, convert, convert_checkpoint, folders, plan_conversion
 from hf_longattn.conversion.check import Comparison, check_result, labelled

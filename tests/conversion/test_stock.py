@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_native
 from hf_longattn.cli.app import main
-from hf_longattn.conversion.stock import LongformerStock, choose_stock
+from hf_longattn.conversion.native import LongformerStock, choose_stock
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.files import FORMAT_FIELD

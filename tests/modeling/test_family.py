@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BartConfig, GenerationMixin, GPT2
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
-from hf_longattn.conversion.sources import read_long
+from hf_longattn.conversion.source_models import read_long
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, exported_names, family_of, long_prefix, longest_input, stored_facts

@@ -71,7 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def convert(options: argparse.Namespace, out: Path) -> Path:
     """Convert and verify, and print the report."""
     from hf_longattn import convert_checkpoint
-    from hf_longattn.cli.convert import conversion_report
+    from hf_longattn.cli.checkpoints import conversion_report
     from hf_longattn.cli.terminal import show
 
     step(2, f"Convert the committed question-answering model of 512 tokens to {LENGTH:,} tokens with longformer attention")

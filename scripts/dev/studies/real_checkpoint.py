@@ -48,7 +48,7 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     from hf_longattn import convert_checkpoint
-    from hf_longattn.cli.convert import conversion_report
+    from hf_longattn.cli.checkpoints import conversion_report
     from hf_longattn.cli.terminal import show
 
     source, target = real_checkpoint(), out / "minilm"

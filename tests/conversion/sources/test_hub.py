@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.sources import open_source
+from hf_longattn.conversion.source_models import open_source
 from hf_longattn.errors import CheckpointError
 
 from ...hub_server import serve

@@ -1,0 +1,349 @@
+"""The commands that write a checkpoint (`longattn convert`, `export` and `compress`), plan one (`plan`, `search`), or `push` it.
+
+`convert`, `plan` and `search` have a flag for every setting of :class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.filesize import decimal, pick_unit_and_suffix
+from rich.styled import Styled
+
+from ..conversion import ConversionConfig
+from ..search.budget import SearchConfig
+from . import flags
+from .terminal import Line, Part, facts, progress, show, table
+
+if TYPE_CHECKING:
+    from ..conversion import ConversionPlan, ConversionReport
+    from ..evaluation.flops import LengthCost
+    from ..export import CompressionReport, ExportReport
+    from ..inputs.kind import InputSizes
+    from ..reports import Check
+    from ..search.search import SearchResult
+
+Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
+COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
+"""Status of a check -> its style."""
+
+
+@flags.takes_settings(ConversionConfig)
+def convert(
+    source: Source,
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    config: ConversionConfig,
+    recipe: flags.Recipe = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Convert a short checkpoint into a long one and check it.
+
+    DST appears complete and verified, or not at all.
+    """
+    if config.verify_text is not None and not config.verify:
+        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
+    from ..conversion import convert_checkpoint
+
+    with progress() as tell:
+        report = convert_checkpoint(source, destination, config, choose=_choose, progress=tell)
+    show({"destination": str(report.destination), **report.to_dict()}, conversion_report(report), as_json=as_json)
+
+
+@flags.takes_settings(ConversionConfig)
+def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
+    """Show what `longattn convert` with these options would do.
+
+    Prints the result, its layers, and what it costs at each length.
+    """
+    from ..conversion import plan_conversion
+
+    plan = plan_conversion(source, None, config, choose=_choose)
+    compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
+    show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
+
+
+@flags.takes_settings(SearchConfig)
+def search(
+    model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="What the model will read: a UTF-8 text file, or a folder of images or recordings."),
+    ],
+    output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
+    config: SearchConfig,
+    as_json: flags.Json = False,
+) -> None:
+    """Choose a mechanism for every layer under a budget.
+
+    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
+    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
+    """
+    from ..search import search_design
+
+    with progress() as tell:
+        result = search_design(model, text, output, config, progress=tell)
+    show(result.to_dict(), search_report(result), as_json=as_json)
+
+
+def export(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A long checkpoint")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
+    opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
+    ] = None,
+    global_attention_mask: Annotated[
+        bool, typer.Option("--global-attention-mask", help="Take this input; otherwise the config determines the global tokens.")
+    ] = False,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Export a long checkpoint as a graph or a stock checkpoint.
+
+    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
+    at all. A decoder's graph reads a whole text at once, without a cache.
+    """
+    from ..export import export_checkpoint, export_native
+
+    if format != "onnx":
+        flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
+    if format == "native":
+        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
+    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
+    with progress() as tell:
+        if format == "native":
+            report: Any = export_native(model, destination, progress=tell, **shared)
+        else:
+            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
+    parts = conversion_report(report) if format == "native" else export_report(report)
+    show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
+    share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or what model and text have")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Write a smaller checkpoint, and measure what it costs.
+
+    Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
+    and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
+    compression_report.json.
+    """
+    from ..export import CompressionConfig, compress_checkpoint
+    from ..export.compress import PRUNING
+
+    if method not in PRUNING:
+        flags.refuse_typed(context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
+    config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
+    report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
+    show(report.to_dict(), compression_report(report), as_json=as_json)
+
+
+def push(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")],
+    private: flags.Private = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
+    remote_code: flags.RemoteCode = False,
+    token: flags.Token = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Upload a model to the Hub in one commit, with its card.
+
+    Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
+    have arrived are not uploaded again.
+    """
+    from ..hub import push_model
+
+    pushed = push_model(
+        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
+    )
+    commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
+    left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
+    show(asdict(pushed), [Line(pushed.url), Line(f"{commit}{left_out}.")], as_json=as_json)
+
+
+def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
+    """What ``--mechanism auto`` stands for; imported only where it is needed."""
+    from ..search import choose_mechanisms
+
+    return choose_mechanisms(source, config)
+
+
+def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
+    """What a conversion would do."""
+    yield {
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
+        "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
+        "texts": str(plan.short_texts),
+        "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
+        "towers as in their class": ", ".join(plan.other_towers),
+    }
+    yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
+    if plan.choice is not None:
+        yield Styled(f"\n{plan.choice['reason']}", "bold")
+    for name, part in plan.parts.items():
+        yield Styled(f"\ntower {name}: {part.input_in_words('new')}" if name else "", "bold")
+        yield part.attention.table(part.shape.layers)
+        if part.decoder is not None:
+            yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
+            yield part.config.decoder_attention.table(part.config.decoder_layers)
+        yield ""
+        yield costs_table(part.costs, part.inputs)
+        if name in compared:
+            sizes = compared[name]["sizes"]
+            step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
+            cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
+            title = f"operations of the whole model for one {part.inputs.kind.noun}, by mechanism with its default options"
+            yield table(("mechanism", *sizes[::step]), cells, title)
+
+
+def _flops(count: int) -> str:
+    unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
+    return f"{count / unit:.1f} {name}"
+
+
+def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
+    """Cost at each length or size of one input."""
+    columns = {
+        inputs.kind.noun: [cost.size.words for cost in costs] if inputs.kind.units else [],
+        "tokens": [f"{cost.length:,}" for cost in costs],
+        "attention": [_flops(cost.attention_flops) for cost in costs],
+        "full attention": [_flops(cost.full_attention_flops) for cost in costs],
+        "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
+        "whole model": [_flops(cost.total_flops) for cost in costs],
+        "activations": [decimal(cost.activation_bytes) for cost in costs],
+        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    title = f"operations and memory for one {inputs.kind.noun}, computed from the model's shape"
+    return table([*filled], zip(*filled.values(), strict=True), title, align="r")
+
+
+def _compare(part: ConversionPlan) -> dict[str, Any]:
+    """Operations of the whole model at each size: with the planned attention, then with each mechanism's default options."""
+    import torch
+
+    from ..configuration import LongAttentionConfig
+    from ..errors import LongAttentionError
+    from ..evaluation.flops import cost_of, layer_mechanisms
+    from ..mechanisms.common.registry import list_mechanisms, prototype
+
+    costs = {"as planned": part.costs}
+    for name in list_mechanisms(causal=part.shape.causal):
+        with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
+            part.inputs.check(prototype(name, {}))
+            with torch.device("meta"):  # its parameters may be large
+                layers = layer_mechanisms(LongAttentionConfig(name), part.shape, part.inputs.new.tokens)
+            costs[name] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
+    rows = [{"mechanism": name, "flops": [cost.total_flops for cost in of_name]} for name, of_name in costs.items()]
+    return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
+
+
+def conversion_report(report: ConversionReport) -> Iterator[Part]:
+    """What was written, the checks, and what to do next."""
+    from ..conversion.folders import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..hub import next_step
+
+    plan, path = report.plan, report.destination
+    grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
+    yield {
+        "written": f"{path}  ({decimal(report.bytes_written)})",
+        "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
+        "texts": plan.get("short_texts", ""),
+    }
+    if "choice" in plan:
+        yield Styled(f"\n{plan['choice']['reason']}", "bold")
+    if not any(check.name == POSITIONS for check in report.checks):
+        yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.get("warnings", ()))
+    if not report.checks:
+        yield Styled("\nNot verified (--no-verify).", "yellow")
+        return
+    yield ""
+    yield checks(report.checks)
+    yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
+    verdict = {} if (check := verdict_check(report.checks)) is None else check.values
+    if WOULD_TELL in verdict:
+        yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
+    elif report.verdict == READY:
+        yield Styled(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}.", "green")
+    if report.next_step is not None:
+        typed = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        yield Line(f"{'Next' if report.needs_training else 'To train it'}: {next_step(report.next_step, str(typed))}")
+
+
+def checks(results: Iterable[Check]) -> Part:
+    """Checks with their status, one below the other."""
+    return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
+
+
+def export_report(graph: ExportReport) -> Iterator[Part]:
+    """What was written, its inputs and outputs, and the comparison with the model."""
+    form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
+    yield {
+        "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
+        "graph": f"{graph.class_name}, {form}, any batch size, {graph.min_length:,} to {graph.max_length:,} tokens",
+        "inputs": ", ".join(graph.inputs),
+        "outputs": ", ".join(graph.outputs),
+    }
+    yield checks(graph.checks)
+
+
+def compression_report(report: CompressionReport) -> Iterator[Part]:
+    """What a compression costs and saves."""
+    outputs = [
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        for name, values in report.outputs.items()
+    ]
+    yield {
+        "written": str(report.destination),
+        "method": report.config["method"],
+        "changed": report.changed_in_words(),
+        "outputs": "; ".join(outputs),
+        "measured on": report.text,
+    }
+    yield table(("", "before", "after"), report.rows())
+
+
+def search_report(result: SearchResult) -> Iterator[Part]:
+    """The design and why it, and what it was chosen from."""
+    yield Styled(result.reason, "bold")
+    yield from filter(None, (result.loss_sentence, *result.notes, " "))
+    score = "captured mass" if result.score == "mass" else "−KL (nats)"
+    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
+    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    uniform = [
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+    ]
+    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    if result.reasons:
+        yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
+    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    yield Line(f"written: {result.file}\nnext: {result.command}")

@@ -1,0 +1,123 @@
+"""Flags that several commands share, and flags made from the fields of a config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from ..conversion import ConversionConfig
+from ..conversion.settings import Settings
+from ..errors import OptionError, flag
+from ..mechanisms.common.choice_text import read_choice, read_pairs, read_rules, read_towers
+from ..training.recipes import read_recipe, recipe_names
+
+C = TypeVar("C", bound=Callable[..., None])
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
+    """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
+    settings = {flag_of(each).partition("/")[0][2:].replace("-", "_"): each for each in fields(kind) if each.metadata["flag"] != "-"}
+
+    def decorate(command: C) -> C:
+        def wrapper(**values: Any) -> None:
+            chosen = {}
+            for name, setting in settings.items():
+                value, read = values.pop(name), READERS.get(setting.name)
+                try:
+                    chosen[setting.name] = read(value) if read and value is not None else value
+                except OptionError as error:
+                    raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
+            command(**values, config=kind(**chosen))
+
+        of_settings = [
+            inspect.Parameter(
+                name, KEYWORD, default=setting.default, annotation=Annotated[setting.metadata["type"] | None, option(setting)]
+            )
+            for name, setting in settings.items()
+        ]
+        parameters = list[inspect.Parameter]()
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            parameters += of_settings if parameter.name == "config" else [parameter.replace(kind=KEYWORD)]
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """The flag of a setting."""
+    return setting.metadata["flag"] or flag(setting.name)
+
+
+def option(setting: Field[Any]) -> Any:
+    """The option of a setting, with its help."""
+    about = setting.metadata
+    shown = {"metavar": about["metavar"], "min": about["minimum"], "show_default": about["unset"] or True}
+    return typer.Option(flag_of(setting), help=about["help"], **shown)
+
+
+def read_layers(rules: list[str]) -> str:
+    """Rules for layers in one line. The typos that it can have are refused before torch is imported."""
+    read_rules(text := ";".join(rules))
+    return text
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "options": read_pairs,
+    "layers": read_layers,
+    "decoder_long_attention": read_choice,
+    "towers": read_towers,
+}
+"""Settings whose text stands for a mapping -> what reads it."""
+
+
+def model_argument(what: str, metavar: str = "MODEL") -> Any:
+    """The argument of a model, with its help."""
+    return typer.Argument(metavar=metavar, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+
+
+def refuse_typed(context: typer.Context, names: tuple[str, ...], sentence: str) -> None:
+    """Refuse the first of the options that was typed, even with its default value; the sentence says why it would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(sentence, param_hint=flag(name))
+
+
+_SHARED = {setting.name: option(setting) for setting in fields(ConversionConfig)}
+RemoteCode = Annotated[bool, _SHARED["remote_code"]]
+Revision = Annotated[str | None, _SHARED["revision"]]
+Token = Annotated[str | None, _SHARED["token"]]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination once the new one is complete.")]
+Private = Annotated[bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
+    """Take a recipe's values as defaults of the flags, which check them."""
+    parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
+    values = {} if recipe is None else read_recipe(recipe, parameters)
+    for name, value in values.items():
+        if isinstance(value, dict) or isinstance(value, list) != parameters[name].multiple:
+            wanted = "list" if parameters[name].multiple else "single value"
+            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
+    context.default_map = {**(context.default_map or {}), **values}
+    return recipe
+
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="RECIPE",
+        callback=_apply_recipe,
+        is_eager=True,
+        help=f"Values for these flags; what is typed takes precedence. A YAML file or a ready recipe: {recipe_names('convert')}.",
+    ),
+]

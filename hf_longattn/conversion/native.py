@@ -1,0 +1,341 @@
+"""Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..data.english import verification_text
+from ..engines.call import UNBOUNDED
+from ..errors import CheckpointError, checkpoint_errors
+from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
+from ..files import is_long, staged_folder
+from ..hub import origin_of
+from ..inputs.kind import kind_of
+from ..inputs.tokenizer import VerificationText
+from ..mechanisms import Mechanism
+from ..mechanisms.bigbird import BigBird
+from ..mechanisms.common.exact import full_of
+from ..mechanisms.common.locality import band_of
+from ..mechanisms.common.registry import prototype
+from ..mechanisms.full import Full
+from ..mechanisms.longformer import Longformer, LongformerOptions
+from ..mechanisms.window import Window
+from ..modeling.family.definition import FAMILIES, Family
+from ..modeling.family.sliding_window import band_around, with_base_windows
+from ..modeling.pruning import whole_shapes, with_silent_heads
+from ..reports import FAILED, PASSED, Check
+from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
+from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
+from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
+
+ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
+NATIVE_REPORT = "native_report.json"
+SHORT_LENGTH, GENERATED = 24, 12
+"""Compared tokens: of the short input, and generated ones. Untuned."""
+FLOPS = 5e11
+"""Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
+
+
+@dataclass
+class Stock:
+    """A stock architecture for one long model: here the base of an encoder with full attention."""
+
+    config: Any  # of the long model
+    long_class: str
+    family: Family
+    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
+    stem: ClassVar[str] = ""  # the beginning of the names of its classes; empty for the base's
+    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases whose tensors it can hold
+    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
+    words: ClassVar[str] = "full attention"  # what every layer computes, for a refusal
+    note: ClassVar[str] = ""  # a remark for its users
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of the names of a long model's tensors -> the replacement
+
+    @property
+    def head(self) -> str:
+        """The base class without the base's name: ``"ForMaskedLM"``; ``"Model"`` for the encoder alone."""
+        return self.family.base_of(self.long_class).removeprefix(self.family.base_model_name.removesuffix("Model"))
+
+    @property
+    def class_name(self) -> str:
+        """Name of the stock class with the same head, for example "LongformerForMaskedLM"."""
+        return f"{self.stem}{self.head}" if self.stem else self.family.base_of(self.long_class)
+
+    @cached_property
+    def layers(self) -> tuple[Mechanism, ...]:
+        """The mechanism of every layer of the long model."""
+        return tuple(prototype(*self.config.long_attention.for_layer(layer)) for layer in range(self.config.attending[0]))
+
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
+        """Config values with which a layer computes the same as ``mechanism``; ``None`` if there are none."""
+        band = band_of(mechanism, self.config.attending[1])
+        return {} if band is not None and band[0] == UNBOUNDED else None
+
+    @cached_property
+    def reason(self) -> str:
+        """Why it does not compute what the long model does, as a sentence that names the layer. Empty if it does."""
+        if self.family.base_model_type not in self.families:
+            return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
+        if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
+            return f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0."
+        values = [self.layer(mechanism) for mechanism in self.layers]
+        odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
+        if odd is not None:
+            mechanism = self.layers[odd]
+            changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
+            return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
+        base_class = self.family.base_of(self.long_class)
+        if base_class != self.class_name and self.head not in self.heads:
+            return f"The head of a {base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
+        return ""
+
+    def values(self) -> dict[str, Any]:
+        """Values of its config that differ from the long model's."""
+        return self.layer(self.layers[0]) or {}
+
+    def stock_config(self) -> Any:
+        """Its config, without the fields that only Long configs or the base have."""
+        config_class: Any = getattr(transformers, self.class_name).config_class
+        only_base = set(self.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
+        values = {**with_base_windows(self.config.to_dict()), **self.values()}
+        values = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS, *only_base}}
+        return config_class.from_dict({**values, "architectures": [self.class_name]})
+
+    def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
+        """The tensors of the loaded long model under the stock names. Pruned heads are zeros, since stock layers have equally many."""
+        config, shapes, state = self.stock_config(), whole_shapes(long), {}
+        adoption = adoption_of({"model_type": config.model_type})
+        for name, tensor in long.state_dict().items():
+            values = with_silent_heads(tensor, shapes[name]) if name in shapes else tensor
+            if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
+                before = self.family.position_tables[0].offset_rows(self.config)
+                after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
+                values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
+            state[renamed(name, self.names)] = values
+        return state
+
+
+class Mistral(Stock):
+    """Mistral, with one window for all layers, or none."""
+
+    families = frozenset(("llama", "mistral"))
+    stem, heads = "Mistral", ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    computes, words = (Full, Window), "full attention or the same window, and no biases"
+    names: ClassVar = {r"^transformer\.": "model."}
+
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
+        band = band_of(mechanism, True)
+        if band is None or getattr(self.config, "attention_bias", False) or getattr(self.config, "mlp_bias", False):
+            return None
+        return {"sliding_window": None if band[0] == UNBOUNDED else band[0] + 1}
+
+
+class LongformerStock(Stock):
+    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens, which may be copies of the layer's.
+
+    If a head of Longformer chooses global tokens, these must be the config's global tokens.
+    """
+
+    families = ROBERTAS | {"bert"}
+    stem, heads = "Longformer", ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    computes = (Longformer, Window)
+    names: ClassVar = {
+        r"^cls\.predictions\.transform\.dense\.": "lm_head.dense.",
+        r"^cls\.predictions\.transform\.LayerNorm\.": "lm_head.layer_norm.",
+        r"^cls\.predictions\.": "lm_head.",
+        r"^bert\.pooler\.dense\.": "classifier.dense.",  # Longformer's head for SequenceClassification has BERT's pooler inside
+        r"^(bert|roberta)\.": "longformer.",
+        r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
+    }
+
+    @property
+    def globals(self) -> dict[str, Any] | None:
+        """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
+        lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
+        return None if lacking else {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        if (options := self.globals) is None:
+            return "global tokens before the first of three separators in a pair of texts"
+        what = "a window of two tokens or more, equally wide on both sides, and its head's global tokens"
+        first = " --option global_first_segment=true" if "global_first_segment" in options else ""
+        return f"{what}; convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
+
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
+        width = 0 if self.config.attending[1] else band_around(mechanism)
+        options: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
+        rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
+        same = None if self.globals is None else LongformerOptions(**self.globals)
+        chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
+        fits = same is not None and all(getattr(options, name) == getattr(same, name) for name in rule)
+        return {} if width and fits and chosen == [None, None] else None
+
+    def values(self) -> dict[str, Any]:
+        pad = self.config.pad_token_id or 0
+        separators = (getattr(self.layers[0].options, "separator_token_id", None), getattr(self.config, "sep_token_id", None))
+        return {
+            "max_position_embeddings": self.family.longest(self.config) + pad + 1,
+            "attention_window": [band_around(mechanism) for mechanism in self.layers],
+            "pad_token_id": pad,
+            "sep_token_id": next((token for token in separators if token is not None), self.config.eos_token_id),
+        }
+
+    def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
+        state = super().state_dict(long)
+        if self.head == "ForSequenceClassification" and self.family.base_model_type == "bert":
+            state |= {f"classifier.out_proj.{part}": state.pop(f"classifier.{part}") for part in ("weight", "bias")}
+        for name, tensor in [*state.items()]:
+            state.setdefault(re.sub(r"\.self\.(query|key|value)\.", r".self.\1_global.", name), tensor.clone())
+        return state
+
+
+class BigBirdStock(Stock):
+    """BigBird, for layers with transformers' variant of `bigbird`."""
+
+    families = ROBERTAS | {"bert", "big_bird"}
+    stem, heads = "BigBird", ("Model", "ForMaskedLM", "ForTokenClassification")
+    computes, words = (BigBird,), "'bigbird' with random_pattern=hf_eval, blocks_over=input, seed=0 and the same blocks"
+    note = "transformers' BigBird computes full attention for good after its first input of at most 5 + 2 * num_random_blocks blocks"
+    names: ClassVar = {
+        r"^lm_head\.dense\.": "cls.predictions.transform.dense.",
+        r"^lm_head\.layer_norm\.": "cls.predictions.transform.LayerNorm.",
+        r"^lm_head\.": "cls.predictions.",
+        r"^roberta\.": "bert.",
+        r"^pooler\.dense\.": "pooler.",
+    }
+
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
+        o: Any = mechanism.options
+        if not isinstance(mechanism, BigBird) or o.random_pattern == "seeded" or (o.blocks_over, o.seed, o.relative) != ("input", 0, None):
+            return None
+        return {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
+
+    def values(self) -> dict[str, Any]:
+        fixed = {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config)}
+        return {**({} if self.family.base_model_type == "big_bird" else fixed), **super().values()}
+
+
+def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
+    """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
+    stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
+    stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
+    if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
+        return choice or stocks[0]
+    odd = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
+    return next((stock for stock in stocks if isinstance(odd, stock.computes)), stocks[0])
+
+
+@quiet_libraries()
+def export_native(
+    model: str | Path | Source,
+    destination: str | Path,
+    *,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: StageProgress = no_progress,
+    converted: ConversionReport | None = None,
+) -> ConversionReport:
+    """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
+
+    Software that knows this architecture can serve it without this package. Outputs and generated tokens are compared for a short and a
+    long input, with padding.
+
+    Args:
+        model: a long checkpoint: a folder, or a Hub repository id.
+        destination: a folder that appears complete, or not at all. It has the returned report as native_report.json.
+        progress: called as progress(stage, done, total).
+        converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
+
+    Raises:
+        CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
+    """
+    source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
+    if not is_long(source.config):
+        raise CheckpointError(
+            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
+        )
+    refuse_quantised(source)
+    config, class_name, family, _ = read_long(source)
+    choice, length = choose_stock(config, class_name, family), family.longest(config)
+    if choice.reason:
+        raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
+    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+    with staged_folder(target, overwrite=overwrite) as stage:
+        long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
+        stock_class: Any = getattr(transformers, choice.class_name)
+        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+            tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
+            stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
+        progress("write", 0, size)
+        stock.save_pretrained(stage)
+        add_source_files(source, stage, length)
+        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
+        if verify:
+            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+                stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)
+                checks += _compare(long.float(), stock, choice, text, progress)
+        return complete_result(
+            stage,
+            source,
+            str(destination),
+            NATIVE_REPORT,
+            checks,
+            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(source.name)}.",
+            config={"format": "native"},
+            plan={
+                "source": source.name,
+                "long_class": class_name,
+                "class": choice.class_name,
+                "model_type": stock.config.model_type,
+                "old_length": length,
+                "new_length": length,
+                "positions": "kept",
+                "parameters": stock.num_parameters(),
+                "warnings": [f"{choice.note}."] if choice.note else [],
+            },
+            text=text.describe() if verify else "not verified",
+            next_step=None if converted is None else converted.next_step,
+        )
+
+
+def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
+    """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
+    longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
+    most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
+    adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
+    takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
+    for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
+        progress("verify", length, most)
+        for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
+            for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
+                if hasattr(module, "set_attention_type") and hasattr(module, "config"):
+                    module.set_attention_type(module.config.attention_type)
+            checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
+            if stock.can_generate():
+                same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
+                what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
+                checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+    return checks
+
+
+def _generate(model: Any, probe: Probe) -> Tensor:
+    """Greedily generated tokens after the beginnings of a probe's two texts, which are padded on the left."""
+    mask = probe.inputs["attention_mask"]
+    mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
+    ids = [row[: len(real)].roll(len(real) - int(real.sum())) for row, real in zip(probe.inputs["input_ids"], mask, strict=True)]
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
+    tokens: Tensor = model.generate(torch.stack(ids), attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **options)
+    return tokens[:, -GENERATED:]
