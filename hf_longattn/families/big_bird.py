@@ -16,8 +16,8 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 from ..memory.decode_cache import take_cache
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
-from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongConfig
 from ..modeling.packed_documents import leave_out_documents
 
 

@@ -18,8 +18,8 @@ from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion
-from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
@@ -29,8 +29,8 @@ from .attach.global_mask import check_globals, global_token_ids, global_tokens_o
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
-from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
+from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
 from .inference import optimize_for_inference, warn_of_overflow
@@ -418,7 +418,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     def mixes_beside_attention(self) -> bool:
         """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
+        return self.family.spec.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         for name in ("global_attention_mask", "documents", "seq_idx"):
