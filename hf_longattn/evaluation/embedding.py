@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.rows import rows_of
-from ..data.tables import DataError
+from ..data.sources import DataError
 from ..errors import CheckpointError, OptionError, check_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
