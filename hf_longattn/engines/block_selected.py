@@ -33,8 +33,8 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees no key.
     """
     length, context = k.shape[2], DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3])
-    runs = {"flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
-    out, path = try_path("chosen blocks", context, runs)
+    runs = {"flex": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
+    out, path = try_path("blocks", context, runs)
     if out is not None:
         return out
     if path == "cpu-blocks":

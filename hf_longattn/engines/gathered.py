@@ -38,7 +38,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
-    out, path = try_path("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
+    out, path = try_path("tiles", context, {"flex": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
     if out is not None:
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

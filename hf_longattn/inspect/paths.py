@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.source_models import chosen_device
-from ..engines.path_reports import GPU_RECORD, PathChoice, observe
+from ..engines.dispatch import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, LongAttentionError
 from ..functional import attend
 from ..mechanisms.common.base import Mechanism
@@ -137,7 +137,8 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        reason += f"; {GPU_RECORD[choice.path]}" if choice.path in GPU_RECORD else ""
+        record = GPU_RECORD.get((choice.pattern_type, choice.path))
+        reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))
 
