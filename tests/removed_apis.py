@@ -95,8 +95,8 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.mechanisms.common import masked
     from hf_longattn.memory import state_cache
     from hf_longattn.modeling import backend, classes, mixin
+    from hf_longattn.modeling import packed_documents as documents
     from hf_longattn.modeling.family import config, registration
-    from hf_longattn.modeling.run import documents
     from hf_longattn.training.tasks import ctc
 
     nothing: Any = types.SimpleNamespace()

@@ -33,8 +33,8 @@ def kind_of_family(base: str, *rest: object) -> Hashable:
 
 def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
     """A mechanism's engine and form, and how it decodes."""
-    traits = mechanism_class(name).traits
-    return mechanism_info(name).engine, causal, traits.stateful, traits.recursion is not None, traits.takes_globals
+    capabilities = mechanism_class(name).capabilities
+    return mechanism_info(name).engine, causal, capabilities.stateful, capabilities.recursion is not None, capabilities.takes_globals
 
 
 def engine_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:

@@ -17,7 +17,7 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
-from ..search.config import SearchConfig
+from ..search.budget import SearchConfig
 from . import flags
 from .terminal import Line, Part, facts, progress, show, table
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..export import CompressionReport, ExportReport
     from ..inputs.kind import InputSizes
     from ..reports import Check
-    from ..search.result import SearchResult
+    from ..search.search import SearchResult
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}

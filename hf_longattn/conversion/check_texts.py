@@ -113,7 +113,10 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
     """Whether every layer is full attention at this length, without memory tokens."""
-    return all(layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory) for layer in layers)
+    return all(
+        layer.covers(length, causal) and (layer.capabilities.recursion is None or not layer.capabilities.recursion.memory)
+        for layer in layers
+    )
 
 
 def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
@@ -414,7 +417,7 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
-    takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    takes_globals = any(layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     why = plan.position_change if plan.attention == architecture.original_attention() else "the attention differs from the source's"
     reference = f"transformers' {adoption.model_type}"
     checks = [
@@ -431,9 +434,9 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:
         return Check(name, SKIPPED, f"{length} tokens are too few for padding")
-    if not all(layer.traits.ignores_padding for layer in layers):
+    if not all(layer.capabilities.ignores_padding for layer in layers):
         return Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")
-    takes_globals = any(layer.traits.takes_globals for layer in layers)
+    takes_globals = any(layer.capabilities.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
     gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
     sides = [*gaps] if places else ["right"]  # without position_ids, left padding shifts the text

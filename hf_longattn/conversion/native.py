@@ -31,7 +31,7 @@ from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
-from ..modeling.inference.pruning import whole_shapes, with_silent_heads
+from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing

@@ -19,7 +19,7 @@ from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from ..mechanisms.common.registry import mechanism_class, prototype
-from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
@@ -209,9 +209,9 @@ def with_short_texts(
     def objection(mechanism: Mechanism) -> str:
         """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
         reason = why_not_in_full(mechanism)
-        if mechanism.traits.trains:
+        if mechanism.capabilities.trains:
             reason = "adds parameters that need training"
-        elif not mechanism.traits.takes_score_mod:
+        elif not mechanism.capabilities.takes_score_mod:
             reason = "is not full attention over fewer keys"
         return f"{mechanism.name!r} {reason}" if reason else ""
 
@@ -455,7 +455,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
-    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)
+    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).capabilities.moves_positions)
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:

@@ -33,7 +33,7 @@ from ..modeling.family.definition import FAMILIES, Family, known_family, stored_
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
-from ..modeling.inference.pruning import KEPT_HEADS
+from ..modeling.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, adoption_of, decoder_start

@@ -108,9 +108,9 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
 
 def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
-    if mechanism.traits.recursion is not None:
+    if mechanism.capabilities.recursion is not None:
         return 0  # every step reads the whole text
-    if mechanism.traits.stateful:
+    if mechanism.capabilities.stateful:
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:
@@ -125,7 +125,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Average bytes that a further token adds once windows and segments are full."""
-    if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
+    if mechanism.capabilities.stateful or keys_per_query(mechanism) is not None:
         return 0
     near, far = (state_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
@@ -139,7 +139,7 @@ def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.traits.takes_hidden_states else None
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.capabilities.takes_hidden_states else None
     with torch.no_grad():
         _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
     return sum(tensor.nbytes for tensor in state.values())

@@ -18,7 +18,7 @@ from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config,
 from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import PositionTable
-from ..modeling.run.documents import leave_out_documents
+from ..modeling.packed_documents import leave_out_documents
 
 
 class BlockSparseConfig(LongConfig):

@@ -164,7 +164,7 @@ def model_card(
         attentions, takes_globals = attentions_of(backbone), False
         stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
-            takes_globals = prototype(attentions[""].mechanism, attentions[""].options).traits.takes_globals
+            takes_globals = prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
 
         # What it was made from.
         title = in_one_line(title or (folder.resolve().name if name == str(model_dir) else name.rstrip("/").rpartition("/")[2]))

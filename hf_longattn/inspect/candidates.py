@@ -138,7 +138,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number
         check_form(mechanism, causal, "the model")
-        call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
+        call = layer.call if mechanism.capabilities.takes_globals else layer.call.replace(global_mask=None)
         reading = keys_or_weights(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:

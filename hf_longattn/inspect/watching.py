@@ -41,7 +41,7 @@ from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import towers_of
 from ..modeling.grids import grid_rule
-from ..modeling.inference.optimize import evaluating
+from ..modeling.inference import evaluating
 from .layer_attention import LayerAttention
 
 NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."
@@ -118,7 +118,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
                 f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and "
                 "sliding windows can be diagnosed."
             )
-    elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
+    elif any(isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
             "checkpoint that it was made from."

@@ -38,7 +38,7 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     when = "you train or distil, and speed and a constant state matter more than exact recall"
-    traits = LinearMechanism.traits.but(takes_documents=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(takes_documents=True, images_need_order=False)
     per_head_tensors = ()
     options: LinearOptions
 

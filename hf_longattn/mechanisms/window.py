@@ -28,12 +28,12 @@ from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
 from ..errors import OptionError
 from ..positions.distances import Locality
+from .common.capabilities import Handling
+from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.token_rules import global_tokens
-from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)

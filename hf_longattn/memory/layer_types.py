@@ -35,7 +35,7 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
     built = _causal(long_attention, layer)
     if built is None:
         return FULL
-    if built.traits.stateful:
+    if built.capabilities.stateful:
         return STATE_LAYER
     reach = keys_per_query(built)
     if reach is not None:

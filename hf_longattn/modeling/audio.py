@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..engines.batch import in_graph
 from ..errors import InputError
-from .attach.token_globals import check_globals
+from .attach.global_mask import check_globals
 from .backend import COLLECT_WEIGHTS
 from .family.audio_rule import AudioRule
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments

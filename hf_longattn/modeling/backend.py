@@ -278,7 +278,7 @@ def longattn_attention_forward(
             heads = query.shape[1]
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
-    hidden = kwargs.get(LAYER_INPUT) if mechanism.traits.takes_hidden_states else None
+    hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
     grid = kwargs.get(GRID)
     if grid is None and not torch.compiler.is_dynamo_compiling():
         grid = RUNNING_GRID.get()
@@ -299,7 +299,7 @@ def longattn_attention_forward(
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_terms(dense_mask, query, key.shape[2], kwargs)
-    if score_mod is not None and not mechanism.traits.takes_score_mod:
+    if score_mod is not None and not mechanism.capabilities.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise InputError(
@@ -313,7 +313,7 @@ def longattn_attention_forward(
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), padding, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
-    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(key.shape[2]):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.capabilities.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     if query.shape[2] == 1 and score_mod is None and _steps_by_mask(mechanism, call, kwargs):
         return _step(mechanism, query, key, value, call), None
@@ -406,7 +406,7 @@ def _attend_static(
         return None
     call = _with_mask(call, attention_mask, query, tokens_in(layer), kwargs)
     tokens = kwargs.get("global_attention_mask")
-    if tokens is not None and mechanism.traits.takes_globals:
+    if tokens is not None and mechanism.capabilities.takes_globals:
         width = kv_len if call.key_mask is None else call.key_mask.shape[1]
         call = call.replace(global_mask=nn.functional.pad(tokens != 0, (0, width - tokens.shape[1])))
     return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len))
@@ -479,7 +479,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
                 'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a Long… class.'
             )
         return None
-    if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
+    if kwargs.get(SINKS) is not None and not mechanism.capabilities.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "
             "options is not one softmax over keys; choose for example window."
@@ -757,7 +757,7 @@ def _with_documents(
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
     """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
-    return mechanism.traits.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
+    return mechanism.capabilities.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
@@ -771,7 +771,7 @@ def packing_refused(mechanism: Mechanism) -> str:
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:
     """The global mask ``(B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool; ``None`` for mechanisms without global tokens."""
-    if global_mask is None or not mechanism.traits.takes_globals:
+    if global_mask is None or not mechanism.capabilities.takes_globals:
         return None
     batch, kv_len = key.shape[0], key.shape[2]
     seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)

@@ -108,8 +108,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
     from transformers import GenerationMixin
 
+    from .losses import LOSS_BY_ROW
     from .mixin import LongDecoderMixin, LongGenerationMixin
-    from .run.losses import LOSS_BY_ROW
 
     bases: list[type] = [mixin, base]
     if family.mixin is not None:

@@ -21,10 +21,9 @@ from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
+from .attach.global_mask import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, check_globals, make_text_global
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
-from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
-from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .backend import BACKEND
 from .classes import check_interface, is_model_class

@@ -24,7 +24,7 @@ from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
 from .attach.attention_sites import layer_mechanisms, with_members
-from .attach.token_globals import takes_globals
+from .attach.global_mask import takes_globals
 from .family.config import attention_implementation
 from .family.definition import longest_input
 from .family.registration import auto_mapping

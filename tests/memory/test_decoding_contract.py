@@ -19,7 +19,7 @@ from tests.shared_code import engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 """Without the mechanism whose models read the whole text at every step."""
-STATEFUL = [name for name in NAMES if mechanism_class(name).traits.stateful is True]
+STATEFUL = [name for name in NAMES if mechanism_class(name).capabilities.stateful is True]
 CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 

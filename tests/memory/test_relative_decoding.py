@@ -23,7 +23,9 @@ from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, p
 from tests.shared_code import code_of_form
 
 NAMES = [
-    name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod and name != "recurrent_memory"
+    name
+    for name in list_mechanisms(causal=True, grid=False)
+    if mechanism_class(name).capabilities.takes_score_mod and name != "recurrent_memory"
 ]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in NAMES} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},

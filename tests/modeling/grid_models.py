@@ -139,6 +139,8 @@ def defined(model: Any, grid: Any) -> list[Tensor]:
     index = torch.arange(grid.length)
     zero = torch.zeros((), dtype=torch.long)
     masks = [
-        mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model) if mechanism.traits.needs_grid
+        mechanism.mask_on(grid)(zero, zero, index[:, None], index)
+        for mechanism in layer_mechanisms(model)
+        if mechanism.capabilities.needs_grid
     ]
     return [torch.as_tensor(mask).broadcast_to(grid.length, grid.length) for mask in masks]

@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.training import load_qa_model
 from tests.families.test_whisper import save as save_whisper

@@ -21,8 +21,8 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.kind import kind_of
 from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
-from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.design import FULL, unsuitable, usual_candidates
 from hf_longattn.search.model import SearchInputs
 
 from ..grids import quickly

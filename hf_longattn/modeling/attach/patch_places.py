@@ -24,7 +24,7 @@ from ..family.config import runs_mechanisms
 from ..family.definition import known_family
 from ..family.grid_rule import PIXELS
 from .attention_sites import Call, attention_sites, mechanisms_on
-from .text_globals import arguments_by_name
+from .global_mask import arguments_by_name
 
 PLACES = "patch_places"
 """Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""

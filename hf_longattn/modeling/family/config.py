@@ -49,7 +49,7 @@ class LongConfig(_Base):
         ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
     question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
         unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
-        ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
+        ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.global_mask`).
     global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
         mechanism's options.
     extended_from: the short model's values of changed fields; set automatically.

@@ -15,7 +15,7 @@ from ...errors import OptionError
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenRule:
+class GlobalTokenIds:
     """A rule that makes tokens global: the union of positions, token ids and segments. Padding is never global.
 
     positions: counted from each sequence's first real token.
@@ -43,7 +43,7 @@ class TokenRule:
         """Whether the rule needs to know the separator."""
         return self.first_segment or self.second_segment
 
-    def with_separator(self, separator: int | None) -> TokenRule:
+    def with_separator(self, separator: int | None) -> GlobalTokenIds:
         """The rule with ``separator`` filled in, if it needs a separator and has none.
 
         Raises:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import OptionError
-from ...mechanisms.common.base import Mechanism
-from ..attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
+from ..errors import OptionError
+from ..mechanisms.common.base import Mechanism
+from .attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...mechanisms.common.traits import AddsLoss
-from ..family.definition import CAUSAL_LANGUAGE_MODELS
+from ..mechanisms.common.capabilities import AddsLoss
+from .family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
 """The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from .token_rules import TokenRule
+from .global_tokens import GlobalTokenIds
 
 if TYPE_CHECKING:
     from ...engines.call import AttentionCall
@@ -34,16 +34,16 @@ class Recursion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traits:
+class Capabilities:
     """The inputs of a mechanism, and what it needs from its layer and model.
 
-    A class states only what differs from its base class: ``traits = Mechanism.traits.but(trains=True)``. If a trait depends on
-    options, ``__init__`` sets ``self.traits`` in the same way.
+    A class states only what differs from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a capability
+    depends on options, ``__init__`` sets ``self.capabilities`` in the same way.
 
     trains: whether the mechanism adds parameters, so that a converted checkpoint needs training.
     stateful: whether decoding keeps a state of constant size in place of the keys; see :meth:`Mechanism.advance`.
     takes_globals: whether the mechanism uses ``global_mask``.
-    token_rule: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
+    global_token_ids: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
     moves_positions: whether ``forward`` calls ``SelfExtend.attention``, for relative positions that depend on more than distances.
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
@@ -71,7 +71,7 @@ class Traits:
     trains: bool = False
     stateful: bool = False
     takes_globals: bool = False
-    token_rule: TokenRule | None = None
+    global_token_ids: GlobalTokenIds | None = None
     takes_score_mod: bool = True
     moves_positions: bool = False
     takes_sinks: bool = False
@@ -90,8 +90,8 @@ class Traits:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shared_by_layers: tuple[str, ...] = ()
 
-    def but(self, **changes: Any) -> Traits:
-        """A copy of these traits with some changes."""
+    def but(self, **changes: Any) -> Capabilities:
+        """A copy of these capabilities with some changes."""
         return dataclasses.replace(self, **changes)
 
     def stops_gradients(self, length: int) -> bool:
@@ -131,7 +131,7 @@ class AddsLoss:
 
 def needs_whole_batch(mechanism: Any) -> bool:
     """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
-    return mechanism.traits.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
+    return mechanism.capabilities.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
 
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
@@ -141,4 +141,4 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
         return True
-    return mechanism.traits.ignores_padding and not (call.grid is not None and mechanism.reads_grid)
+    return mechanism.capabilities.ignores_padding and not (call.grid is not None and mechanism.reads_grid)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.batch import for_one_pass, in_graph, positions_in
-from ...errors import InputError
-from ...mechanisms.common.base import Mechanism
-from ...memory.cache_argument import CACHE
-from ...names import warn_missing
-from ..attach.attention_sites import is_causal
-from ..backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
-from ..family.position_table import input_of
+from ..engines.batch import for_one_pass, in_graph, positions_in
+from ..errors import InputError
+from ..mechanisms.common.base import Mechanism
+from ..memory.cache_argument import CACHE
+from ..names import warn_missing
+from .attach.attention_sites import is_causal
+from .backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
+from .family.position_table import input_of
 
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inspect import StockInspection, inspect_stock
-from hf_longattn.inspect.stock import DeclaredAttention
+from hf_longattn.inspect.stock_layers import DeclaredAttention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward
 from tests.cases import every_case
 from tests.cli.test_inspect import run

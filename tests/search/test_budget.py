@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn.errors import OptionError
-from hf_longattn.search.config import Budget
+from hf_longattn.search.budget import Budget
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError, OptionError
-from ...memory import CacheMemory, SegmentMemory, TokenMemory
-from ...memory.cache_argument import CACHE
-from ..attach.attention_sites import attention_sites
-from ..attach.memory_tokens import MemoryTokens
-from ..backend import BACKEND
-from ..family.config import attention_implementation, runs_mechanisms
-from ..family.position_table import input_of
-from .segments import TOKEN_MEMORY_ARGUMENT, wants_tuple
+from ..errors import InputError, OptionError
+from ..memory import CacheMemory, SegmentMemory, TokenMemory
+from ..memory.cache_argument import CACHE
+from .attach.attention_sites import attention_sites
+from .attach.memory_tokens import TOKEN_MEMORY_ARGUMENT, MemoryTokens, wants_tuple
+from .backend import BACKEND
+from .family.config import attention_implementation, runs_mechanisms
+from .family.position_table import input_of
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"
 """Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new tokens only."""

@@ -26,9 +26,9 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import add_term
 from .base import Mechanism
+from .capabilities import Handling
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
-from .traits import Handling
 
 
 class BucketedMechanism(Mechanism):
@@ -36,7 +36,7 @@ class BucketedMechanism(Mechanism):
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
-    traits = Mechanism.traits.but(bitwise_causal=False)
+    capabilities = Mechanism.capabilities.but(bitwise_causal=False)
     """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
 
     @property

@@ -71,7 +71,7 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
     q = torch.randn(1, 2, 300, 16)
     for name in list_mechanisms():
         cls = mechanism_class(name)
-        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.traits.needs_grid else {}
+        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.capabilities.needs_grid else {}
         arguments |= {"padding_mask": torch.arange(300)[None] < 280} if padded else {}
         for causal in (False, True):
             if cls.causal not in ("both", causal):
