@@ -454,7 +454,7 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
-    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)}
+    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
         marks = torch.zeros_like(alone)
         marks[:, :8] = marks[:, short // 2] = 1

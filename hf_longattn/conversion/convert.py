@@ -71,7 +71,7 @@ def convert_checkpoint(
         long = target.with_name(f".{target.name}.long") if chosen.native else target
         with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-            inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
+            inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
             progress("write", 0, plan.total_bytes)
             model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})

@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.backend import BACKEND
-from hf_longattn.modeling.family.config import attention_implementation
+from hf_longattn.modeling.family.long_config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.packed_documents import refusal_of_documents
 

@@ -23,8 +23,8 @@ from ..names import LOGGER
 from . import grid_windows
 from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
-from .cpu import band, block_selected, distance_band, gathered
-from .cpu.dropout import drops_in_tiles
+from .cpu import band, block_selected, distance_band, tiles
+from .cpu.kernels import drops_in_tiles
 from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
@@ -148,7 +148,7 @@ PATHS: dict[PatternType, Paths] = {
     "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
     "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
     "band": (("dense", _band_leaves_keys_out), ("dense-masked", _band_is_long), *BAND_KERNELS, ("plain", _always_runs)),
-    "tiles": (("cpu-gathered", gathered.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
+    "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex_blocks.why_not), ("tiles", _always_runs)),
     "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }

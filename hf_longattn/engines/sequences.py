@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import InputError
 from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName, State, clear_padding
-from .cpu.dropout import drops_in_tiles
+from .cpu.kernels import drops_in_tiles
 from .token_grid import Grid
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"

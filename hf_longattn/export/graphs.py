@@ -451,7 +451,7 @@ class ModelGraph(nn.Module):
 def page_inputs(model: Any) -> tuple[str, ...]:
     """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
-    return () if family is None else tuple(family.rule.further)
+    return () if family is None else tuple(family.spec.further)
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
@@ -467,7 +467,7 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
     family = known_family(config)
-    further = {} if family is None else family.rule.further_inputs(config, batch, length)
+    further = {} if family is None else family.spec.further_inputs(config, batch, length)
     inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types

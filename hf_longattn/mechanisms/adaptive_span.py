@@ -27,7 +27,7 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.base import Mechanism
 from .common.capabilities import AddsLoss, Handling
 from .common.layout import band_pairs

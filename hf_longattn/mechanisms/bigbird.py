@@ -34,7 +34,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.capabilities import Handling
 from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of

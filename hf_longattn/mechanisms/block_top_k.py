@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_selected import block_selected_attention
 from ..engines.call import AttentionCall, GatherTile, rows_of, selection_mask
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.gathered import gathered_attention
+from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
 from .common.base import Mechanism

@@ -24,7 +24,7 @@ from ..engines import accelerator
 from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, index_grid, repeat_heads
-from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism
 from .common.capabilities import Handling

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.capabilities import Handling
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism

@@ -28,8 +28,8 @@ from ...engines.dense import repeat_heads
 from ...engines.sequences import weights_per_sequence
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
-from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
+from ...positions.trained_distances import Locality
 from .capabilities import Capabilities, Handling, aligns_sequences
 from .decoding import AttendStep
 from .exact import full_of, weights_by_length
@@ -253,7 +253,7 @@ class Mechanism(nn.Module, ABC):
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
 
         Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains

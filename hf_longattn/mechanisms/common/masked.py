@@ -19,12 +19,12 @@ from ...engines.call import (
     Pattern,
     mark_static,
 )
+from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
-from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...names import warn_missing
-from ...positions.distances import Locality
+from ...positions.trained_distances import Locality
 from .base import Mechanism
 from .capabilities import Handling
 from .decoding import AttendStep, Columns
@@ -153,7 +153,7 @@ class MaskedMechanism(Mechanism):
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
 
-    def attend_kept(
+    def attend_retained(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
         """Attention over the keys held by a cache.

@@ -20,20 +20,20 @@ from ...engines.batch import for_one_pass
 from ...engines.token_grid import RUNNING_GRID, Grid
 from ...errors import InputError
 from ..backend import GRID
-from ..family.config import runs_mechanisms
 from ..family.definition import known_family
-from ..family.grid_rule import PIXELS
+from ..family.grid_spec import PIXELS
+from ..family.long_config import runs_mechanisms
 from .attention_sites import Call, attention_sites, mechanisms_on
 from .global_mask import arguments_by_name
 
-PLACES = "patch_places"
-"""Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""
+POSITIONS = "patch_positions"
+"""Keyword for the :class:`PatchPositions` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
 """Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
 GRIDS_ARGUMENT, SIZES_ARGUMENT = "grid_thw", "image_sizes"
 
 
-class PatchPlaces:
+class PatchPositions:
     """The positions of the patches of packed images.
 
     Args:
@@ -58,14 +58,14 @@ class PatchPlaces:
         if borders not in self._known:
             grids, orders = [], []
             for start, stop in itertools.pairwise(borders):
-                places = self.coordinates[start:stop]
-                first, last = places.amin(0), places.amax(0)
+                positions = self.coordinates[start:stop]
+                first, last = positions.amin(0), positions.amax(0)
                 sizes = tuple((last - first + 1).tolist())
                 grid = Grid(sizes[1:] if sizes[0] == 1 else sizes)
                 grid.check(stop - start)
                 strides = torch.tensor([sizes[1] * sizes[2], sizes[2], 1])
                 grids.append(grid)
-                orders.append(((places - first) * strides).sum(1).argsort() + start)
+                orders.append(((positions - first) * strides).sum(1).argsort() + start)
             order = torch.cat(orders).to(offsets.device)
             sorted_already = bool((order == torch.arange(len(order), device=order.device)).all())
             self._known[borders] = for_one_pass(offsets), None if sorted_already else order, tuple(grids)
@@ -78,16 +78,16 @@ def packs_images(stack: PreTrainedModel) -> bool:
     return GRIDS_ARGUMENT in taken or (SIZES_ARGUMENT in taken and hasattr(stack.config, "patch_size"))
 
 
-def hook_patch_places(stack: PreTrainedModel) -> None:
+def hook_patch_positions(stack: PreTrainedModel) -> None:
     """Make a stack that reads images pass patch positions to its attention modules. Other stacks do not change."""
     taken, packs = inspect.signature(type(stack).forward).parameters, packs_images(stack)
     family = known_family(stack.config)
-    if not packs and (family is None or not family.rule.on_grid or PIXELS not in taken):
+    if not packs and (family is None or not family.spec.on_grid or PIXELS not in taken):
         return
-    if vars(stack).get("tells_patch_places"):
+    if vars(stack).get("passes_patch_positions"):
         return
-    stack.tells_patch_places = True
-    stack.register_forward_pre_hook(_tell_places if packs else _tell_grid, with_kwargs=True)
+    stack.passes_patch_positions = True
+    stack.register_forward_pre_hook(_pass_positions if packs else _pass_grid, with_kwargs=True)
     for site in attention_sites(stack):
         if packs:
             site.module.register_forward_pre_hook(pack_images, with_kwargs=True)
@@ -97,13 +97,13 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
             site.module.register_forward_hook(_leave_grid, always_call=True)
 
 
-def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook of a tower whose images have one size: passes the grid on."""
     family: Any = known_family(stack.config)
     if not runs_mechanisms(stack) or GRID in kwargs:
         return None
     arguments = arguments_by_name(stack, args, kwargs)
-    return args, {**kwargs, GRID: family.rule.of_input(stack.config, arguments)}
+    return args, {**kwargs, GRID: family.spec.of_input(stack.config, arguments)}
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,17 +117,17 @@ def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         RUNNING_GRID.set(None)
 
 
-def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+def _pass_positions(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook of a tower that packs images: passes patch positions on."""
     if not runs_mechanisms(tower):
         return None
     arguments = arguments_by_name(tower, args, kwargs)
     grids = arguments.get(GRIDS_ARGUMENT)
-    places = _raster_places(tower, arguments) if grids is None else _merged_places(tower, grids)
-    return args, {**kwargs, PLACES: places}
+    positions = _raster_positions(tower, arguments) if grids is None else _merged_positions(tower, grids)
+    return args, {**kwargs, POSITIONS: positions}
 
 
-def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
+def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
     """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
 
     Patches are in the order in which they are merged, or in the order of windows."""
@@ -139,10 +139,10 @@ def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
         windows, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         coordinates = tower.permute_input_for_window_attn(coordinates, windows, seq_len=len(coordinates))
     lengths = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
-    return PatchPlaces(coordinates, _offsets(lengths))
+    return PatchPositions(coordinates, _offsets(lengths))
 
 
-def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
+def _raster_positions(tower: Any, arguments: dict[str, Any]) -> PatchPositions:
     """Positions of the patches of padded images ``(B, channels, height, width)``. Each fills ``image_sizes`` from the top left."""
     pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
     sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
@@ -150,7 +150,7 @@ def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
     if any(0 in size for size in cells):
         raise InputError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
     coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
-    return PatchPlaces(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
+    return PatchPositions(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -162,11 +162,11 @@ def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     A module that runs every image separately still does so for mechanisms that read no grid.
     """
-    places: PatchPlaces | None = kwargs.get(PLACES)
+    positions: PatchPositions | None = kwargs.get(POSITIONS)
     runs_alone = OFFSETS in kwargs
-    if places is None or (runs_alone and not any(mechanism.reads_grid for mechanism in mechanisms_on(module).values())):
+    if positions is None or (runs_alone and not any(mechanism.reads_grid for mechanism in mechanisms_on(module).values())):
         return None
-    offsets, order, grids = places.layout(kwargs[OFFSETS] if runs_alone else places.offsets)
+    offsets, order, grids = positions.layout(kwargs[OFFSETS] if runs_alone else positions.offsets)
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}
     if runs_alone:
         changes[OFFSETS] = offsets[[0, -1]]
@@ -183,7 +183,7 @@ def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def restore_order(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook for packed images: return outputs in the order of the attention module's inputs."""
-    if PLACES not in kwargs or PACKED_OFFSETS not in kwargs:
+    if POSITIONS not in kwargs or PACKED_OFFSETS not in kwargs:
         return None
-    order = kwargs[PLACES].layout(kwargs[PACKED_OFFSETS])[1]
+    order = kwargs[POSITIONS].layout(kwargs[PACKED_OFFSETS])[1]
     return None if order is None else output[order.argsort()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import InputError
 from .definition import without_head
-from .input_rule import InputRule
+from .input_spec import InputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ def adapted(config: Any, length: int) -> int:
 
 
 @dataclass(frozen=True)
-class AudioRule(InputRule):
+class AudioSpec(InputSpec):
     """The sound that a model reads, and the frames on which its attention runs.
 
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
@@ -254,5 +254,5 @@ the attention of {base} instead.
             )
 
 
-WAV2VEC2 = AudioRule(outputs=adapted, why_padding_changes=normalised_over_time)
-"""The rule of wav2vec 2.0, and of bases that read sound as it does."""
+WAV2VEC2 = AudioSpec(outputs=adapted, why_padding_changes=normalised_over_time)
+"""The spec of wav2vec 2.0, and of bases that read sound as it does."""

@@ -1,4 +1,4 @@
-"""A new kind of input is one file: the example of CONTRIBUTING.md, put in place in a copy of the package."""
+"""A new modality is one file: the example of CONTRIBUTING.md, put in place in a copy of the package."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ print(inspect_checkpoint(folder / "long").longest_input)
 """
 
 
-def test_the_example_of_a_new_kind_of_input_converts_a_checkpoint(checkout: Path, repository: Path) -> None:
-    page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a kind of input")[2]
-    kind, rule = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[:2]
-    (checkout / "hf_longattn" / "inputs" / "genome.py").write_text(kind, encoding="utf-8")
+def test_the_example_of_a_new_modality_converts_a_checkpoint(checkout: Path, repository: Path) -> None:
+    page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a modality")[2]
+    modality, spec = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[:2]
+    (checkout / "hf_longattn" / "inputs" / "genome_inputs.py").write_text(modality, encoding="utf-8")
     family = checkout / "hf_longattn" / "families" / "ernie.py"
     entry = "FAMILY = Family(LongErnieConfig,"
-    code = family.read_text(encoding="utf-8").replace(entry, f"{rule}\n\n{entry} rule=GenomeRule(),")
+    code = family.read_text(encoding="utf-8").replace(entry, f"{spec}\n\n{entry} spec=GenomeSpec(),")
     family.write_text(code, encoding="utf-8")
     done = run(checkout, "-c", USE, str(checkout))
     assert done.stdout.splitlines()[-2:] == [

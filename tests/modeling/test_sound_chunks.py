@@ -1,4 +1,4 @@
-"""What is computed in stretches of a long sound is what one pass computes: features, their norm over the sound, feed-forward layers."""
+"""What is computed in chunks of a long sound is what one pass computes: features, their norm over the sound, feed-forward layers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 import hf_longattn
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.attach import stretches
-from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches, InStretches
+from hf_longattn.modeling.attach import sound_chunks
+from hf_longattn.modeling.attach.sound_chunks import FeatureEncoderInChunks, FramesInChunks, InChunks
 from tests.cases import every_case
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
 from tests.modeling.test_audio_models import Largest
 
 SIZE = 8
-"""Frames of a stretch in these tests."""
+"""Frames of a chunk in these tests."""
 NORMS = ("group", "layer")
 
 
@@ -27,16 +27,16 @@ def norms_of(base: str) -> tuple[str, ...]:
     return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") else ("layer",)
 
 
-OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].rule.features is None]
+OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].spec.features is None]
 ENCODERS = [(base, norm) for base in OF_SAMPLES for norm in norms_of(base)]
 
 
 @pytest.fixture
-def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches so short that a small model's sounds are several."""
-    monkeypatch.setattr(stretches, "FRAMES_PER_STRETCH", SIZE)
-    monkeypatch.setattr(stretches, "WINDOWS_OF_MOMENTS", 700)
-    monkeypatch.setattr(stretches, "FRAMES_PER_PRODUCT", SIZE)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks so short that a small model's sounds are several."""
+    monkeypatch.setattr(sound_chunks, "FRAMES_PER_CHUNK", SIZE)
+    monkeypatch.setattr(sound_chunks, "WINDOWS_OF_MOMENTS", 700)
+    monkeypatch.setattr(sound_chunks, "FRAMES_PER_PRODUCT", SIZE)
 
 
 def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
@@ -48,14 +48,14 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 @pytest.mark.thorough
 @torch.no_grad()
 @every_case(("base", "norm"), ENCODERS, of=3)
-def test_features_in_stretches_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
-    """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
+def test_features_in_chunks_are_those_of_one_pass(base: str, norm: str, short_chunks: None, tmp_path: Path) -> None:
+    """Around the ends of chunks, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
-    assert isinstance(encoder, FeatureEncoderInStretches)
-    rule: Any = FAMILIES[base].rule
+    assert isinstance(encoder, FeatureEncoderInChunks)
+    spec: Any = FAMILIES[base].spec
     config = encoder.config
     for frames in (SIZE - 1, SIZE, SIZE + 1, 2 * SIZE, 2 * SIZE + 1, 3 * SIZE - 1):
-        shortest = rule.length_of(config, frames * getattr(config, "squeeze_factor", 1))
+        shortest = spec.length_of(config, frames * getattr(config, "squeeze_factor", 1))
         for samples in (shortest, shortest + 1, shortest + 319):
             sound = 3 + torch.randn(2, samples, dtype=torch.float64, generator=torch.Generator().manual_seed(samples))
             torch.testing.assert_close(encoder(sound), plain(sound), rtol=1e-12, atol=1e-12)
@@ -65,10 +65,10 @@ def test_features_in_stretches_are_those_of_one_pass(base: str, norm: str, short
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
-def test_features_in_stretches_are_near_in_float32_and_bf16(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
-    """A stretch and a half of the real size."""
+def test_features_in_chunks_are_near_in_float32_and_bf16(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
+    """A chunk and a half of the real size."""
     plain, encoder = (each.to(dtype) for each in encoders("wav2vec2", norm, tmp_path))
-    sound = torch.randn(1, 3 * stretches.FRAMES_PER_STRETCH // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    sound = torch.randn(1, 3 * sound_chunks.FRAMES_PER_CHUNK // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype)
     expected, features = plain(sound), encoder(sound)
     assert features.dtype == dtype
     assert features.shape == expected.shape
@@ -77,7 +77,7 @@ def test_features_in_stretches_are_near_in_float32_and_bf16(dtype: torch.dtype, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
-def test_features_in_stretches_are_near_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> None:
+def test_features_in_chunks_are_near_under_autocast(norm: str, short_chunks: None, tmp_path: Path) -> None:
     plain, encoder = encoders("wav2vec2", norm, tmp_path)
     sound = torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -89,19 +89,19 @@ def test_features_in_stretches_are_near_under_autocast(norm: str, short_stretche
 @pytest.mark.thorough
 @torch.no_grad()
 @every_case("base", OF_SAMPLES, of=3)
-def test_features_of_a_long_sound_take_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
+def test_features_of_a_long_sound_take_no_more_than_chunks_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
         _, encoder = encoders(base, norm, tmp_path / norm)
         channels = max(encoder.config.conv_dim)
-        samples = 6 * stretches.FRAMES_PER_STRETCH * 320
+        samples = 6 * sound_chunks.FRAMES_PER_CHUNK * 320
         with Largest() as mode:
             features = encoder(torch.randn(1, samples))
-        assert mode.elements <= max(features.numel(), samples, 66 * channels * stretches.FRAMES_PER_STRETCH)
+        assert mode.elements <= max(features.numel(), samples, 66 * channels * sound_chunks.FRAMES_PER_CHUNK)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_sound_in_stretches_are_those_of_the_base(norm: str, short_stretches: None, tmp_path: Path) -> None:
+def test_gradients_of_sound_in_chunks_are_those_of_the_base(norm: str, short_chunks: None, tmp_path: Path) -> None:
     """The feature encoder computes at once what it is trained on; one that is frozen does not, and what follows has its gradients."""
     inputs = inputs_of("wav2vec2", (0.9,))
     for frozen in (False, True):
@@ -126,11 +126,11 @@ def test_gradients_of_sound_in_stretches_are_those_of_the_base(norm: str, short_
 @pytest.mark.thorough
 @torch.no_grad()
 @every_case("base", BASES, of=3)
-def test_feed_forward_layers_in_stretches_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
+def test_feed_forward_layers_in_chunks_are_those_of_one_pass(base: str, short_chunks: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()
     expected = dict(plain.named_modules())
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FramesInStretches)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FramesInChunks)}
     assert len(layers) >= model.config.num_hidden_layers
     for name, module in layers.items():
         states = torch.randn(2, 2 * SIZE + 3, model.config.hidden_size, dtype=torch.float64)
@@ -140,8 +140,8 @@ def test_feed_forward_layers_in_stretches_are_those_of_one_pass(base: str, short
 @pytest.mark.thorough
 @torch.no_grad()
 @every_case("base", BASES)
-def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, short_stretches: None, tmp_path: Path) -> None:
-    """After ``optimize_for_inference(model, "fp32")`` the stock model computes stretches, with its own attention and the same outputs."""
+def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, short_chunks: None, tmp_path: Path) -> None:
+    """After ``optimize_for_inference(model, "fp32")`` the stock model computes chunks, with its own attention and the same outputs."""
     plain = saved(base, base_model(base), tmp_path).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_of(base, (0.9, 0.5)).items()}
     expected = plain(**inputs)[0]
@@ -149,7 +149,7 @@ def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, shor
     assert hf_longattn.optimize_for_inference(plain, "fp32") is plain
     replaced = {type(module) for module in plain.modules()} - classes
     assert replaced
-    assert all(issubclass(one, InStretches) for one in replaced)
+    assert all(issubclass(one, InChunks) for one in replaced)
     torch.testing.assert_close(plain(**inputs)[0], expected, rtol=1e-10, atol=1e-10)
     plain.save_pretrained(tmp_path / "again")
     assert type(type(plain).from_pretrained(tmp_path / "again")) is type(plain)

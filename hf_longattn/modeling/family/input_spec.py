@@ -1,4 +1,4 @@
-"""What the models of a family read. The rule of texts, and the base of the rules of grids, sound and towers."""
+"""What the models of a family read: the spec of texts, and the base class of the specs of grids, sound and towers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class InputRule:
-    """What the models of a family read: its :attr:`.definition.Family.rule`."""
+class InputSpec:
+    """What the models of a family read: its :attr:`.definition.Family.spec`."""
 
     reads: ClassVar[str]
-    """Name of what the models read, such as "sound", and of the file of :mod:`hf_longattn.inputs` with this kind."""
+    """Name of what the models read, such as "sound", and of the file of :mod:`hf_longattn.inputs` with this modality."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -59,7 +59,7 @@ the attention of {base} instead.
 
 
 @dataclass(frozen=True)
-class TextRule(InputRule):
+class TextSpec(InputSpec):
     """Token ids and, in some families, further numbers for each token (LayoutLM, MarkupLM)."""
 
     reads = "text"
@@ -76,5 +76,5 @@ class TextRule(InputRule):
         )
 
 
-PLAIN_TEXT = TextRule()
-"""The rule of models that read only token ids."""
+PLAIN_TEXT = TextSpec()
+"""The spec of models that read only token ids."""

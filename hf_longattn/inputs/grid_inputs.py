@@ -21,11 +21,11 @@ from ..mechanisms import Mechanism
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
-from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
+from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import SKIPPED, Check, Difference, equality
-from .kind import AUTO, Example, InputSize, InputSizes
+from .modality import AUTO, Example, InputSize, InputSizes
 from .running import run_model
-from .sized import IMAGE_PROCESSOR, STATES, SizedKind, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
+from .sized import IMAGE_PROCESSOR, STATES, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
 
 CROPS = "patch features equal to the source's on each crop of the old size"
 PHOTO_SIZE = (427, 640)
@@ -61,11 +61,11 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 class Images(UserFiles):
     """A user's images as inputs of a model; random ones for comparing models."""
 
-    part, file_kind, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
+    part, file_type, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""
-        return dict(self.rule.arguments(self.config, self.rule.seeded(self.config, size.value)))
+        return dict(self.spec.arguments(self.config, self.spec.seeded(self.config, size.value)))
 
     def processed(self, file: Path | None = None, processor: Any = None) -> Tensor:
         """The input that a processor makes of a file; by default the model's processor at its own size, of the first file."""
@@ -78,10 +78,10 @@ class Images(UserFiles):
         values = [self.processed(file, processor) for file in self.needed()]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
             raise InputError(
-                f"The image processor in {str(self.folder)!r} makes images of {self.rule.describe(wrong)} where {size.words} are needed; "
+                f"The image processor in {str(self.folder)!r} makes images of {self.spec.describe(wrong)} where {size.words} are needed; "
                 "set do_resize and size in its file."
             )
-        return [self.rule.arguments(self.config, each) for each in values]
+        return [self.spec.arguments(self.config, each) for each in values]
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
@@ -93,7 +93,7 @@ def image_example(task: str | None, height: int, width: int) -> Example:
     return Example(task, ("processor", "AutoImageProcessor"), lines, ("from PIL import Image",))
 
 
-class GridKind(SizedKind):
+class GridModality(SizedModality):
     """Images, whose patches lie on a grid."""
 
     noun, nouns, units, drawn = "image", "images", "pixels", True
@@ -107,28 +107,28 @@ class GridKind(SizedKind):
         sides = value if typed is None else [int(side) for side in typed.groups(typed[1])]
         if isinstance(sides, str) or len(size := image_size(sides)) != 2:
             raise InputError(f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
-        grid = self.rule.of_size(config, size)
-        return InputSize(size, grid.length, self.rule.describe(size), IMAGE_SIZE, grid)
+        grid = self.spec.of_size(config, size)
+        return InputSize(size, grid.length, self.spec.describe(size), IMAGE_SIZE, grid)
 
     def sizes(self, config: Any) -> InputSizes:
-        old, new = self.rule.sizes(config)
+        old, new = self.spec.sizes(config)
         return self.between(config, old, new, reads_new=True)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_grid(name, options)
 
-    def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
         tiled = positions == TILE and not fits_tiles(sizes, mechanism.on_grid(sizes.new.grid))
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
     def requested(self, architecture: Any, request: Any) -> InputSizes:
         config = architecture.source_config
-        if self.rule.shapes is not None:
+        if self.spec.shapes is not None:
             raise InputError(
                 f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
                 "it with its Long class, whose config takes long_attention."
             )
-        old, read = self.rule.sizes(config)
+        old, read = self.spec.sizes(config)
         sizes = self.between(config, old, read if request.image_size is None else request.image_size, reads_new=True)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
             raise InputError(
@@ -156,57 +156,57 @@ class GridKind(SizedKind):
     def positions(
         self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
     ) -> tuple[str, list[PositionWarning]]:
-        rule, known = request.positions, (AUTO, TILE, INTERPOLATE)
-        if rule not in known:
+        strategy, known = request.positions, (AUTO, TILE, INTERPOLATE)
+        if strategy not in known:
             raise OptionError(
-                f"{rule!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(rule, known)}"
+                f"{strategy!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(strategy, known)}"
             )
-        if rule == AUTO:
-            rule = TILE if sizes.grows and all(fits_tiles(sizes, layer) for layer in layers) else INTERPOLATE
+        if strategy == AUTO:
+            strategy = TILE if sizes.grows and all(fits_tiles(sizes, layer) for layer in layers) else INTERPOLATE
         if not sizes.grows:
-            return rule, []
+            return strategy, []
         old = " × ".join(map(str, sizes.old.grid.sizes))
         problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
         advice = "use --positions interpolate, or train the result"
-        if rule == INTERPOLATE:
+        if strategy == INTERPOLATE:
             problem = (
                 "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et al. 2023, Window "
                 "Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
         windowed = [layer.grid_blocks(sizes.new.grid) is not None for layer in layers]
-        affected = windowed if rule == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
-        return rule, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
+        affected = windowed if strategy == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
+        return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
         processed = processed_size(processor)
-        if processed is not None and processed != sizes.old.value and self.rule.interpolates:
+        if processed is not None and processed != sizes.old.value and self.spec.interpolates:
             raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {self.rule.describe(processed)}, but its config.json says "
+                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its config.json says "
                 f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
             )
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
     def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
         size = plan.inputs.new
-        processor: Any = Images(self.rule, plan.config, folder).processor
+        processor: Any = Images(self.spec, plan.config, folder).processor
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
         wrong = f" instead of {size.words}; correct the size in its file"
-        fits = resized == size.value or not (self.rule.interpolates or plan.inputs.grows)
-        detail = f"images of {self.rule.describe(sides)} become inputs of {self.rule.describe(resized)}"
+        fits = resized == size.value or not (self.spec.interpolates or plan.inputs.grows)
+        detail = f"images of {self.spec.describe(sides)} become inputs of {self.spec.describe(resized)}"
         return detail, "" if fits else wrong, {IMAGE_SIZE: list(resized)}
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
-        resizing = {INTERPOLATE_ARGUMENT: True} if self.rule.interpolates else {}
+        resizing = {INTERPOLATE_ARGUMENT: True} if self.spec.interpolates else {}
         how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
         checks = check_sizes(comparison, resizing, how)
         return [*checks, check_crops(comparison)] if comparison.plan.inputs.grows else checks
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        height, width = self.rule.sizes(self.config_of(config))[1]
+        height, width = self.spec.sizes(self.config_of(config))[1]
         task = "image-feature-extraction"
         if has_processor(folder):
             return image_example(task, height, width)
@@ -229,7 +229,7 @@ def check_crops(comparison: Comparison) -> Check:
         layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL)
         for layer in new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     )
-    if plan.positions != TILE or not plan.kind.rule.adds_positions or not apart:
+    if plan.positions != TILE or not plan.modality.spec.adds_positions or not apart:
         detail = "does not apply: positions are not a tiled table, or patches see other windows or tokens before them"
         return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
 

@@ -1,4 +1,4 @@
-"""Inputs of models with several towers. Each tower has its own kind of input."""
+"""Inputs of models with several towers. Each tower has its own modality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
-from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
+from .modality import AUTO, SETTINGS, Example, InputSizes, Modality, modality_of
 from .running import run_model
 from .sized import affordable_size, has_processor
 
@@ -34,20 +34,20 @@ class InputsOfTowers(dict[str, Any]):
         return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 
-class TowersKind(InputKind):
+class TowersModality(Modality):
     """One input for each tower."""
 
     noun = "input"
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.towers = {name: kind_of(tower) for name, tower in family.towers.items()}
-        self.nouns = " and ".join(kind.nouns for kind in self.towers.values())
-        self.settings = ("towers", *(name for kind in self.towers.values() for name in kind.settings))
+        self.towers = {name: modality_of(tower) for name, tower in family.towers.items()}
+        self.nouns = " and ".join(modality.nouns for modality in self.towers.values())
+        self.settings = ("towers", *(name for modality in self.towers.values() for name in modality.settings))
 
     def sizes(self, config: Any) -> InputSizes:
         """The sizes of texts."""
-        return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if not kind.units)
+        return next(modality.sizes(getattr(config, tower_field(name))) for name, modality in self.towers.items() if not modality.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan each tower as a separate checkpoint. Tensors outside the towers are kept."""
@@ -82,24 +82,24 @@ class TowersKind(InputKind):
         )
 
     def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
-        """The settings of each tower, by name; settings for other kinds of input are unset."""
+        """The settings of each tower, by name; settings for other modalities are unset."""
         names, model_class, chosen = [*self.towers], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
                 f"The towers of a {model_class}, {' and '.join(names)}, have mechanisms apart, to which --mechanism, --option and --layers "
                 f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
-        rules = {} if request.positions == AUTO else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
-        if "" in rules.values():  # text=stretch:20,vision=tile
+        strategies = {} if request.positions == AUTO else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+        if "" in strategies.values():  # text=stretch:20,vision=tile
             example = ",".join(f"{name}=RULE" for name in names)
             raise OptionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
-        check_towers({**chosen, **rules}, names, model_class)
+        check_towers({**chosen, **strategies}, names, model_class)
         requests = {}
-        for name, kind in self.towers.items():
+        for name, modality in self.towers.items():
             attention = chosen.get(name) or {}
             values = attention.to_dict() if isinstance(attention, LongAttentionConfig) else dict(attention)
-            of_tower = {"mechanism": values.pop("mechanism", None), "options": values or None, "positions": rules.get(name, AUTO)}
-            requests[name] = replace(request, **dict.fromkeys(SETTINGS.keys() - {*kind.settings}), **of_tower)
+            of_tower = {"mechanism": values.pop("mechanism", None), "options": values or None, "positions": strategies.get(name, AUTO)}
+            requests[name] = replace(request, **dict.fromkeys(SETTINGS.keys() - {*modality.settings}), **of_tower)
         return requests
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> InputsOfTowers:
@@ -107,7 +107,7 @@ class TowersKind(InputKind):
         return InputsOfTowers({name: part.inputs(getattr(config, tower_field(name)), folder, text, files) for name, part in parts})
 
     def processor(self, plan: Any, folder: Path, inputs: InputsOfTowers) -> list[Check]:
-        return [check for name, part in plan.towers.items() for check in part.kind.processor(part, folder, inputs[name])]
+        return [check for name, part in plan.towers.items() for check in part.modality.processor(part, folder, inputs[name])]
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
@@ -120,7 +120,7 @@ class TowersKind(InputKind):
         new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
         with attending(result, BASE):
             difference = Difference.of(run_model(source, old), run_model(result, old))
-        read = " and ".join(f"one {plan.towers[name].kind.noun} of {size}" for name, size in sizes.items())
+        read = " and ".join(f"one {plan.towers[name].modality.noun} of {size}" for name, size in sizes.items())
         detail = f"similarity of {read}, with full attention: largest difference from the source"
         with torch.no_grad():
             returned = result(**new, return_loss=True, return_dict=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...engines.token_grid import Grid
 from ...errors import InputError
-from .input_rule import InputRule
+from .input_spec import InputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ PATCH_MASK = "bool_masked_pos"
 
 
 @dataclass(frozen=True)
-class GridRule(InputRule):
+class GridSpec(InputSpec):
     """The grid of an image, which the patch embedding cuts into patches without overlap. A size is ``(height, width)`` in pixels.
 
     prefix: number of tokens before the patches, or a function of the config that returns it.

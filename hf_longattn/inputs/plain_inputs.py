@@ -20,23 +20,23 @@ from ..errors import OptionError
 from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..mechanisms import Mechanism
-from ..modeling.attach.patch_places import packs_images
+from ..modeling.attach.patch_positions import packs_images
 from ..modeling.backend import BACKEND
-from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
+from ..modeling.family.long_config import attention_implementation
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic, set_implementation, towers_of
 from ..reports import Check, Difference, equality
-from .grid import image_example
-from .kind import AUTO, Example, InputSize, kind_of_model
+from .grid_inputs import image_example
+from .modality import AUTO, Example, InputSize, modality_of_model
 from .running import TOKENS, reads_only_text, run_model, seeded_inputs
 from .sized import has_processor
-from .text import TextKind
+from .text_inputs import TextModality
 from .tokenizer import check_tokenizer, load_tokenizer
 
 UNCHANGED = "as they were"
-"""The rule for positions that a plain class keeps."""
+"""The strategy for positions of a plain class."""
 ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
 LONGEST, LOGITS = 4096, 2**26
 """Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""
@@ -57,7 +57,7 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
-class PlainKind(TextKind):
+class PlainModality(TextModality):
     """The inputs of a plain class with mechanisms."""
 
     noun, nouns = "input", "inputs"
@@ -84,7 +84,7 @@ class PlainKind(TextKind):
             chosen = {name: with_windows(value, getattr(base, tower_field(name), None)) for name, value in request.towers.items()}
         old = text_length(base)
         length = StackLength(old, old if request.max_length is None else int(request.max_length))
-        config, rule, position_change = _config(architecture, chosen, request.positions, length)
+        config, strategy, position_change = _config(architecture, chosen, request.positions, length)
         if reads_only_text(architecture.model_class):
             load_tokenizer(source.folder, config)
         skeleton: Any = architecture.skeleton(config)
@@ -105,15 +105,15 @@ class PlainKind(TextKind):
                 sizes, attention, shape = (facts[fact] for fact in ("inputs", "attention", "shape"))
                 layers = layer_mechanisms(attention, shape, sizes.new.tokens or None)
                 lengths, auto = StackLength(sizes.old.tokens, sizes.new.tokens), request.positions == AUTO
-                warnings = position_warnings(rule, attention, layers, lengths, causal=shape.causal, auto=auto)
-                plans[name] = replace(plans[name], positions=rule, position_change=position_change, warnings=tuple(warnings))
+                warnings = position_warnings(strategy, attention, layers, lengths, causal=shape.causal, auto=auto)
+                plans[name] = replace(plans[name], positions=strategy, position_change=position_change, warnings=tuple(warnings))
         if "" in plans:
             return plans[""]
         return replace(
             next(iter(plans.values())),
             config=config,
             inputs=self.between(config, length.old, length.new),
-            positions=rule,
+            positions=strategy,
             position_change=position_change,
             skeleton=skeleton,
             costs=(),
@@ -132,13 +132,13 @@ class PlainKind(TextKind):
         modules, parts = {**towers_of(skeleton), "": skeleton}, {}
         for name, chosen in attention.items():
             module, reads_texts = modules[name], not name or name == text_tower(skeleton.config, [name])
-            kind, said = kind_of_model(module.config), text_length(module.config)
+            modality, said = modality_of_model(module.config), text_length(module.config)
             inputs = self.between(None, *(lengths if reads_texts and any(lengths) else (said, said)))
-            if packs_images(module) or (kind is not None and getattr(kind.rule, "shapes", None)):
+            if packs_images(module) or (modality is not None and getattr(modality.spec, "shapes", None)):
                 size = InputSize(None, 0, "images of any size")
                 inputs = replace(inputs, old=size, new=size)
-            elif kind is not None and kind.units:
-                inputs = kind.sizes(module.config)
+            elif modality is not None and modality.units:
+                inputs = modality.sizes(module.config)
             shape = generic_shape(module, skeleton.config)
             costs = costs_of(inputs, chosen, shape) if inputs.old.tokens else ()
             if shape.causal:  # a plain class caches every token
@@ -202,7 +202,7 @@ class PlainKind(TextKind):
 
 
 def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and why they change outputs; empty if they do not.
+    """The config of the result, the strategy for positions, and why they change outputs; empty if they do not.
 
     Refuses new positions other than the rotary ones of texts.
     """

@@ -13,14 +13,14 @@ from ..conversion.plan import ConversionPlan, plan_texts
 from ..mechanisms import Mechanism
 from ..mechanisms.common.locality import needs_training_by
 from ..reports import Check
-from .kind import AUTO, Example, InputKind, InputSize, InputSizes
+from .modality import AUTO, Example, InputSize, InputSizes, Modality
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 
 USUAL_LENGTH = 512
 """Maximum tokens of most short models."""
 
 
-class TextKind(InputKind):
+class TextModality(Modality):
     """Texts, as token ids."""
 
     noun, nouns = "text", "texts"
@@ -39,10 +39,10 @@ class TextKind(InputKind):
         """Lengths from :data:`USUAL_LENGTH` to the maximum of this model."""
         return self.between(config, min(USUAL_LENGTH, self.longest(config)), self.longest(config))
 
-    def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
-        if rule.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        if strategy.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
             return ""
-        return needs_training_by(mechanism, rule, sizes.old.tokens, sizes.new.tokens, causal)
+        return needs_training_by(mechanism, strategy, sizes.old.tokens, sizes.new.tokens, causal)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
         return SimpleNamespace(**values) if self.family is None else super().config_of(values)
@@ -66,5 +66,5 @@ class TextKind(InputKind):
         """Only the loading of the tokenizer for models of pages, whose words have places."""
         reader = ("tokenizer", "AutoTokenizer") if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)) else None
         line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
-        of_pages = self.family is not None and self.family.rule.further
+        of_pages = self.family is not None and self.family.spec.further
         return Example("feature-extraction", reader, "" if reader is None or of_pages else line)

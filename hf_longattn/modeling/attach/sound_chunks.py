@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...engines.batch import in_graph
-from ..family.audio_rule import Convolution, outputs_of
+from ..family.audio_spec import Convolution, outputs_of
 from ..family.definition import known_family
 from .custom_attention import ReplacedModules, replacing
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     _Module = object
 
-FRAMES_PER_STRETCH = 512
+FRAMES_PER_CHUNK = 512
 """Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
 WINDOWS_OF_MOMENTS = 2**16
 """Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows. Untuned."""
@@ -41,11 +41,11 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
     return states.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
 
 
-class InStretches(_Module):
+class InChunks(_Module):
     """A module that gives what its base class gives, in pieces of a long sound, with any attention."""
 
 
-class FeatureEncoderInStretches(InStretches):
+class FeatureEncoderInChunks(InChunks):
     """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples, without padding.
 
     A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
@@ -63,7 +63,7 @@ class FeatureEncoderInStretches(InStretches):
             return super().forward(input_values)
         convolutions = [convolution_of(layer) for layer in self.conv_layers]
         frames = outputs_of(convolutions, input_values.shape[1])
-        if frames <= FRAMES_PER_STRETCH:
+        if frames <= FRAMES_PER_CHUNK:
             return super().forward(input_values)
         first, *others = self.conv_layers
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
@@ -71,7 +71,7 @@ class FeatureEncoderInStretches(InStretches):
                 return super().forward(input_values)
             first = NormalisedConvolution(first, input_values)
         features = None
-        for at, samples in stretches(input_values, convolutions, FRAMES_PER_STRETCH):
+        for at, samples in chunks(input_values, convolutions, FRAMES_PER_CHUNK):
             states = first(samples[:, None])
             for layer in others:
                 states = layer(states)
@@ -87,7 +87,7 @@ def convolution_of(layer: Any) -> Convolution:
     return Convolution(layer.conv.kernel_size[0], layer.conv.stride[0])
 
 
-def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
+def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
     total, stride = outputs_of(convolutions, inputs.shape[1]), math.prod(convolution.stride for convolution in convolutions)
     for first in range(0, total, size):
@@ -139,15 +139,15 @@ def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tenso
     total: Any = 0.0
     products: Any = 0.0
     count = convolution.outputs(samples.shape[1])
-    for _, stretch in stretches(samples, [convolution], WINDOWS_OF_MOMENTS):
-        windows = (stretch - centre).unfold(1, convolution.kernel, convolution.stride)
+    for _, chunk in chunks(samples, [convolution], WINDOWS_OF_MOMENTS):
+        windows = (chunk - centre).unfold(1, convolution.kernel, convolution.stride)
         total = total + windows.sum(1)
         products = products + windows.transpose(1, 2) @ windows
     mean = total / count
     return mean + centre, products / count - mean[:, :, None] * mean[:, None]
 
 
-class FramesInStretches(InStretches):
+class FramesInChunks(InChunks):
     """Mixin before a module of the base that computes each frame by itself."""
 
     training: bool
@@ -156,20 +156,20 @@ class FramesInStretches(InStretches):
         """Hidden states ``(B, N, C)`` to ``(B, N, C')``."""
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
-        return torch.cat([super(FramesInStretches, self).forward(stretch) for stretch in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
+        return torch.cat([super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
 
 
-def in_stretches(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
+def in_chunks(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
     """A mixin for the family in ``module``, for pieces of a long sound. It runs the base's ``feature_encoder`` and ``feed_forward`` on
     them."""
-    return replacing(module, {feature_encoder: FeatureEncoderInStretches, feed_forward: FramesInStretches})
+    return replacing(module, {feature_encoder: FeatureEncoderInChunks, feed_forward: FramesInChunks})
 
 
-def run_in_stretches(model: nn.Module) -> None:
+def run_in_chunks(model: nn.Module) -> None:
     """Compute long sounds in pieces in the audio models of transformers that ``model`` contains, converted or not; in place."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
             replaced = getattr(family.mixin, "replaced", {})
             for module in part.modules():
-                if issubclass(replaced.get(type(module), object), InStretches):
+                if issubclass(replaced.get(type(module), object), InChunks):
                     module.__class__ = replaced[type(module)]

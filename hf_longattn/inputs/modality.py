@@ -1,6 +1,6 @@
-"""The contract of an input kind: what it answers, the sizes of its inputs, and a registry.
+"""The contract of a modality: texts, images, sound, or several towers.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`, and a family's rule names the file.
+Each modality is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`Modality`. A family's ``spec.reads`` names the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {
     "verify_audio": "--verify-audio is a recording",
     "towers": "--towers is for models of several towers",
 }
-"""Setting that only some input kinds use -> start of the error message for other kinds."""
+"""Setting that only some modalities use -> start of the error message for other modalities."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class InputSize:
 class InputSizes:
     """Maximum inputs of source and result; with several towers, those of the text tower."""
 
-    kind: InputKind
+    modality: Modality
     at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
     old: InputSize  # of the source
     new: InputSize  # of the result
@@ -87,7 +87,7 @@ class InputSizes:
 
     def check(self, mechanism: Mechanism) -> None:
         """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
-        self.kind.check_mechanism(mechanism.name, mechanism.options.to_dict())
+        self.modality.check_mechanism(mechanism.name, mechanism.options.to_dict())
         if self.new.grid is not None:
             mechanism.on_grid(self.new.grid, check=True)
             mechanism.on_grid(self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
@@ -95,7 +95,7 @@ class InputSizes:
 
 @dataclass(frozen=True)
 class Example:
-    """The part of a model card's code that only the kind of input knows. ``hub/card.md`` has the rest and runs the model."""
+    """The part of a model card's code that depends on the modality. ``hub/card.md`` has the rest and runs the model."""
 
     task: str | None  # the Hub's name for the task of a model without a head; None if its card names no task, whatever its head
     reader: tuple[str, str] | None = None  # variable and class name of the tokenizer or processor; None if the folder has neither
@@ -104,7 +104,7 @@ class Example:
 
 
 class WithTowers:
-    """Facts about a model, or its kind of input."""
+    """Facts about a model, or its modality."""
 
     towers: Mapping[str, Any]  # such facts about each of several towers by name; empty without towers
 
@@ -123,8 +123,8 @@ class WithTowers:
         return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
 
 
-class InputKind(WithTowers, ABC):
-    """The input kind of a family's models. Its class has the name of its file: ``GridKind`` in ``grid.py``."""
+class Modality(WithTowers, ABC):
+    """What the models of a family read. A subclass is named after its file: ``GridModality`` in ``grid_inputs.py``."""
 
     noun: ClassVar[str]  # one input, in messages and tables
     nouns: str  # several of them
@@ -136,8 +136,8 @@ class InputKind(WithTowers, ABC):
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.rule: Any = getattr(family, "rule", None)
-        self.towers: Mapping[str, InputKind] = {}
+        self.spec: Any = getattr(family, "spec", None)
+        self.towers: Mapping[str, Modality] = {}
 
     def size(self, config: Any, value: Any) -> InputSize:
         """The size of an input for a model of one stack with this config, from its value as a user may type it."""
@@ -153,12 +153,12 @@ class InputKind(WithTowers, ABC):
         return InputSizes(self, at, at(old), at(new), reads_new)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
-        """Raise :class:`OptionError` for a mechanism that cannot read this kind of input."""
+        """Raise :class:`OptionError` for a mechanism that cannot read this modality."""
         if prototype(name, options).reads_grid:
             raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
 
-    def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
-        """Why positions by the planned ``rule`` (``positions`` in the settings) need training with this mechanism, as a clause, or ""."""
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this mechanism, or ""."""
         return ""
 
     @abstractmethod
@@ -172,7 +172,7 @@ class InputKind(WithTowers, ABC):
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
         """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
 
-        The model's ``folder`` has its tokenizer or processor. Kinds that need no ``text`` (with its origin) or ``files`` have their own.
+        The model's ``folder`` has its tokenizer or processor. Some modalities need no ``text`` (with its origin) or ``files``.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
@@ -199,18 +199,18 @@ class InputKind(WithTowers, ABC):
                 raise OptionError(f"{reason}, but a {architecture.source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
 
 
-def kind_of(family: Family | None) -> InputKind:
-    """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
-    name = "text" if family is None else family.rule.reads
-    return getattr(load_module("inputs", name), f"{name.title()}Kind")(family)
+def modality_of(family: Family | None) -> Modality:
+    """The modality of a family's models, from the file that ``family.spec.reads`` names. Texts for a model without a family."""
+    name = "text" if family is None else family.spec.reads
+    return getattr(load_module("inputs", f"{name}_inputs"), f"{name.title()}Modality")(family)
 
 
-def kind_in(config: Mapping[str, Any]) -> InputKind:
-    """The input kind of a model with these values in its config file. Texts if no family knows it."""
-    return kind_of(family_in(config))
+def modality_in(config: Mapping[str, Any]) -> Modality:
+    """The modality of a model with these values in its config file. Texts if no family knows it."""
+    return modality_of(family_in(config))
 
 
-def kind_of_model(config: Any) -> InputKind | None:
-    """The input kind of a Long or stock model with this config. ``None`` if it belongs to no family."""
+def modality_of_model(config: Any) -> Modality | None:
+    """The modality of a Long or stock model with this config. ``None`` if it belongs to no family."""
     family = known_family(config)
-    return None if family is None else kind_of(family)
+    return None if family is None else modality_of(family)

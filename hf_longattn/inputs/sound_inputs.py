@@ -19,8 +19,8 @@ from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..reports import SKIPPED, Check, Difference, equality
-from .kind import AUTO, Example, InputSize, InputSizes
-from .sized import FEATURE_EXTRACTOR, FILE, SizedKind, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
+from .modality import AUTO, Example, InputSize, InputSizes
+from .sized import FEATURE_EXTRACTOR, FILE, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
 from .tokenizer import check_tokenizer, load_tokenizer
 
 PROCESSED_SECONDS = 600.0
@@ -39,15 +39,15 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    part, file_kind, noun, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "seeded sounds"
+    part, file_type, noun, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "seeded sounds"
 
     @cached_property
     def sampling_rate(self) -> int:
         """Samples per second of the feature extractor. Raises :class:`InputError` if the model reads samples at another rate."""
-        rate = int(getattr(self.processor, "sampling_rate", self.rule.sampling_rate))
-        if rate != self.rule.sampling_rate and self.rule.features is None:
+        rate = int(getattr(self.processor, "sampling_rate", self.spec.sampling_rate))
+        if rate != self.spec.sampling_rate and self.spec.features is None:
             raise InputError(
-                f"The feature extractor takes {rate:,} samples a second, but the model reads {self.rule.sampling_rate:,}; correct "
+                f"The feature extractor takes {rate:,} samples a second, but the model reads {self.spec.sampling_rate:,}; correct "
                 f"sampling_rate in its {FILE}."
             )
         return rate
@@ -60,12 +60,12 @@ class Sounds(UserFiles):
     @cached_property
     def rows(self) -> list[Tensor]:
         """The model's input for each whole recording, ``(1, N, …)``."""
-        return [self.rule.as_input(self.extracted(samples)) for samples in self.recordings]
+        return [self.spec.as_input(self.extracted(samples)) for samples in self.recordings]
 
     @property
     def longest(self) -> float:
         """Duration of the longest recording, in seconds."""
-        return max(self.rule.seconds(row.shape[1]) for row in self.rows)
+        return max(self.spec.seconds(row.shape[1]) for row in self.rows)
 
     def extracted(self, samples: Samples, *, as_called: bool = False) -> Tensor:
         """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once from the whole sound.
@@ -75,24 +75,24 @@ class Sounds(UserFiles):
         how = {} if as_called else {"padding": "longest", "truncation": False}
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
             values = self.required(samples, sampling_rate=self.sampling_rate, return_tensors="pt", **how)
-        if self.rule.input not in values:
+        if self.spec.input not in values:
             raise CheckpointError(
-                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.spec.input}; it belongs to another model."
             )
-        return torch.as_tensor(values[self.rule.input]).float()
+        return torch.as_tensor(values[self.spec.input]).float()
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one sound of this duration: the first recording, repeated, or random values."""
         if not self.files:
-            return dict(self.rule.arguments(self.rule.seeded(self.config, size.value)))
-        length = max(self.rule.length(size.value), self.rule.length_of(self.config, 1))
-        samples = np.resize(self.recordings[0], round(length / self.rule.rate * self.sampling_rate))
-        return dict(self.rule.arguments(self.extracted(samples)))
+            return dict(self.spec.arguments(self.spec.seeded(self.config, size.value)))
+        length = max(self.spec.length(size.value), self.spec.length_of(self.config, 1))
+        samples = np.resize(self.recordings[0], round(length / self.spec.rate * self.sampling_rate))
+        return dict(self.spec.arguments(self.extracted(samples)))
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
         """The arguments of ``forward`` for excerpts, at most ``count``: the first of every recording, then the second of every one."""
-        length = self.rule.length(size.value)
-        length -= length % self.rule.step(self.config)
+        length = self.spec.length(size.value)
+        length -= length % self.spec.step(self.config)
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
         cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
         if not cut:
@@ -100,10 +100,10 @@ class Sounds(UserFiles):
                 f"The longest recording has {self.longest:,.1f} seconds, but {size.value:,.5g} are needed; give a longer one, or a shorter "
                 "duration."
             )
-        return [self.rule.arguments(self.rule.as_input(row)) for row in cut[: self.count]]
+        return [self.spec.arguments(self.spec.as_input(row)) for row in cut[: self.count]]
 
 
-class SoundKind(SizedKind):
+class SoundModality(SizedModality):
     """Recordings, as samples or as rows of features."""
 
     noun, nouns, units, timed = "sound", "sounds", "seconds", True
@@ -116,33 +116,33 @@ class SoundKind(SizedKind):
     }
 
     def size(self, config: Any, value: Any) -> InputSize:
-        length = max(self.rule.length(value), self.rule.length_of(config, 1))
-        return InputSize(value, self.rule.frames(config, length), duration(value), "audio_seconds")
+        length = max(self.spec.length(value), self.spec.length_of(config, 1))
+        return InputSize(value, self.spec.frames(config, length), duration(value), "audio_seconds")
 
     def sizes(self, config: Any) -> InputSizes:
-        old, new = self.rule.durations(config)
-        return self.between(config, old, new, self.rule.base_reads(config, new))
+        old, new = self.spec.durations(config)
+        return self.between(config, old, new, self.spec.base_reads(config, new))
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_audio(name, options)
 
     def requested(self, architecture: Any, request: Any) -> InputSizes:
-        config, rule, name = architecture.source_config, self.rule, architecture.source_class
-        old, read = rule.durations(config)
-        new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
+        config, spec, name = architecture.source_config, self.spec, architecture.source_class
+        old, read = spec.durations(config)
+        new = read if request.audio_seconds is None else spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
         if new < old:
             raise InputError(
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
                 f"give at least --audio-seconds {old:g}."
             )
-        problem = rule.why_train(config, name) if new > old else ""
+        problem = spec.why_train(config, name) if new > old else ""
         if problem and not request.needs_training:
             raise InputError(
                 f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
                 "longattn train seq2seq."
             )
-        return self.between(config, old, new, rule.base_reads(config, new))
+        return self.between(config, old, new, spec.base_reads(config, new))
 
     def positions(
         self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
@@ -150,12 +150,12 @@ class SoundKind(SizedKind):
         name = architecture.source_class
         if request.positions != AUTO:
             raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
-        problem = self.rule.why_train(architecture.source_config, name) if sizes.grows else ""
+        problem = self.spec.why_train(architecture.source_config, name) if sizes.grows else ""
         advice = "train the result by longattn train seq2seq, on sounds of the new duration"
-        return str(self.rule.positions), [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
+        return str(self.spec.positions), [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
-        return dict(self.rule.extractor_fields(sizes.new.value)) if sizes.grows else {}
+        return dict(self.spec.extractor_fields(sizes.new.value)) if sizes.grows else {}
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
         return [*super().processor(plan, folder, inputs), *check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))]
@@ -164,8 +164,8 @@ class SoundKind(SizedKind):
         seconds = min(plan.inputs.new.value, PROCESSED_SECONDS)
         noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
         sound = np.resize(noise, round(seconds * inputs.sampling_rate))
-        values = Sounds(self.rule, plan.config, folder).extracted(sound, as_called=True)
-        same, heard = torch.equal(values, inputs.extracted(sound)), self.rule.seconds(self.rule.as_input(values).shape[1])
+        values = Sounds(self.spec, plan.config, folder).extracted(sound, as_called=True)
+        same, heard = torch.equal(values, inputs.extracted(sound)), self.spec.seconds(self.spec.as_input(values).shape[1])
         detail = (
             f"the {type(inputs.processor).__name__} of the result gives {'the same input as' if same else 'another input than'} the "
             f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(seconds)} becomes an input of "
@@ -179,33 +179,33 @@ class SoundKind(SizedKind):
         return [*check_sizes(comparison), check_padding(comparison)]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        values, rule = self.config_of(config), self.rule
-        seconds = min(rule.durations(values)[1], SHOWN_SECONDS)
+        values, spec = self.config_of(config), self.spec
+        seconds = min(spec.durations(values)[1], SHOWN_SECONDS)
         if not has_processor(folder):
-            shape = (1, rule.length(seconds), *([] if rule.features is None else [rule.features(values)]))
-            line = f'inputs = {{"{rule.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was trained'
+            shape = (1, spec.length(seconds), *([] if spec.features is None else [spec.features(values)]))
+            line = f'inputs = {{"{spec.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was trained'
             return Example("feature-extraction", None, line)
         lines = (
-            f"samples = np.random.default_rng(0).standard_normal({round(seconds * rule.sampling_rate)}).astype(np.float32)  "
+            f"samples = np.random.default_rng(0).standard_normal({round(seconds * spec.sampling_rate)}).astype(np.float32)  "
             f'# {seconds:g} s; or yours: soundfile.read("talk.wav")[0]\n'
-            f'inputs = processor(samples, sampling_rate={rule.sampling_rate}, return_tensors="pt")'
+            f'inputs = processor(samples, sampling_rate={spec.sampling_rate}, return_tensors="pt")'
         )
         return Example("feature-extraction", ("processor", "AutoFeatureExtractor"), lines, ("import numpy as np",))
 
 
 def check_padding(comparison: Comparison) -> Check:
     """Check that a sound's frames are the same with and without padding after it."""
-    name, rule, config, at = "padding changes nothing", comparison.inputs.rule, comparison.plan.config, affordable_size(comparison.plan)
-    if why := rule.why_padding_changes(config):
+    name, spec, config, at = "padding changes nothing", comparison.inputs.spec, comparison.plan.config, affordable_size(comparison.plan)
+    if why := spec.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
-    sound = comparison.inputs.at(at)[rule.input]
+    sound = comparison.inputs.at(at)[spec.input]
     length = round(PADDED * sound.shape[1])
-    if rule.output_rows(config, length) < 1:
+    if spec.output_rows(config, length) < 1:
         return Check(name, SKIPPED, f"{at.words} are too short for padding")
     padded = sound.clone()
     padded[:, length:] = 0
-    alone = hidden_states(comparison.result, rule.arguments(sound[:, :length], [length]))
-    together = hidden_states(comparison.result, rule.arguments(padded, [length]))
+    alone = hidden_states(comparison.result, spec.arguments(sound[:, :length], [length]))
+    together = hidden_states(comparison.result, spec.arguments(padded, [length]))
     frames = {key: values[:, : alone[key].shape[1]] for key, values in together.items()}
-    detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {at.words}: largest difference"
+    detail = f"a sound of {duration(spec.seconds(length))} alone, and padded to {at.words}: largest difference"
     return equality(name, detail, Difference.of(alone, frames), {})
