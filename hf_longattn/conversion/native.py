@@ -13,19 +13,19 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..data.english import verification_text
 from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
+from ..evaluation.token_loss import verification_text
 from ..files import is_long, staged_folder
 from ..hub import origin_of
 from ..inputs.modality import modality_of
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
-from ..mechanisms.common.exact import full_of
-from ..mechanisms.common.locality import band_of
+from ..mechanisms.common.capabilities import band_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
