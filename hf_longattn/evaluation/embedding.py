@@ -91,7 +91,7 @@ def embed_documents(
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
-        documents: see :func:`..data.tables.read_table`.
+        documents: see :func:`..data.sources.read_table`.
         output: a folder, new or of a stopped run with the same arguments.
         vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
             than the model are read in windows.
