@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.family.config import LongConfig
+from ..modeling.family.long_config import LongConfig
 from ..modeling.pruning import KEPT_HEADS, cut, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
 

@@ -29,8 +29,8 @@ from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family
-from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
 from ..modeling.mixin import LongBaseModelMixin
 
 GLOBALS, MASK = "global_attention_mask", "attention_mask"

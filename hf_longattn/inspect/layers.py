@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
-from ..engines.path_reports import GPU_RECORD, PathChoice, observe
+from ..engines.dispatch import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
 from ..functional import attend
-from ..inputs.kind import InputSizes, WithTowers, kind_in
-from ..inputs.plain import text_length, text_tower
+from ..inputs.modality import InputSizes, WithTowers, modality_in
+from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
 from ..modeling.attach.global_mask import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
@@ -134,13 +134,13 @@ def _inspect(source: Source) -> Inspection:
     }
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
-    kind = kind_in(source.config)
-    if kind.apart:
-        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in kind.parts.items()}
+    modality = modality_in(source.config)
+    if modality.apart:
+        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
-        texts = next(tower for name, tower in towers.items() if not kind.parts[name].units)
+        texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
         return replace(texts, **facts, towers=towers)
-    shape, sizes, attention = model_shape(config, skeleton), kind.sizes(config), config.long_attention
+    shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
     costs = costs_of(sizes, attention, shape)
     return Inspection(
         **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
@@ -160,9 +160,9 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
             generic=True,
         )
 
-    longest, kind = text_length(config), kind_in(source.config)
+    longest, modality = text_length(config), modality_in(source.config)
     attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
-    parts = kind.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
+    parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
     towers = {name: inspect_part(*part) for name, part in parts.items()}
     if "" in towers:
         return towers[""]
@@ -294,7 +294,8 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        reason += f"; {GPU_RECORD[choice.path]}" if choice.path in GPU_RECORD else ""
+        record = GPU_RECORD.get((choice.pattern_type, choice.path))
+        reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))
 

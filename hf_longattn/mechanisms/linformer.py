@@ -25,11 +25,10 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
-from .common.base import Mechanism
+from .common.base import Mechanism, softmax_over
 from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import softmax_over
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
@@ -151,7 +150,7 @@ class Linformer(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])
-        if choose("low-rank", q, k, call, covered=self.covers(k.shape[2])) == "dense":
+        if choose("pairs", q, k, call, covered=self.covers(k.shape[2]), maskable=False) == "dense":
             return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -23,22 +23,20 @@ from transformers.utils import output_capturing
 from ..engines.accelerator import accelerated
 from ..engines.batch import Batch, cached_on, for_one_pass, in_graph, on_host
 from ..engines.call import AttentionCall
-from ..engines.cpu.flash import masked_attention
+from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, repeat_heads
-from ..engines.path_reports import OBSERVERS, PathChoice, notify, running
+from ..engines.dispatch import OBSERVERS, PathChoice, notify, running
 from ..engines.score_terms import ScoreMod
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.decoding import Columns
-from ..mechanisms.common.exact import for_length
-from ..mechanisms.common.locality import keys_per_query
-from ..mechanisms.common.masked import SparseMechanism
+from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.masked import Columns, SparseMechanism
+from ..mechanisms.common.shared_options import for_length
 from ..memory import AttentionCacheLayer
-from ..memory.cache_layer import unread_cache
-from ..memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..memory.window_cache import GrowingWindowLayer
+from ..memory.attention_cache import unread_cache
+from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import FEW_QUERIES, SINKS, DeclaredMask, attend_as_declared, in_words
 from .masks import (
@@ -456,7 +454,7 @@ def _attend_by_cache(
             call = call.replace(global_mask=nn.functional.pad(tokens != 0, (0, width - tokens.shape[1])))
         return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len)), None
     layer.note_padding(call.key_mask)
-    if not layer.computes_attention(mechanism, query, call):
+    if not layer.computes_attention:
         return None
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():

@@ -24,7 +24,7 @@ from ..engines.batch import Batch, PassCache, in_graph
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import UNBOUNDED, AttentionCall, Pattern
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
-from ..engines.path_reports import OBSERVERS
+from ..engines.dispatch import OBSERVERS
 from ..errors import BackendError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism

@@ -28,7 +28,7 @@ from ..errors import BackendError, OptionError, nearest
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import has_hooks
 from ..names import LOGGER
-from .attach.stretches import run_in_stretches
+from .attach.sound_chunks import run_in_chunks
 
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=nn.Module)
@@ -111,7 +111,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
     if precision == "int8" and has_amx():
         logger.warning_once(INT8_IS_SLOWER)
     model.eval().requires_grad_(False)
-    run_in_stretches(model)
+    run_in_chunks(model)
     if precision != "fp32":
         _cast(model, torch.bfloat16)
         _replace(model, Int8Linear if precision == "int8" else PackedLinear)

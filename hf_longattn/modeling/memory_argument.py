@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..errors import InputError, OptionError
 from ..memory import CacheMemory, SegmentMemory, TokenMemory
-from ..memory.cache_argument import CACHE
+from ..memory.decode_cache import CACHE
 from .attach.attention_sites import attention_sites
 from .attach.memory_tokens import TOKEN_MEMORY_ARGUMENT, MemoryTokens, wants_tuple
 from .backend import BACKEND
-from .family.config import attention_implementation, runs_mechanisms
+from .family.long_config import attention_implementation, runs_mechanisms
 from .family.position_table import input_of
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"

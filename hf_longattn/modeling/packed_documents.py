@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..engines.batch import for_one_pass, in_graph, positions_in
 from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
-from ..memory.cache_argument import CACHE
+from ..memory.decode_cache import CACHE
 from ..names import warn_missing
 from .attach.attention_sites import is_causal
 from .family.position_table import input_of

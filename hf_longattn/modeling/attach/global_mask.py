@@ -15,9 +15,9 @@ from transformers.utils import logging
 from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.global_tokens import GlobalTokenIds
-from ...memory.cache_argument import CACHE
+from ...mechanisms.common.shared_options import for_length
+from ...memory.decode_cache import CACHE
 from ...names import LOGGER
 from ..family.position_table import input_of
 from .attention_sites import Call, layer_mechanisms, with_members

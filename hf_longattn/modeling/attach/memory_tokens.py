@@ -20,7 +20,7 @@ from ...engines.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, InputError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import Recursion
-from ...memory.cache_argument import CACHE
+from ...memory.decode_cache import CACHE
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
 
@@ -156,7 +156,7 @@ class Text:
         if mask is not None and mask.shape != (batch, length):
             raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
-        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.further) if further.get(name) is not None}
+        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.spec.further) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
