@@ -72,8 +72,6 @@ CausalPiece: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, State 
 class LinearMechanism(Mechanism):
     """A mechanism whose weights are products of features."""
 
-    engine = "linear"
-    cost = "N·D²"
     capabilities = Mechanism.capabilities.but(stateful=True, takes_score_mod=False)
     handling = Handling(position_dependent=False)
     estimates_exp: ClassVar[bool] = False
