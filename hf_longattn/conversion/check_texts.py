@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
 
-from ..data.masking import MASKED, masked_tokens
+from ..data.batching import MASKED, masked_tokens
 from ..data.tokenization import IGNORED
 from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
@@ -454,7 +454,7 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
-    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)}
+    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
         marks = torch.zeros_like(alone)
         marks[:, :8] = marks[:, short // 2] = 1

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.english import verification_text
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
+from ..evaluation.token_loss import verification_text
 from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_kind, staged_folder
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
@@ -71,7 +71,7 @@ def convert_checkpoint(
         long = target.with_name(f".{target.name}.long") if chosen.native else target
         with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-            inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
+            inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
             progress("write", 0, plan.total_bytes)
             model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})

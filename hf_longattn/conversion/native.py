@@ -13,25 +13,25 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..data.english import verification_text
 from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
+from ..evaluation.token_loss import verification_text
 from ..files import is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.kind import kind_of
+from ..inputs.modality import modality_of
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
-from ..mechanisms.common.exact import full_of
-from ..mechanisms.common.locality import band_of
+from ..mechanisms.common.capabilities import band_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
-from ..modeling.inference.pruning import whole_shapes, with_silent_heads
+from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
@@ -281,7 +281,7 @@ def export_native(
         progress("write", 0, size)
         stock.save_pretrained(stage)
         add_source_files(source, stage, length)
-        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
+        text, checks = modality_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
         if verify:
             with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
                 stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)

@@ -11,23 +11,22 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import RERANKER, check_destination, sentence_kind
-from ..inputs.kind import InputKind, InputSizes, WithTowers
+from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.choice_text import write_choice, write_numbers
-from ..mechanisms.common.exact import why_not_in_full
-from ..mechanisms.common.locality import keys_per_query, needs_training_by
-from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
+from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
+from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
-from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..mechanisms.common.shared_options import why_not_in_full
+from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
 from ..positions import tables as table_rules
-from ..positions.distances import RANDOM, widest_span
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
+from ..positions.trained_distances import RANDOM, widest_span
 from .settings import AUTO, ConversionConfig
 from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
 
@@ -267,9 +266,9 @@ class ConversionPlan(WithTowers):
     other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
 
     @property
-    def kind(self) -> InputKind:
-        """The kind of input that source and result read."""
-        return self.architecture.kind
+    def modality(self) -> Modality:
+        """The modality that source and result read."""
+        return self.architecture.modality
 
     @property
     def old_length(self) -> int:
@@ -370,9 +369,9 @@ def plan_conversion(
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
-    """The plan for an opened source, by its kind of input."""
+    """The plan for an opened source, by its modality."""
     architecture = find_architecture(opened, request)
-    return architecture.kind.plan(opened, architecture, request)
+    return architecture.modality.plan(opened, architecture, request)
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
@@ -423,7 +422,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
         warnings += position_warnings(rule, decoder_attention, layers, decoder, causal=True, decoder=True)
-    inputs = architecture.kind.between(config, length.old, length.new)
+    inputs = architecture.modality.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,

@@ -14,10 +14,10 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
 from ..modeling.family.definition import known_family
 
@@ -116,10 +116,10 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.kept(none, none) is None:
+    if mechanism.retained(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    retained = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
 
 
@@ -165,7 +165,7 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     if (family := known_family(config)) is not None:
-        matrices += family.rule.further_operations(config, skeleton)
+        matrices += family.spec.further_operations(config, skeleton)
     return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=element_bytes(config), cross_layers=len(crossing))
 
 
@@ -237,11 +237,11 @@ def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mecha
 
 
 def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.kind.InputSize`, with one of ``mechanisms`` per layer."""
+    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.modality.InputSize`, with one of ``mechanisms`` per layer."""
     return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """The cost at each step of :class:`~hf_longattn.inputs.kind.InputSizes`."""
+    """The cost at each step of :class:`~hf_longattn.inputs.modality.InputSizes`."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

@@ -32,17 +32,17 @@ from ..conversion.source_models import (
     quiet_libraries,
     refuse_quantised,
 )
-from ..data.english import verification_text
 from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import SentencePooling, sentence_pooling, write_for_servers
+from ..evaluation.token_loss import verification_text
 from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..inspect import inspect_checkpoint
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import mechanism_class
+from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
@@ -451,7 +451,7 @@ class ModelGraph(nn.Module):
 def page_inputs(model: Any) -> tuple[str, ...]:
     """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
-    return () if family is None else tuple(family.rule.further)
+    return () if family is None else tuple(family.spec.further)
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
@@ -467,7 +467,7 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
     family = known_family(config)
-    further = {} if family is None else family.rule.further_inputs(config, batch, length)
+    further = {} if family is None else family.spec.further_inputs(config, batch, length)
     inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types

@@ -20,12 +20,12 @@ from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
 from ..functional import attend
-from ..inputs.kind import InputSizes, WithTowers, kind_in
-from ..inputs.plain import text_length, text_tower
+from ..inputs.modality import InputSizes, WithTowers, modality_in
+from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
-from ..modeling.attach.text_globals import TEXT_GLOBAL
+from ..modeling.attach.global_mask import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
-from ..modeling.inference.pruning import KEPT_HEADS
+from ..modeling.pruning import KEPT_HEADS
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def _inspect(source: Source) -> Inspection:
     }
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
-    kind = kind_in(source.config)
-    if kind.apart:
-        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in kind.parts.items()}
+    modality = modality_in(source.config)
+    if modality.apart:
+        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
-        texts = next(tower for name, tower in towers.items() if not kind.parts[name].units)
+        texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
         return replace(texts, **facts, towers=towers)
-    shape, sizes, attention = model_shape(config, skeleton), kind.sizes(config), config.long_attention
+    shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
     costs = costs_of(sizes, attention, shape)
     return Inspection(
         **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
@@ -160,9 +160,9 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
             generic=True,
         )
 
-    longest, kind = text_length(config), kind_in(source.config)
+    longest, modality = text_length(config), modality_in(source.config)
     attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
-    parts = kind.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
+    parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
     towers = {name: inspect_part(*part) for name, part in parts.items()}
     if "" in towers:
         return towers[""]

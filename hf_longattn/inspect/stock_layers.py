@@ -26,8 +26,8 @@ from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
 from ..modeling.backend import BACKEND, SINKS, check_computed
 from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
-from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
+from ..modeling.family.long_config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 
 TOKENS, DECODED = 40, 41

@@ -18,20 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_selected import block_selected_attention
 from ..engines.call import AttentionCall, GatherTile, rows_of, selection_mask
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.gathered import gathered_attention
+from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
-from .common.base import Mechanism
+from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import Handling
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 
 @dataclasses.dataclass(frozen=True)

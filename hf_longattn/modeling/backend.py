@@ -25,7 +25,7 @@ from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_g
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, Pattern
-from ..engines.cpu.flash import masked_attention
+from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
 from ..engines.dense_masks import (
     batch_of_mask,
@@ -41,16 +41,14 @@ from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.decoding import Columns
-from ..mechanisms.common.exact import for_length
-from ..mechanisms.common.locality import keys_per_query
-from ..mechanisms.common.masked import SparseMechanism
+from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.masked import Columns, SparseMechanism
 from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import for_length
 from ..memory import AttentionCacheLayer
-from ..memory.cache_layer import unread_cache
-from ..memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..memory.window_cache import GrowingWindowLayer
+from ..memory.attention_cache import unread_cache
+from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import BLOCK_PAIRS, DeclaredMask, Region
 
@@ -365,7 +363,7 @@ def _attend_by_cache(
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
     cache.note_padding(call.key_mask)
-    if not cache.computes_attention(mechanism, query, call):
+    if not cache.computes_attention:
         return None
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():

@@ -18,27 +18,26 @@ from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion
-from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
-from ..memory.cache_argument import CACHE, OTHER_CACHE, rename_cache
+from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
-from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
-from .attach.token_globals import check_globals, global_token_ids, global_tokens_of
+from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
+from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
-from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
+from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
-from .inference.optimize import optimize_for_inference, warn_of_overflow
-from .inference.pruning import KEPT_HEADS, cut_as_configured
-from .run.documents import find_documents, leave_out_documents, rule_out_packing
-from .run.losses import with_training_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
-from .run.segments import run_in_segments
+from .inference import optimize_for_inference, warn_of_overflow
+from .losses import with_training_loss
+from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
+from .packed_documents import find_documents, leave_out_documents, rule_out_packing
+from .pruning import KEPT_HEADS, cut_as_configured
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -91,8 +90,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            if OTHER_CACHE in arguments:
-                rename_cache(arguments)
+            if arguments.get(CACHE) is None and OTHER_CACHE in arguments:  # the base refuses two caches
+                arguments[CACHE] = arguments.pop(OTHER_CACHE)
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
@@ -419,7 +418,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     def mixes_beside_attention(self) -> bool:
         """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
+        return self.family.spec.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         for name in ("global_attention_mask", "documents", "seq_idx"):

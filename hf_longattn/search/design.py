@@ -12,11 +12,11 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..errors import LongAttentionError, OptionError
-from ..inputs.kind import InputSizes
+from ..inputs.modality import InputSizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
-from ..mechanisms.common.choice_text import write_numbers
+from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
 from .budget import Budget
 from .costs import LayerCost
@@ -41,7 +41,7 @@ FULL = Candidate("full")
 
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
-    if not sizes.kind.drawn:
+    if not sizes.modality.drawn:
         return unique_candidates([*unasked((*USUAL, *USUAL_CAUSAL * causal)), FULL])
     side = min(sizes.old.grid.sizes)
     own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")

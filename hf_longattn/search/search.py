@@ -22,7 +22,7 @@ from ..conversion.source_models import Source, chosen_device, quiet_libraries
 from ..errors import InputError, OptionError, in_a_line
 from ..evaluation.token_loss import LossChange
 from ..files import check_new_file, write_text
-from ..inputs.kind import InputSize
+from ..inputs.modality import InputSize
 from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
@@ -238,8 +238,8 @@ def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
     size = sizes.at(value) if value is not None else affordable_size(plan) if sizes.reads_new else sizes.old
     if not 0 < size.tokens <= most.tokens:
         raise InputError(
-            f"Mechanisms are compared on {sizes.kind.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; change "
-            "--compare-at, or leave it out."
+            f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; "
+            "change --compare-at, or leave it out."
         )
     return size
 
@@ -318,7 +318,8 @@ class Search:
             untrained = ""  # why the result's positions need training with it
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
-                untrained = sizes.kind.untrained(sizes, mechanism, self.model.original.positions, self.conversion.positions, shape.causal)
+                planned, chosen = self.model.original.positions, self.conversion.positions
+                untrained = sizes.modality.untrained(sizes, mechanism, planned, chosen, shape.causal)
             if why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
@@ -380,5 +381,5 @@ class Search:
             front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.nouns,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.modality.nouns,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu import band
-from hf_longattn.engines.cpu import flash as cpu_flash
+from hf_longattn.engines.cpu import kernels as cpu_kernels
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
@@ -129,8 +129,8 @@ def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: boo
         masks_used.append(attn_mask)
         return kernel(*inputs, attn_mask=attn_mask, scale=scale)
 
-    kernel = cpu_flash.flash
-    monkeypatch.setattr(cpu_flash, "flash", flash)
+    kernel = cpu_kernels.flash
+    monkeypatch.setattr(cpu_kernels, "flash", flash)
     for _ in range(2):
         q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
         queries = q[:, :, -150:] if few_queries else q

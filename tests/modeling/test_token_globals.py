@@ -15,7 +15,7 @@ from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
-from hf_longattn.modeling.attach.token_globals import carry_question, global_token_ids, global_tokens_of, question_separator
+from hf_longattn.modeling.attach.global_mask import carry_question, global_token_ids, global_tokens_of, question_separator
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import HEADS, long_model, plain_model, tokens

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
@@ -113,7 +113,7 @@ def is_decoder(base: str) -> bool:
 
 def pairs() -> Iterator[tuple[str, str]]:
     """Every task with every family that has its head; of derived decoders, which are alike, ``check_derived`` knows small models."""
-    texts = (base for base in FAMILIES if FAMILIES[base].reads_text and not FAMILIES[base].rule.further and base not in APART)
+    texts = (base for base in FAMILIES if FAMILIES[base].reads_text and not FAMILIES[base].spec.further and base not in APART)
     for base in (base for base in texts if base in IN_FULL or not is_decoder(base)):
         for task, (table, _) in TASKS.items():
             refused = {

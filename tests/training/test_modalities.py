@@ -26,7 +26,7 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
-from hf_longattn.modeling.attach.token_globals import global_token_ids
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask

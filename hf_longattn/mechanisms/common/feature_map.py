@@ -27,14 +27,24 @@ from ...engines.call import AttentionCall, State
 from ...engines.cuda import fla
 from ...engines.dense import at_least_fp32, repeat_heads
 from ...engines.dispatch import choose
-from ...engines.linear import CHUNK, absorb, added, empty_state, exp_of, fla_dtype, linear_attention, masked, read, relative_queries
+from ...engines.linear_attention import (
+    CHUNK,
+    absorb,
+    added,
+    empty_state,
+    exp_of,
+    fla_dtype,
+    linear_attention,
+    masked,
+    read,
+    relative_queries,
+)
 from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
-from .base import Mechanism
+from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
 from .capabilities import Handling
 from .layout import full_pairs
 from .options import Options
-from .scores import drop_keys, normalised, softmax_over, visible_to_all
 
 
 class HeadwiseLinear(nn.Module):

@@ -8,7 +8,7 @@ from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import prototype
-from .config import LongEncoderConfig
+from .long_config import LongEncoderConfig
 
 
 class LongAudioConfig(LongEncoderConfig):

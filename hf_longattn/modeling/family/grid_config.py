@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import OptionError
 from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import mechanism_class, prototype
-from .config import LongEncoderConfig
-from .grid_rule import image_size
+from .grid_spec import image_size
+from .long_config import LongEncoderConfig
 
 INTERPOLATE, TILE = "interpolate", "tile"
 

@@ -69,7 +69,7 @@ _STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf
 IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_name(base) in module_names("families"))
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
 OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "whisper", "clip")
-"""Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""
+"""Families of which slow tests run every check; ``run_transformers_tests`` stores the checks of all."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
@@ -124,9 +124,9 @@ def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
     """
     if FAMILIES[base].towers:
         return small_towers_config(base, shape)
-    if FAMILIES[base].rule.reads == "sound":
+    if FAMILIES[base].spec.reads == "sound":
         return small_audio_config(base, shape, max_source_positions=200)  # 4 seconds of Whisper's
-    if FAMILIES[base].rule.reads == "grid":
+    if FAMILIES[base].spec.reads == "grid":
         return small_image_config(base, shape)
     return small_config(base, shape, attention_type="original_full", **tokens)
 
