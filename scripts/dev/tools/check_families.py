@@ -118,7 +118,7 @@ class Subject:
     @property
     def keeps_its_attention(self) -> bool:
         """Whether the base has its own long attention, which the result keeps."""
-        return any(adoption.model_type == self.base for adoption in ADOPTIONS)
+        return self.base in ADOPTIONS
 
     @cached_property
     def report(self) -> Any:
