@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .inspect import Diagnosis, Explanation, diagnose, explain
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention
-    from .modeling.inference.optimize import optimize_for_inference
+    from .modeling.inference import optimize_for_inference
     from .search import SearchConfig, SearchResult, search_design
 
 __version__ = "0.2.0"

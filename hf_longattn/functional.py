@@ -23,11 +23,11 @@ from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
+from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
 from .mechanisms.common.exact import by_length, check_form, full_of
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
-from .mechanisms.common.traits import aligns_sequences, needs_whole_batch
 
 
 def attend(
@@ -154,10 +154,10 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
     name, hidden = mechanism.name, call.hidden_states
     if call.causal or mechanism.causal != "both":
         check_form(mechanism, call.causal, "this call")
-    if call.score_mod is not None and not mechanism.traits.takes_score_mod:
+    if call.score_mod is not None and not mechanism.capabilities.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} computes no scores that score_mod could change; leave score_mod out.")
     if call.sink_scores is not None:
-        if not mechanism.traits.takes_sinks:
+        if not mechanism.capabilities.takes_sinks:
             raise OptionError(
                 f"Mechanism {name!r} with these options is not one softmax over keys, to which sink_scores could be added; "
                 "leave sink_scores out, or choose for example window."
@@ -168,7 +168,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             raise OptionError(
                 f"sink_scores {shape_in_words(sinks)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
             )
-    if call.global_mask is not None and not mechanism.traits.takes_globals:
+    if call.global_mask is not None and not mechanism.capabilities.takes_globals:
         raise InputError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
@@ -180,7 +180,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         )
     if hidden is None:
         return
-    if not mechanism.traits.takes_hidden_states:
+    if not mechanism.capabilities.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
@@ -309,14 +309,14 @@ def run_mechanism(
         if mechanism.is_cross_attention:
             q, k, v, call = clear_padding(q, k, v, call, cross=True)
         if not aligns_sequences(mechanism, call):
-            return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
+            return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
         handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
         single_call = cross or (run is None and needs_whole_batch(mechanism))
         separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
         kind: Kind = "documents" if packed else "rows"
         by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
         if packed and run is None and order is None and not cross:
-            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
+            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
                 kind = "packed rows"
             elif handling.is_plain_band and not (separate_calls or single_call):
                 kind = "packed bands"

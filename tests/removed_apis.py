@@ -93,10 +93,10 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.families import wav2vec2_bert, wavlm
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
-    from hf_longattn.memory import state_cache
+    from hf_longattn.memory import attention_cache
     from hf_longattn.modeling import backend, classes, mixin
-    from hf_longattn.modeling.family import config, registration
-    from hf_longattn.modeling.run import documents
+    from hf_longattn.modeling import packed_documents as documents
+    from hf_longattn.modeling.family import long_config, registration
     from hf_longattn.training.tasks import ctc
 
     nothing: Any = types.SimpleNamespace()
@@ -115,10 +115,10 @@ def uses() -> dict[str, Callable[[], Any]]:
         "trace_errors": graphs.trace_errors,
         "compile_errors": flex_kernel.compile_errors,
         "floats_as_constants": flex_kernel.floats_as_constants,
-        "stays_in_place": lambda: state_cache.stays_in_place(ones),
+        "stays_in_place": lambda: attention_cache.stays_in_place(ones),
         "tensor_version": lambda: byte_cache.tensor_version(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
-        "attention_implementation": lambda: config.attention_implementation(nothing),
+        "attention_implementation": lambda: long_config.attention_implementation(nothing),
         "attentions_collected": backend.attentions_collected,
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),

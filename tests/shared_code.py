@@ -18,8 +18,8 @@ def code_of_family(base: str, *rest: object) -> Hashable:
         one.two_stacks,
         one.attention,
         bool(one.inner),
-        type(one.rule),
-        bool(one.rule.further),
+        type(one.spec),
+        bool(one.spec.further),
         one.mixin,
     )
 
@@ -28,13 +28,13 @@ def kind_of_family(base: str, *rest: object) -> Hashable:
     """Which parts a family has, whatever their code: for tests that follow another one of every :func:`code_of_family`."""
     one = FAMILIES[base]
     parts = (one.rope, one.relative, one.position_tables, one.two_stacks, one.inner, one.mixin)
-    return type(one.rule), *map(bool, parts)
+    return type(one.spec), *map(bool, parts)
 
 
 def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
     """A mechanism's engine and form, and how it decodes."""
-    traits = mechanism_class(name).traits
-    return mechanism_info(name).engine, causal, traits.stateful, traits.recursion is not None, traits.takes_globals
+    capabilities = mechanism_class(name).capabilities
+    return mechanism_info(name).engine, causal, capabilities.stateful, capabilities.recursion is not None, capabilities.takes_globals
 
 
 def engine_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:

@@ -151,7 +151,7 @@ def test_attend_uses_or_refuses_every_argument_with_every_mechanism() -> None:
             variants.append({**cls.sample, "order": "hilbert"})
         for options in variants:
             usual: dict[str, Any] = {"causal": cls.causal is True, **options}
-            usual |= {"grid": PLACES} if cls.traits.needs_grid or "order" in options else {}
+            usual |= {"grid": PLACES} if cls.capabilities.needs_grid or "order" in options else {}
             usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("separate_global") else {}
             before = attend(q, k, v, name, **usual)
             for argument, change in CHANGES.items():
@@ -169,12 +169,14 @@ def test_attend_uses_or_refuses_every_argument_with_every_mechanism() -> None:
 def test_attend_refuses_globals_and_grids_that_a_mechanism_does_not_take(argument: str) -> None:
     q = torch.randn(1, 2, 144, 8)
     takes = {
-        name: mechanism_class(name).traits.takes_globals if argument == "global_mask" else mechanism_class(name).traits.needs_grid
+        name: mechanism_class(name).capabilities.takes_globals
+        if argument == "global_mask"
+        else mechanism_class(name).capabilities.needs_grid
         for name in ALL_NAMES
     }
     refused = {}
     for name in ALL_NAMES:
-        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).traits.needs_grid else None}
+        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).capabilities.needs_grid else None}
         try:
             attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).sample)
         except InputError as error:

@@ -15,7 +15,7 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError, InputError
-from hf_longattn.memory.cache_argument import CACHE
+from hf_longattn.memory.decode_cache import CACHE
 from hf_longattn.modeling import backend, declared
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.modeling.declared import DeclaredMask

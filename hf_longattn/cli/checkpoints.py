@@ -17,7 +17,7 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
-from ..search.config import SearchConfig
+from ..search.budget import SearchConfig
 from . import flags
 from .terminal import Line, Part, facts, progress, show, table
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
     from ..export import CompressionReport, ExportReport
-    from ..inputs.kind import InputSizes
+    from ..inputs.modality import InputSizes
     from ..reports import Check
-    from ..search.result import SearchResult
+    from ..search.search import SearchResult
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
@@ -221,7 +221,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
             sizes = compared[name]["sizes"]
             step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
             cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
-            title = f"operations of the whole model for one {part.inputs.kind.noun}, by mechanism with its default options"
+            title = f"operations of the whole model for one {part.inputs.modality.noun}, by mechanism with its default options"
             yield table(("mechanism", *sizes[::step]), cells, title)
 
 
@@ -233,7 +233,7 @@ def _flops(count: int) -> str:
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
     columns = {
-        inputs.kind.noun: [cost.size.words for cost in costs] if inputs.kind.units else [],
+        inputs.modality.noun: [cost.size.words for cost in costs] if inputs.modality.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
@@ -243,7 +243,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {inputs.kind.noun}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.modality.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 

@@ -98,7 +98,7 @@ def inspect(
 
 def _inspection_report(model: Inspection) -> Iterator[Part]:
     """A checkpoint: its model, mechanisms, state and cost."""
-    from ..inspect.paths import COLUMNS, planned_length, planned_paths
+    from ..inspect.layers import COLUMNS, planned_length, planned_paths
     from ..mechanisms.common.choice_text import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""

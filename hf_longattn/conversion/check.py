@@ -16,8 +16,8 @@ from ..inputs.running import all_finite
 from ..loading import tied_weights
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.backend import BACKEND
-from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
+from ..modeling.family.long_config import attention_implementation
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .adopt import renamed
@@ -45,7 +45,7 @@ class Comparison:
     source: Any  # a model of the source's class
     result: Any  # loaded from `folder`
     folder: Path  # the result's, with its tokenizer or processor
-    inputs: Any  # of the plan's kind of input, for running both models
+    inputs: Any  # of the plan's modality, for running both models
     missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
@@ -83,10 +83,10 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
 
     def steps() -> Iterator[list[Check]]:
         yield check_tensors(comparison)
-        yield plan.kind.processor(plan, comparison.folder, comparison.inputs)
+        yield plan.modality.processor(plan, comparison.folder, comparison.inputs)
         for name, part in towers.items():
-            yield [replace(check, name=f"{name}: {check.name}") for check in part.kind.check(comparison.tower(name))]
-        yield plan.kind.check(comparison)
+            yield [replace(check, name=f"{name}: {check.name}") for check in part.modality.check(comparison.tower(name))]
+        yield plan.modality.check(comparison)
 
     progress("verify", 0, 3 + len(towers))
     with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
@@ -133,7 +133,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, mechanism.traits.copies).items():
+        for name, copied in copied_parameters(layer, mechanism.capabilities.copies).items():
             parameter = mechanism.get_parameter(name)
             if f"{place}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
                 wrong.append(f"{place}.{name} is no copy of its layer's values")

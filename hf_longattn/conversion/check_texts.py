@@ -109,7 +109,10 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
     """Whether every layer is full attention at this length, without memory tokens."""
-    return all(layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory) for layer in layers)
+    return all(
+        layer.covers(length, causal) and (layer.capabilities.recursion is None or not layer.capabilities.recursion.memory)
+        for layer in layers
+    )
 
 
 def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
@@ -410,7 +413,7 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
-    takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    takes_globals = any(layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     why = plan.position_change if plan.attention == architecture.original_attention else "the attention differs from the source's"
     reference = f"transformers' {adoption.model_type}"
     checks = [
@@ -427,9 +430,9 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:
         return Check(name, SKIPPED, f"{length} tokens are too few for padding")
-    if not all(layer.traits.ignores_padding for layer in layers):
+    if not all(layer.capabilities.ignores_padding for layer in layers):
         return Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")
-    takes_globals = any(layer.traits.takes_globals for layer in layers)
+    takes_globals = any(layer.capabilities.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
     gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
     sides = [*gaps] if places else ["right"]  # without position_ids, left padding shifts the text
@@ -447,7 +450,7 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
-    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)}
+    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
         marks = torch.zeros_like(alone)
         marks[:, :8] = marks[:, short // 2] = 1

@@ -71,7 +71,7 @@ def convert_checkpoint(
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
             long = stage / ".long" if chosen.native else stage  # a stock checkpoint is made from the long one, which is removed
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-            inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
+            inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
             progress("write", 0, plan.total_bytes)
             model.save_pretrained(long, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
@@ -108,8 +108,8 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if plan.training is not None:
         return dict(plan.training)
     head, kind, causal = plan.architecture.source_class, sentence_kind(plan.source.card_folder), plan.shape.causal
-    traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
-    learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
+    capabilities = [mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
+    learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens belong to the model
     predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
     answers = not causal and (head.endswith("ForQuestionAnswering") or "For" not in head)
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.kind import kind_of
+from ..inputs.modality import modality_of
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
@@ -30,7 +30,7 @@ from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
-from ..modeling.inference.pruning import whole_shapes, with_silent_heads
+from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import ADOPTIONS, HEAD_GLOBALS, Adoption, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
@@ -277,7 +277,7 @@ def write_native(
     stock.save_pretrained(stage)
     add_source_files(source, stage, length)
 
-    text, checks = kind_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
+    text, checks = modality_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
     if verify:
         with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
             stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)

@@ -11,7 +11,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import RERANKER, check_destination, sentence_kind
-from ..inputs.kind import InputKind, InputSizes, WithTowers
+from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice, write_numbers
@@ -19,15 +19,15 @@ from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from ..mechanisms.common.registry import mechanism_class, prototype
-from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
 from ..positions import tables as table_rules
-from ..positions.distances import RANDOM, widest_span
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
+from ..positions.trained_distances import RANDOM, widest_span
 from .settings import AUTO, ConversionConfig
 from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
 
@@ -212,9 +212,9 @@ def with_short_texts(
         lacking = [layer for layer in layers if not layer.covers(length.old)]
         for layer in lacking:
             objection = why_not_in_full(layer)
-            if layer.traits.trains:
+            if layer.capabilities.trains:
                 objection = "adds parameters that need training"
-            elif not layer.traits.takes_score_mod:
+            elif not layer.capabilities.takes_score_mod:
                 objection = "is not full attention over fewer keys"
             if objection and not reason:
                 reason = f"{layer.name!r} {objection}"
@@ -266,9 +266,9 @@ class ConversionPlan(WithTowers):
     other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
 
     @property
-    def kind(self) -> InputKind:
-        """The kind of input that source and result read."""
-        return self.architecture.kind
+    def modality(self) -> Modality:
+        """The modality that source and result read."""
+        return self.architecture.modality
 
     @property
     def old_length(self) -> int:
@@ -369,9 +369,9 @@ def plan_conversion(
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
-    """The plan for an opened source, by its kind of input."""
+    """The plan for an opened source, by its modality."""
     architecture = find_architecture(opened, request)
-    return architecture.kind.plan(opened, architecture, request)
+    return architecture.modality.plan(opened, architecture, request)
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
@@ -422,7 +422,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
         warnings += position_warnings(rule, decoder_attention, layers, decoder, causal=True, decoder=True)
-    inputs = architecture.kind.between(config, length.old, length.new)
+    inputs = architecture.modality.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
@@ -454,7 +454,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
-    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)
+    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).capabilities.moves_positions)
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:

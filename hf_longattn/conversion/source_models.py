@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
 from ..files import FORMAT_FIELD, MODULES, check_files, is_long, named_class, read_json_object, sentence_modules
-from ..inputs.kind import InputKind, kind_of
+from ..inputs.modality import Modality, modality_of
 from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
@@ -33,7 +33,7 @@ from ..modeling.family.definition import FAMILIES, Family, known_family, stored_
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
-from ..modeling.inference.pruning import KEPT_HEADS
+from ..modeling.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, decoder_start
@@ -188,9 +188,9 @@ class Architecture:
     original_attention: LongAttentionConfig | None = None  # computes the same as such a source
 
     @cached_property
-    def kind(self) -> InputKind:
-        """The kind of input that the source reads."""
-        return kind_of(self.family)
+    def modality(self) -> Modality:
+        """The modality that the source reads."""
+        return modality_of(self.family)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -259,7 +259,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
         )
     architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
     refuse_quantised(source)
-    architecture.kind.check_settings(architecture, request)
+    architecture.modality.check_settings(architecture, request)
     return architecture
 
 
@@ -299,7 +299,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
     """The architecture of a source without a family, or of one with towers."""
     family, base = FAMILIES.get(model_type), class_of(source.config)
-    if family is not None and not kind_of(family).apart:
+    if family is not None and not modality_of(family).apart:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if base is None:
         raise CheckpointError(
@@ -493,7 +493,7 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
     if (family := known_family(model.config)) is not None:
-        arguments = {**family.rule.further_inputs(model.config, *ids.shape[:2]), **arguments}
+        arguments = {**family.spec.further_inputs(model.config, *ids.shape[:2]), **arguments}
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}

@@ -17,9 +17,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.backend import BACKEND
-from hf_longattn.modeling.family.config import attention_implementation
+from hf_longattn.modeling.family.long_config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.modeling.run.documents import refusal_of_documents
+from hf_longattn.modeling.packed_documents import refusal_of_documents
 
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments

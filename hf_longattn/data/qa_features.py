@@ -17,7 +17,7 @@ from hf_longattn.data.batching import packed, pad_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import InputError
 from hf_longattn.loading import call_tokenizer
-from hf_longattn.modeling.run.losses import IGNORED_LABEL
+from hf_longattn.modeling.losses import IGNORED_LABEL
 
 Offset = tuple[int, int]
 """First character of a token in its document, and the character after its last; (-1, -1) for a token outside of the document."""

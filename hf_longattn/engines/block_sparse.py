@@ -10,15 +10,14 @@ from torch import Tensor
 from . import accelerator
 from .blockwise import blockwise_attention
 from .call import AttentionCall, DispatchContext, Pattern, clear_padding
-from .cpu.dropout import drops_in_tiles
-from .cpu.flash import cached_mask, masked_attention
+from .cpu.distance_band import distance_attention
+from .cpu.kernels import cached_mask, drops_in_tiles, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flash_globals import flash_globals
 from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
-from .distances import distance_attention
 from .sequences import attend_per_sequence
 
 

@@ -169,10 +169,10 @@ class AttentionCall:
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, from detached hidden states; see ``Traits.detached_beyond``.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
-        from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
+        from the keys; queries without a visible key still give 0. Only for mechanisms with the capability ``takes_sinks``.
     cleared: whether :func:`clear_padding` has already run on the inputs.
     finite_padding: whether values in padding are finite, as in models. :func:`hf_longattn.attend` takes any.
     """

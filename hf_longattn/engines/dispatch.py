@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import grid_windows
 from .call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
-from .cpu import band, block_selected, distance_band, gathered
-from .cpu.dropout import drops_in_tiles
+from .cpu import band, block_selected, distance_band, tiles
+from .cpu.kernels import drops_in_tiles
 from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 from .path_reports import OBSERVERS, Kind, PathName, Result, report
@@ -146,7 +146,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("flex", flex_kernel.why_not),
         ("blockwise", _always_runs),
     ),
-    "tiles": (("cpu-gathered", gathered.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _always_runs)),
+    "tiles": (("cpu-gathered", tiles.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _always_runs)),
     "chosen blocks": (
         ("cpu-blocks", block_selected.why_not),
         ("flex-blocks", flex_blocks.why_not),

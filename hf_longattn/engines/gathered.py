@@ -3,22 +3,32 @@
 A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.call.GatherTile`: R rows, each
 with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
 outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
+
+Queries that each select some blocks of keys have two faster ways. On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On
+CUDA, in one flex_attention call, each block of queries visits the key blocks that any of its queries selected. Elsewhere the selection
+becomes tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .batch import nothing_seen
+from .batch import in_graph, nothing_seen
 from .blockwise import plain_gathered
-from .call import AttentionCall, DispatchContext, GatherTile
-from .cpu.gathered import flat_rules
+from .byte_cache import BYTE_CACHE
+from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
+from .cpu.tiles import flat_rules
+from .cuda.flex_blocks import flex_block_selected
 from .cuda.flex_tiles import flex_gathered
 from .dense import repeat_heads, same_dtype
 from .dispatch import try_path
+
+MAX_ROW_QUERIES = 64
+"""Maximum queries per tile row of selected blocks. All queries of such a row selected the same block."""
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -49,3 +59,63 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
             call.sink_scores,
         )  # fmt: skip
     return plain_gathered(q, k, v, tiles, call.written_out())
+
+
+def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
+    """Softmax attention of every query over its own block and its selected blocks.
+
+    Args:
+        q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
+        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
+        call: if causal, a query does not see later keys in its block.
+    Returns:
+        ``(B, H, N, D)``; zeros where a query sees no key.
+    """
+    length, context = k.shape[2], DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3])
+    runs = {"flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
+    out, path = try_path("chosen blocks", context, runs)
+    if out is not None:
+        return out
+    if path == "cpu-blocks":
+        q, k, v = same_dtype(q, k, v)
+        numbers = block_size, int(call.causal)
+        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores)
+    rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
+    parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
+    if chosen.shape[3]:
+        parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
+    return gathered_attention(q, k, v, parts, call)
+
+
+def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
+    """Tiles of the selected blocks: query i attends to every block in ``chosen[i]``.
+
+    Args:
+        chosen: ``(B, H, N, K)`` int64, block indices without duplicates per query; -1 is an empty slot.
+        blocks: number of blocks.
+        block_size: block m holds the keys ``m * block_size …``, below ``length``.
+        rows: maximum queries per tile row.
+    Returns:
+        At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a tile covers few
+        different blocks, and few of its rows are partly empty.
+    """
+    batch, heads, count, ranks = chosen.shape
+    chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
+    block, query = chosen.sort(dim=-1, stable=True)
+    size = chosen.new_zeros(ranks, batch, heads, blocks + 1).scatter_add(-1, chosen, torch.ones_like(chosen))
+    begin = size.cumsum(-1) - size
+    filled = (size + rows - 1) // rows
+    filled[..., blocks] = 0
+    end = filled.cumsum(-1)
+    # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the last tile row.
+    used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
+    most = max(used)
+    place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
+    place = torch.where(block < blocks, place, most * rows)
+    listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, place, query)
+    row = torch.arange(most, device=chosen.device).expand(ranks, batch, heads, most).contiguous()
+    met = torch.searchsorted(end, row, right=True)
+    keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
+    keys = torch.where((met < blocks)[..., None] & (keys < length), keys, -1)
+    queries = listed[..., :-1].unflatten(-1, (most, rows))
+    return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .batch import differentiated, in_graph
 from .call import AttentionCall, DispatchContext
-from .cpu.flash import why_not_tiles
+from .cpu.kernels import why_not_tiles
 from .dense import fused_attention
 from .score_terms import PREFIX_PAIRS
 from .token_grid import Grid

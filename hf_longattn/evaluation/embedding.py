@@ -31,7 +31,7 @@ from ..data.sources import DataError
 from ..errors import CheckpointError, OptionError, check_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
-from ..modeling.inference.optimize import evaluating
+from ..modeling.inference import evaluating
 from ..names import LOGGER
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 

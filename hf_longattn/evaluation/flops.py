@@ -108,24 +108,24 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
 
 def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
-    if mechanism.traits.recursion is not None:
+    if mechanism.capabilities.recursion is not None:
         return 0  # every step reads the whole text
-    if mechanism.traits.stateful:
+    if mechanism.capabilities.stateful:
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.kept(none, none) is None:
+    if mechanism.retained(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    retained = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
 
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Average bytes that a further token adds once windows and segments are full."""
-    if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
+    if mechanism.capabilities.stateful or keys_per_query(mechanism) is not None:
         return 0
     near, far = (state_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
@@ -139,7 +139,7 @@ def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.traits.takes_hidden_states else None
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.capabilities.takes_hidden_states else None
     with torch.no_grad():
         _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
     return sum(tensor.nbytes for tensor in state.values())
@@ -165,7 +165,7 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     if (family := known_family(config)) is not None:
-        matrices += family.rule.further_operations(config, skeleton)
+        matrices += family.spec.further_operations(config, skeleton)
     return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=element_bytes(config), cross_layers=len(crossing))
 
 
@@ -237,11 +237,11 @@ def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mecha
 
 
 def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.kind.InputSize`, with one of ``mechanisms`` per layer."""
+    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.modality.InputSize`, with one of ``mechanisms`` per layer."""
     return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """The cost at each step of :class:`~hf_longattn.inputs.kind.InputSizes`."""
+    """The cost at each step of :class:`~hf_longattn.inputs.modality.InputSizes`."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

@@ -20,7 +20,7 @@ from ..data.tokenization import special_ids
 from ..errors import CheckpointError, InputError, LongAttentionError
 from ..loading import call_tokenizer
 from ..modeling.family.validation import known_length
-from ..modeling.inference.optimize import evaluating
+from ..modeling.inference import evaluating
 
 Span = tuple[int, int]
 PIECE = 1_000_000

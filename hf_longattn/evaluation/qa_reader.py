@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.qa_features import Offset, QACollator, qa_inputs
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.inference import evaluating
 
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .compress import CompressionReport as CompressionReport
     from .compress import compress_checkpoint as compress_checkpoint
     from .compression_input import CompressionConfig as CompressionConfig
-    from .onnx import ExportReport as ExportReport
-    from .onnx import export_checkpoint as export_checkpoint
+    from .graphs import ExportReport as ExportReport
+    from .graphs import export_checkpoint as export_checkpoint
 
 __getattr__, __all__ = public_names(__name__)

@@ -30,7 +30,7 @@ from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
-from ..modeling.inference.optimize import warn_of_overflow
+from ..modeling.inference import warn_of_overflow
 from ..reports import markdown_table
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
 from .prune import Compressed, prune_ffn, prune_heads

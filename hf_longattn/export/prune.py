@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.family.config import LongConfig
-from ..modeling.inference.pruning import KEPT_HEADS, cut, heads_of
+from ..modeling.family.long_config import LongConfig
+from ..modeling.pruning import KEPT_HEADS, cut, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
 
 INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")

@@ -16,8 +16,8 @@ from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.backend import LAYER_INDEX
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongEncoderConfig
 
 
 class LongAlbertTransformer(AlbertTransformer):

@@ -14,9 +14,9 @@ from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePo
 from ..engines.score_terms import PREFIX_PAIRS, GridBias
 from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.grid_config import TILE, LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
+from ..modeling.family.long_config import runs_mechanisms
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,5 @@ class BeitWithBias(OnTheBackend):
 
 
 FAMILY = Family(
-    long_config(__name__, LongGridConfig, BeitConfig), mixin=BeitWithBias, rule=GridRule(prefix=1, interpolates=False, adds_positions=False)
+    long_config(__name__, LongGridConfig, BeitConfig), mixin=BeitWithBias, spec=GridSpec(prefix=1, interpolates=False, adds_positions=False)
 )

@@ -13,12 +13,12 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
-from ..memory.cache_argument import take_cache
+from ..memory.decode_cache import take_cache
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
-from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import PositionTable
-from ..modeling.run.documents import leave_out_documents
+from ..modeling.family.long_config import LongConfig
+from ..modeling.packed_documents import leave_out_documents
 
 
 class BlockSparseConfig(LongConfig):

@@ -19,8 +19,8 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
-from ..modeling.family.config import LongEncoderDecoderConfig
 from ..modeling.family.definition import encoder_decoder_tables
+from ..modeling.family.long_config import LongEncoderDecoderConfig
 from .big_bird import BlockSparseConfig
 
 

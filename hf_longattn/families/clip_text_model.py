@@ -17,8 +17,8 @@ from transformers.utils import ModelOutput
 
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongConfig
 
 if TYPE_CHECKING:
     _Module: Any = nn.Module

@@ -4,10 +4,10 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 
 FAMILY = Family(
     long_config(__name__, LongGridConfig, CLIPVisionConfig),
-    rule=GridRule(prefix=1),
+    spec=GridSpec(prefix=1),
     classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"),
 )

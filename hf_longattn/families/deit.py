@@ -4,6 +4,6 @@ from transformers.models.deit.configuration_deit import DeiTConfig
 
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 
-FAMILY = Family(long_config(__name__, LongGridConfig, DeiTConfig), rule=GridRule(prefix=2, square=("DeiTForMaskedImageModeling",)))
+FAMILY = Family(long_config(__name__, LongGridConfig, DeiTConfig), spec=GridSpec(prefix=2, square=("DeiTForMaskedImageModeling",)))

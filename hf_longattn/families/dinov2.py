@@ -4,8 +4,8 @@ from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 
 FAMILY = Family(
-    long_config(__name__, LongGridConfig, Dinov2Config), backbone_classes=("Dinov2Backbone",), rule=GridRule(prefix=1, interpolates=False)
+    long_config(__name__, LongGridConfig, Dinov2Config), backbone_classes=("Dinov2Backbone",), spec=GridSpec(prefix=1, interpolates=False)
 )

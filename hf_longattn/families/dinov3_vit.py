@@ -9,7 +9,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePosi
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 from ..modeling.grids import tiled_cells
 
 
@@ -20,15 +20,15 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
         if self.config.position_extension != TILE:
             return super().forward(pixel_values)
         before = pixel_values.new_empty(1, 1, *image_size(self.config.image_size))
-        old, new = (RULE.of_size(self.config, tuple(image.shape[-2:])).sizes for image in (before, pixel_values))
+        old, new = (SPEC.of_size(self.config, tuple(image.shape[-2:])).sizes for image in (before, pixel_values))
         cos, sin = torch.stack(super().forward(before)).unflatten(1, old)[:, None]
         return tiled_cells(cos, *new).flatten(0, 2), tiled_cells(sin, *new).flatten(0, 2)
 
 
-RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
+SPEC = GridSpec(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
 FAMILY = Family(
     long_config(__name__, LongGridConfig, DINOv3ViTConfig),
     backbone_classes=("DINOv3ViTBackbone",),
     mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
-    rule=RULE,
+    spec=SPEC,
 )

@@ -5,13 +5,13 @@ from dataclasses import replace
 from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
-from ..modeling.attach.stretches import in_stretches
+from ..modeling.attach.sound_chunks import in_chunks
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.audio_spec import WAV2VEC2
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, HubertConfig),
-    mixin=in_stretches(__name__, HubertFeatureEncoder, HubertFeedForward),
-    rule=replace(WAV2VEC2, outputs=None, hands_keywords_down=False),
+    mixin=in_chunks(__name__, HubertFeatureEncoder, HubertFeedForward),
+    spec=replace(WAV2VEC2, outputs=None, hands_keywords_down=False),
 )

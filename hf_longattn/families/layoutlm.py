@@ -5,13 +5,13 @@ from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder
 
 from ..modeling.attach.custom_attention import ReadsPadding, replacing
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
-from ..modeling.family.input_rule import TextRule
+from ..modeling.family.input_spec import TextSpec
+from ..modeling.family.long_config import LongEncoderConfig
 
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, LayoutLMConfig),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
-    rule=TextRule({"bbox": lambda config: 4}),
+    spec=TextSpec({"bbox": lambda config: 4}),
     mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )

@@ -16,8 +16,8 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAtte
 from ..engines.score_terms import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
 from ..positions.relative import buckets
 
 NUM_BUCKETS, FURTHEST = 32, 128

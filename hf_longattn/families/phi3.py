@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
 from ..modeling.classes import Family
-from ..modeling.family.config import LongConfig
+from ..modeling.family.long_config import LongConfig
 
 
 class LongPhi3Config(LongConfig, Phi3Config):

@@ -5,8 +5,8 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Sigli
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongEncoderConfig
 from .clip_text_model import TakesPackedRows
 from .siglip_text_model import ReadsLastToken
 

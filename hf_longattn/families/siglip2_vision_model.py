@@ -19,7 +19,7 @@ from transformers.models.siglip2.modeling_siglip2 import (
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 from ..modeling.grids import tiled_cells
 
 
@@ -84,7 +84,7 @@ class Siglip2OnItsGrids(ReplacedModules):
 
 FAMILY = Family(
     LongSiglip2VisionConfig,
-    rule=GridRule(shapes="spatial_shapes", interpolates=False, adds_positions=False),
+    spec=GridSpec(shapes="spatial_shapes", interpolates=False, adds_positions=False),
     classes=("Siglip2VisionModel",),
     mixin=Siglip2OnItsGrids,
 )

@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 from ..engines.batch import last_real
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.long_config import LongEncoderConfig
 from .clip_text_model import TakesPackedRows
 
 

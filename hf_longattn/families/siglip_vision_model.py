@@ -6,11 +6,11 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention
 from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 
 FAMILY = Family(
     long_config(__name__, LongGridConfig, SiglipVisionConfig),
-    rule=GridRule(),
+    spec=GridSpec(),
     classes=("SiglipVisionModel",),
     mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown}),
 )

@@ -4,6 +4,6 @@ from transformers.models.vit.configuration_vit import ViTConfig
 
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
-from ..modeling.family.grid_rule import GridRule
+from ..modeling.family.grid_spec import GridSpec
 
-FAMILY = Family(long_config(__name__, LongGridConfig, ViTConfig), rule=GridRule(prefix=1, square=("ViTForMaskedImageModeling",)))
+FAMILY = Family(long_config(__name__, LongGridConfig, ViTConfig), spec=GridSpec(prefix=1, square=("ViTForMaskedImageModeling",)))

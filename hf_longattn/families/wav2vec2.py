@@ -3,13 +3,13 @@
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
-from ..modeling.attach.stretches import in_stretches
+from ..modeling.attach.sound_chunks import in_chunks
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.audio_spec import WAV2VEC2
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2Config),
-    mixin=in_stretches(__name__, Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward),
-    rule=WAV2VEC2,
+    mixin=in_chunks(__name__, Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward),
+    spec=WAV2VEC2,
 )

@@ -21,12 +21,12 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 from ..engines.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
-from ..modeling.attach.stretches import FramesInStretches
+from ..modeling.attach.sound_chunks import FramesInChunks
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.config import runs_mechanisms
+from ..modeling.family.audio_spec import AudioSpec
 from ..modeling.family.definition import AttentionNames
+from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing
 
 SinusoidsNear = Callable[[int, int], Tensor]
@@ -124,14 +124,14 @@ FAMILY = Family(
     mixin=replacing(
         __name__,
         {
-            Wav2Vec2BertFeedForward: FramesInStretches,
+            Wav2Vec2BertFeedForward: FramesInChunks,
             Wav2Vec2BertRelPositionalEmbedding: NearSinusoids,
             Wav2Vec2BertSelfAttention: ConformerAttention,
         },
         OnTheBackend,
     ),
     attention=AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size"),
-    rule=AudioRule(
+    spec=AudioSpec(
         input="input_features",
         rate=50,
         features=lambda config: int(config.feature_projection_input_dim),

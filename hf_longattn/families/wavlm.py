@@ -17,12 +17,12 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatur
 
 from ..engines.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.sound_chunks import FeatureEncoderInChunks, FramesInChunks
 from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.config import runs_mechanisms
+from ..modeling.family.audio_spec import WAV2VEC2
+from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing
 
 
@@ -86,8 +86,8 @@ FAMILY = Family(
     long_config(__name__, LongAudioConfig, WavLMConfig),
     mixin=replacing(
         __name__,
-        {WavLMAttention: LongWavLMAttention, WavLMFeatureEncoder: FeatureEncoderInStretches, WavLMFeedForward: FramesInStretches},
+        {WavLMAttention: LongWavLMAttention, WavLMFeatureEncoder: FeatureEncoderInChunks, WavLMFeedForward: FramesInChunks},
         OnTheBackend,
     ),
-    rule=replace(WAV2VEC2, positions="convolved and relative"),
+    spec=replace(WAV2VEC2, positions="convolved and relative"),
 )

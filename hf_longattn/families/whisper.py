@@ -23,7 +23,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import InputError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, Convolution
+from ..modeling.family.audio_spec import AudioSpec, Convolution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -49,7 +49,7 @@ class LongWhisperConfig(LongAudioConfig, WhisperConfig):
 
 
 @dataclass(frozen=True)
-class WhisperRule(AudioRule):
+class WhisperSpec(AudioSpec):
     """Spectrograms ``(B, mel bins, rows)``. The base reads only the number of rows for which its table has positions."""
 
     def trained_seconds(self, config: Any) -> float:
@@ -63,7 +63,7 @@ class WhisperRule(AudioRule):
         return math.ceil(seconds)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """As in the base rule, but without a check of the mask. The encoder reads padding as silence, without a mask."""
+        """As in the base class, but without a check of the mask. The encoder reads padding as silence, without a mask."""
         sound = arguments.get(self.input)
         if sound is None:
             return
@@ -129,7 +129,7 @@ def _in_longer_segments(generate: Any) -> Any:
             return generate(self, *args, **kwargs)
         longer = copy.copy(self)  # a shallow copy: the same modules, another config
         longer.config = copy.copy(self.config)
-        longer.config.max_source_positions = RULE.frames(self.config, RULE.length(RULE.converted_seconds(seconds)))
+        longer.config.max_source_positions = SPEC.frames(self.config, SPEC.length(SPEC.converted_seconds(seconds)))
         return generate(longer, *args, **kwargs)
 
     return generate_in_longer_segments
@@ -137,8 +137,8 @@ def _in_longer_segments(generate: Any) -> Any:
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
     """Fields with which WhisperFeatureExtractor cuts and pads sounds to ``seconds``, rounded up."""
-    chunk = int(RULE.converted_seconds(seconds))
-    return {"chunk_length": chunk, "n_samples": chunk * RULE.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
+    chunk = int(SPEC.converted_seconds(seconds))
+    return {"chunk_length": chunk, "n_samples": chunk * SPEC.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
 
 
 def why_train(config: Any, head: str) -> str:
@@ -146,12 +146,12 @@ def why_train(config: Any, head: str) -> str:
     if not head.endswith("ForConditionalGeneration"):
         return ""
     return (
-        f"the decoder was trained to write what is said in {RULE.trained_seconds(config):g} seconds, in {config.max_target_positions} "
+        f"the decoder was trained to write what is said in {SPEC.trained_seconds(config):g} seconds, in {config.max_target_positions} "
         "tokens at most and with timestamps up to there"
     )
 
 
-RULE = WhisperRule(
+SPEC = WhisperSpec(
     input="input_features",
     rate=ROWS_PER_SECOND,
     features=lambda config: config.num_mel_bins,
@@ -166,5 +166,5 @@ FAMILY = Family(
     LongWhisperConfig,
     classes=("WhisperForAudioClassification", "WhisperForConditionalGeneration", "WhisperModel"),
     mixin=WhisperOfAnyLength,
-    rule=RULE,
+    spec=SPEC,
 )

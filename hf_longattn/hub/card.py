@@ -39,7 +39,7 @@ from ..files import (
     sentence_kind,
     staged_file,
 )
-from ..inputs.kind import InputKind, kind_in
+from ..inputs.modality import Modality, modality_in
 from ..loading import read_config
 from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import prototype
@@ -142,15 +142,15 @@ def model_card(
             )
         plan, text_config = report.get("plan") or {}, config.get("text_config")
         backbone = text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
-        kind = kind_in(backbone)
-        of_model = kind.config_of(backbone)
-        length = int(plan.get("new_length") or kind.sizes(of_model).new.tokens)
+        modality = modality_in(backbone)
+        of_model = modality.config_of(backbone)
+        length = int(plan.get("new_length") or modality.sizes(of_model).new.tokens)
 
         # How the model is loaded, and its task.
         architecture, sentences, ours = named_class(config, "AutoModel"), sentence_kind(folder), is_long(config)
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture)
         auto = auto or (architecture if architecture.startswith("AutoModel") else "")
-        example = kind_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))
+        example = modality_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))
         graph = None if any(folder.glob("*.safetensors")) else next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
         library = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}.get(graph or "", "transformers")
         task = None if "For" in architecture or "Heads" in architecture else example.task
@@ -164,7 +164,7 @@ def model_card(
         attentions, takes_globals = attentions_of(backbone), False
         stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
-            takes_globals = prototype(attentions[""].mechanism, attentions[""].options).traits.takes_globals
+            takes_globals = prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
 
         # What it was made from.
         title = in_one_line(title or (folder.resolve().name if name == str(model_dir) else name.rstrip("/").rpartition("/")[2]))
@@ -190,7 +190,7 @@ def model_card(
             remote_code=REMOTE_CODE if "auto_map" in config else "",
             layers={tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
             next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
-            limits=[*limits_of(kind, of_model, attentions), *limits],
+            limits=[*limits_of(modality, of_model, attentions), *limits],
             versions={"hf_longattn": __version__, **(report.get("versions") or {})},
         )  # fmt: skip
         text = re.sub(r"\n{3,}", "\n\n", str(card))
@@ -212,15 +212,15 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in kind_in(config).apart}
+    parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).apart}
     parts = {name: part for name, part in parts.items() if part} or chosen.get(TOWERS, {})
     return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
 
 
-def limits_of(kind: InputKind, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
+def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
     """The limits of a model, each as one or two sentences: the longest input, and up to which length it equals full attention."""
     limits = list[str]()
-    for name, part in kind.parts.items():
+    for name, part in modality.parts.items():
         of_part = getattr(config, tower_field(name)) if name else config
         longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":

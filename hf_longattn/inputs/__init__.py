@@ -1,1 +1,1 @@
-"""Kinds of input, one file each. The contract that each file implements is in :mod:`.kind`."""
+"""Modalities of input, one file each. Each implements the contract in :mod:`.modality`."""

@@ -1,4 +1,4 @@
-"""One forward pass of a model of any kind of input, and random inputs for it. The same at every call."""
+"""One forward pass of a model of any modality, and random inputs for it. The same at every call."""
 
 from __future__ import annotations
 

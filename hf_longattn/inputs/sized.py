@@ -28,7 +28,7 @@ from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from .kind import InputKind, InputSize, InputSizes
+from .modality import InputSize, InputSizes, Modality
 from .running import run_model
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
@@ -68,17 +68,17 @@ class UserFiles:
     """
 
     part: ClassVar[str]  # the model's processor, a key of AUTO_CLASSES
-    file_kind: ClassVar[str]
+    file_type: ClassVar[str]
     noun: ClassVar[str]  # several of them
     built_in: ClassVar[str]  # the seeded inputs, for a report
 
     def __init__(
-        self, rule: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
+        self, spec: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
     ) -> None:
-        self.rule, self.config, self.folder, self.model, self.count = rule, config, folder, model, count
+        self.spec, self.config, self.folder, self.model, self.count = spec, config, folder, model, count
         self.name, self.files = self.built_in, list[Path]()
         if isinstance(files, Path):
-            self.name, self.files = files.resolve().name, files_of(files, self.file_kind)
+            self.name, self.files = files.resolve().name, files_of(files, self.file_type)
         elif files is not None:
             self.needed()
         if len(self.files) > count:
@@ -106,7 +106,7 @@ class UserFiles:
         return f"the {self.noun.removesuffix('s')} {self.name}" if self.files else self.built_in
 
 
-class SizedKind(InputKind):
+class SizedModality(Modality):
     """Inputs whose size changes no tensor of a model."""
 
     files: ClassVar[type[UserFiles]]
@@ -125,7 +125,7 @@ class SizedKind(InputKind):
     def positions(
         self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
     ) -> tuple[str, list[PositionWarning]]:
-        """The rule for positions, and reasons against using the result without training."""
+        """The strategy for positions, and reasons against using the result without training."""
 
     @abstractmethod
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class SizedKind(InputKind):
         """What the written processor makes, as a clause; what is wrong with that, or ""; and values for the report."""
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Any:
-        return self.files(self.rule, config, folder, files, **settings)
+        return self.files(self.spec, config, folder, files, **settings)
 
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
@@ -191,7 +191,7 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
     resizing, how: arguments with which the source reads the new size, and in words.
     """
     plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
-    sizes, noun, (source, measured) = plan.inputs, plan.inputs.kind.noun, comparison.compared
+    sizes, noun, (source, measured) = plan.inputs, plan.inputs.modality.noun, comparison.compared
     old, new = sizes.old, affordable_size(plan)
     what, where = f"{comparison.outputs} at {old}", f"hidden states at {new}"
     where += "" if new == sizes.new else f" (of {sizes.new.words}: a large model)"

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
 from ..reports import FAILED, PASSED, SKIPPED, Check
-from .kind import InputSize
+from .modality import InputSize
 
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""

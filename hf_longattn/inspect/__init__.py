@@ -1,9 +1,8 @@
 """Look at a model: what runs in every layer, and how attention spreads over an input (``longattn inspect``).
 
-checkpoint       the layers, parameters, decode state and cost of a long checkpoint
-paths            the engine path of every layer, and why not another
+layers           the layers, parameters, decode state and cost of a long checkpoint; the engine path of every layer
+stock_layers     what the layers of a stock model declare, and what runs for them
 drawing          pictures of attention patterns
-stock            what the layers of a stock model declare, and what runs for them
 
 attention        the diagnosis of a model on a text, image or sound, by all of the following modules
 texts            token ids of a text
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
     from .attention import captured_mass as captured_mass
     from .attention import diagnose as diagnose
     from .candidates import Candidate as Candidate
-    from .checkpoint import Inspection as Inspection
-    from .checkpoint import inspect_checkpoint as inspect_checkpoint
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import LayerDiagnosis as LayerDiagnosis
     from .diagnosis import LengthDiagnosis as LengthDiagnosis
-    from .paths import Explanation as Explanation
-    from .paths import explain as explain
-    from .stock import StockInspection as StockInspection
-    from .stock import inspect_stock as inspect_stock
+    from .layers import Explanation as Explanation
+    from .layers import Inspection as Inspection
+    from .layers import explain as explain
+    from .layers import inspect_checkpoint as inspect_checkpoint
+    from .stock_layers import StockInspection as StockInspection
+    from .stock_layers import inspect_stock as inspect_stock
 
 __getattr__, __all__ = public_names(__name__)

@@ -21,17 +21,17 @@ from ..conversion.source_models import chosen_device, load_as_result, open_sourc
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long
-from ..inputs.kind import InputKind, kind_of, kind_of_model
-from ..inputs.sound import duration
+from ..inputs.modality import Modality, modality_of, modality_of_model
+from ..inputs.sound_inputs import duration
 from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
-from ..modeling.family.grid_rule import PIXELS
+from ..modeling.family.grid_spec import PIXELS
 from ..modeling.grids import family_of
-from ..positions.distances import TILE
+from ..positions.trained_distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
@@ -108,7 +108,7 @@ def load_to_watch(
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)
     family = family_in(source.config)
-    if family is not None and kind_of(family).timed and not is_long(source.config):
+    if family is not None and modality_of(family).timed and not is_long(source.config):
         plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         (loaded, _), class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
@@ -182,24 +182,24 @@ def diagnose(
     loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
     reads_text = is_text(text)
     network, tower = tower_that_reads(loaded.model, text=reads_text)
-    kind: InputKind | None = None
+    modality: Modality | None = None
     if not reads_text:
-        kind = kind_of_model(network.config)
-        if kind is None or not (kind.drawn or kind.timed):
-            if kind is not None and kind.units:
+        modality = modality_of_model(network.config)
+        if modality is None or not (modality.drawn or modality.timed):
+            if modality is not None and modality.units:
                 model_type = network.config.model_type
-                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {kind.nouns}; {NOT_DIAGNOSED}")
-            kind = kind_of(family_of(watched_layers(network)))
-    if kind is None:
+                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {modality.nouns}; {NOT_DIAGNOSED}")
+            modality = modality_of(family_of(watched_layers(network)))
+    if modality is None:
         read = _read_text(network, loaded, text, processor, lengths)
-    elif kind.timed:
-        read = _read_sounds(kind, network, loaded, Path(str(text)), processor, lengths)
+    elif modality.timed:
+        read = _read_sounds(modality, network, loaded, Path(str(text)), processor, lengths)
     else:
-        read = _read_image(kind, network, loaded, Path(str(text)), processor, lengths)
+        read = _read_image(modality, network, loaded, Path(str(text)), processor, lengths)
     stack = watched_inputs(network, read.lengths[0][1][0])[0]
     causal = is_causal(stack)
     chosen, reasons, measured = (
-        candidates_for(kind, candidates, causal),
+        candidates_for(modality, candidates, causal),
         dict[str, str](),
         list[LengthDiagnosis](),
     )
@@ -218,7 +218,7 @@ def diagnose(
     return Diagnosis(
         model=loaded.name, model_class=class_name, text=read.name, device=device_name, causal=causal,
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
-        untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
+        untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if modality is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
         image=None if layers.layout is None else Image(layers.layout, read.lengths[0][0]),
     )  # fmt: skip
@@ -267,7 +267,7 @@ def _read_text(
 
 
 def _read_sounds(
-    kind: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, asked: Sequence[float] | None
+    modality: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, asked: Sequence[float] | None
 ) -> ReadInputs:
     """Excerpts of recordings of each duration.
 
@@ -275,11 +275,11 @@ def _read_sounds(
         InputError: a duration exceeds the model's maximum or the recordings.
         CheckpointError: the model has no feature extractor.
     """
-    rule, config, settings = kind.rule, network.config, {"count": STRETCHES, "model": loaded.name, "processor": extractor}
-    sounds = kind.inputs(config, loaded.folder or Path(), None, recordings, **settings)
+    spec, config, settings = modality.spec, network.config, {"count": STRETCHES, "model": loaded.name, "processor": extractor}
+    sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
-    if not loaded.is_long and not rule.base_reads(config, max(asked or SECONDS)):
-        limit = float(rule.durations(config)[0])
+    if not loaded.is_long and not spec.base_reads(config, max(asked or SECONDS)):
+        limit = float(spec.durations(config)[0])
     longest = min(sounds.longest, limit)
     durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
     if asked is not None:
@@ -291,12 +291,12 @@ def _read_sounds(
             )
     elif sounds.longest < SECONDS[-1]:
         notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
-    lengths = [(duration(seconds), sounds.pieces(kind.sizes(config).at(seconds))) for seconds in durations]
-    return ReadInputs(sounds.name, lengths, tuple(notes), rule.frame_seconds(config))
+    lengths = [(duration(seconds), sounds.pieces(modality.sizes(config).at(seconds))) for seconds in durations]
+    return ReadInputs(sounds.name, lengths, tuple(notes), spec.frame_seconds(config))
 
 
 def _read_image(
-    kind: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
+    modality: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
 ) -> ReadInputs:
     """One image, at the size that the processor makes.
 
@@ -305,11 +305,11 @@ def _read_image(
         CheckpointError: the model has no processor.
     """
     if asked is not None:
-        raise OptionError(f"{loaded.name!r} reads {kind.nouns}, which are measured at one size; leave --lengths out.")
+        raise OptionError(f"{loaded.name!r} reads {modality.nouns}, which are measured at one size; leave --lengths out.")
     stack = watched_layers(network)
-    images = kind.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
+    images = modality.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
     values = images.processed().to(stack.device, stack.dtype)
-    return ReadInputs(file.name, [(kind.rule.describe(tuple(values.shape[-2:])), [{PIXELS: values}])])
+    return ReadInputs(file.name, [(modality.spec.describe(tuple(values.shape[-2:])), [{PIXELS: values}])])
 
 
 def untrained(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, OptionError
-from ..inputs.kind import InputKind
+from ..inputs.modality import Modality
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.choice_text import read_choice, write_choice
 from ..mechanisms.common.exact import check_form
@@ -82,24 +82,24 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
-def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
-    """The candidates ``asked`` for, or those by default, for models of this kind of input (``None``: texts).
+def candidates_for(modality: Modality | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+    """The candidates ``asked`` for, or those by default, for models of this modality (``None``: texts).
 
     Raises:
         OptionError: a mechanism that was asked for does not support these inputs.
         OptionError: it does not exist.
     """
-    if kind is None or not (kind.drawn or kind.timed):
+    if modality is None or not (modality.drawn or modality.timed):
         return usual_candidates(causal) if asked is None else read_candidates(asked)
     if asked is not None:
         chosen = read_candidates(asked)
         for candidate in chosen:
-            kind.check_mechanism(candidate.mechanism, candidate.options)
+            modality.check_mechanism(candidate.mechanism, candidate.options)
         return chosen
     fitting = []
-    for candidate in unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
+    for candidate in unasked(USUAL_ON_GRIDS) if modality.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
         with suppress(OptionError):
-            kind.check_mechanism(candidate.mechanism, candidate.options)
+            modality.check_mechanism(candidate.mechanism, candidate.options)
             fitting.append(candidate)
     return fitting
 
@@ -138,7 +138,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number
         check_form(mechanism, causal, "the model")
-        call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
+        call = layer.call if mechanism.capabilities.takes_globals else layer.call.replace(global_mask=None)
         reading = keys_or_weights(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:

@@ -23,25 +23,25 @@ from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError, InputError
-from ..inputs.kind import kind_of_model
-from ..inputs.plain import text_tower
+from ..inputs.modality import modality_of_model
+from ..inputs.plain_inputs import text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.attach.patch_places import packs_images
+from ..modeling.attach.patch_positions import packs_images
 from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
-from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS
+from ..modeling.family.grid_spec import INTERPOLATE_ARGUMENT, PIXELS
+from ..modeling.family.long_config import attention_implementation
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import towers_of
-from ..modeling.grids import grid_rule
-from ..modeling.inference.optimize import evaluating
+from ..modeling.grids import grid_spec
+from ..modeling.inference import evaluating
 from .layer_attention import LayerAttention
 
 NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."
@@ -67,8 +67,8 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
     """Raise :class:`BackendError` unless the ``stack`` of ``model`` reads texts."""
     read: Any = getattr(stack, "main_input_name", "input_ids")
     if read != "input_ids":
-        kind = kind_of_model(stack.config)
-        nouns = read if kind is None else kind.nouns
+        modality = modality_of_model(stack.config)
+        nouns = read if modality is None else modality.nouns
         raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {NOT_DIAGNOSED}")
 
 
@@ -85,8 +85,8 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
     if text:
         return (towers[reading], reading) if reading in towers else (model, "")
     others = {name: tower for name, tower in towers.items() if name != reading}
-    kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
-    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
+    modalities = {name: modality_of_model(tower.config) for name, tower in others.items()}
+    if drawn := next((name for name, modality in modalities.items() if modality is not None and modality.drawn), None):
         return others[drawn], drawn
     if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
@@ -100,13 +100,13 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     """As :func:`watched_stack`, for a model that may read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    kind = kind_of_model(model.config)
+    modality = modality_of_model(model.config)
     stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
-        if kind is not None and kind.timed:
-            long_class = kind.family.model_classes.get(type(model).__name__, "its Long class")
+        if modality is not None and modality.timed:
+            long_class = modality.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
                 'long_attention={"mechanism": "full"} for what it attends to now.'
@@ -118,7 +118,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
                 f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and "
                 "sliding windows can be diagnosed."
             )
-    elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
+    elif any(isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
             "checkpoint that it was made from."
@@ -134,9 +134,9 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
         InputError: the image's size does not fit.
     """
     stack = watched_layers(model)
-    rule = grid_rule(stack)
-    grid = rule.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
-    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+    spec = grid_spec(stack)
+    grid = spec.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
+    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if spec.interpolates else {})}, grid
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
@@ -149,10 +149,10 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
-    kind = kind_of_model(getattr(model, "config", None))
-    if kind is not None and kind.timed:
-        stack, rule = watched_layers(model), kind.rule
-        return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
+    modality = modality_of_model(getattr(model, "config", None))
+    if modality is not None and modality.timed:
+        stack, spec = watched_layers(model), modality.spec
+        return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
     stack, arguments, grid = watched_on_grid(model, inputs)
     return stack, arguments, grid, grid.length
 

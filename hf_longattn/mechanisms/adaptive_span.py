@@ -27,14 +27,14 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.base import Mechanism
+from .common.capabilities import AddsLoss, Handling
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
-from .common.traits import AddsLoss, Handling
 
 QUERIES_PER_BLOCK = 64
 """Queries per block. The visited span is rounded up to a multiple of it."""
@@ -69,7 +69,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     engine = "gathered"
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(longest span + ramp)"
-    traits = Mechanism.traits.but(trains=True)
+    capabilities = Mechanism.capabilities.but(trains=True)
     per_head_tensors = ("span_fraction",)
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
     covering_options: ClassVar[Mapping[str, int]] = {"max_span": 1}

@@ -34,15 +34,15 @@ from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
+from .common.capabilities import Handling
+from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.token_rules import global_tokens
-from .common.traits import Handling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,7 +98,7 @@ class BigBird(MaskedMechanism):
     )
     engine = "gathered"
     cost = "N·b·(w+r+2g)"
-    traits = MaskedMechanism.traits.but(takes_globals=True)
+    capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
     handling = Handling(hides_padding=True, exports_definition=True)
     per_head_tensors = ()
     drawn_by_layer = True
@@ -112,7 +112,7 @@ class BigBird(MaskedMechanism):
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
         ignores_padding = self.options.blocks_over == "text"
-        self.traits = self.traits.but(ignores_padding=ignores_padding)
+        self.capabilities = self.capabilities.but(ignores_padding=ignores_padding)
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":

@@ -18,20 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_selected import block_selected_attention
 from ..engines.call import AttentionCall, GatherTile, rows_of, selection_mask
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.gathered import gathered_attention
+from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
 from .common.base import Mechanism
+from .common.capabilities import Handling
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ class BlockTopK(Mechanism):
     paper = "Lu et al. 2025, MoBA, §2.2"
     when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
     engine = "block_selected"
-    traits = Mechanism.traits.but(takes_sinks=True)
+    capabilities = Mechanism.capabilities.but(takes_sinks=True)
     handling = Handling(exports_definition=True)
     cost = "N·k·b + N·N/b"
     per_head_tensors = ()

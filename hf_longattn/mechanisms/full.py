@@ -21,7 +21,7 @@ class Full(SparseMechanism):
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
     when = "short inputs, and a few layers that must see everything, among layers of another mechanism"
     engine = "dense"
-    traits = SparseMechanism.traits.but(images_need_order=False, moves_positions=True)
+    capabilities = SparseMechanism.capabilities.but(images_need_order=False, moves_positions=True)
     cost = "N²"
     per_head_tensors = ()
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..engines import accelerator
 from ..engines.call import AttentionCall
-from .common.feature_map import HeadwiseLinear
-from .common.log_features import LogLinearMechanism, log_products
+from .common.feature_map import HeadwiseLinear, LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -46,7 +45,7 @@ class Hedgehog(LogLinearMechanism):
     summary = "a learned exponential feature map, trained to imitate softmax"
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
-    traits = LogLinearMechanism.traits.but(trains=True, images_need_order=False)
+    capabilities = LogLinearMechanism.capabilities.but(trains=True, images_need_order=False)
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 

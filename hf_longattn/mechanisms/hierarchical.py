@@ -57,7 +57,7 @@ class Hierarchical(Mechanism):
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
     when = "distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training"
     engine = "gathered"
-    traits = Mechanism.traits.but(exports=False)
+    capabilities = Mechanism.capabilities.but(exports=False)
     cost = "N·b·log(N/b)"
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}

@@ -24,16 +24,16 @@ from ..engines import accelerator
 from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, index_grid, repeat_heads
-from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism
+from .common.capabilities import Handling
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.mechanism_spec import MechanismSpec
 from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
-from .common.traits import Handling
 from .hedgehog import HedgehogOptions
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default
@@ -78,7 +78,7 @@ class Hybrid(Mechanism):
     engine = "linear"
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(w+D²)"
-    traits = Mechanism.traits.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
+    capabilities = Mechanism.capabilities.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
     sample: ClassVar[dict[str, Any]] = {"window": 16}
     covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: HybridOptions

@@ -19,7 +19,7 @@ from ..engines import accelerator
 from ..engines.batch import differentiated, no_fused_kernels
 from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
-from ..engines.linear import Feature, packed_linear_attention
+from ..engines.linear_attention import Feature, packed_linear_attention
 from .common.feature_map import LinearMechanism, elu_plus_one
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -38,7 +38,7 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     when = "you train or distil, and speed and a constant state matter more than exact recall"
-    traits = LinearMechanism.traits.but(takes_documents=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(takes_documents=True, images_need_order=False)
     per_head_tensors = ()
     options: LinearOptions
 

@@ -26,10 +26,10 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
 from .common.base import Mechanism
+from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import softmax_over
-from .common.traits import Handling
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
@@ -72,7 +72,7 @@ class Linformer(Mechanism):
     engine = "low_rank"
     cost = "N·rank"
     causal = False
-    traits = Mechanism.traits.but(trains=True, takes_score_mod=False, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
@@ -105,7 +105,7 @@ class Linformer(Mechanism):
         if options.sharing == "none":
             self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
-            self.traits = self.traits.but(shared_by_layers=("key_projection",))
+            self.capabilities = self.capabilities.but(shared_by_layers=("key_projection",))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

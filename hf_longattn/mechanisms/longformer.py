@@ -26,13 +26,13 @@ from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
+from .common.capabilities import Handling
+from .common.global_tokens import GlobalTokenIds, check_counted, global_tokens
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.options import option
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
-from .common.token_rules import TokenRule, check_counted, global_tokens
-from .common.traits import Handling
 from .window import BandOptions
 
 
@@ -74,7 +74,7 @@ class Longformer(SparseMechanism):
     paper = "Beltagy et al. 2020, Longformer, §3.1"
     when = "an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`"
     cost = "N·(w+g), with g global tokens"
-    traits = SparseMechanism.traits.but(takes_globals=True)
+    capabilities = SparseMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"window": 32}
     covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
@@ -84,16 +84,20 @@ class Longformer(SparseMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         rule, o = None, options
         if o.global_token_ids or o.global_first_segment or o.global_second_segment:
-            rule = TokenRule(o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id)
-        self.traits = self.traits.but(token_rule=rule, takes_hidden_states=o.separate_global, takes_sinks=not o.separate_global)
+            rule = GlobalTokenIds(
+                o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id
+            )
+        self.capabilities = self.capabilities.but(
+            global_token_ids=rule, takes_hidden_states=o.separate_global, takes_sinks=not o.separate_global
+        )
         if options.separate_global:
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
             parameters = [f"{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]
-            self.traits = self.traits.but(copies={f"separate.{name}": name for name in parameters})
+            self.capabilities = self.capabilities.but(copies={f"separate.{name}": name for name in parameters})
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the projections of the global tokens. In a model they become copies of the layer's (``traits.copies``)."""
+        """Initialise the projections of the global tokens. In a model they become copies of the layer's (``capabilities.copies``)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
@@ -109,7 +113,7 @@ class Longformer(SparseMechanism):
         return self.pattern(causal).visible_mod(global_mask)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        if call.global_mask is None and self.traits.token_rule is not None:
+        if call.global_mask is None and self.capabilities.global_token_ids is not None:
             raise InputError(
                 "With these options, token ids decide which tokens are global, but attention receives no ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."

@@ -39,7 +39,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
-from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -90,7 +90,7 @@ class LSH(BucketedMechanism):
     when = "a model without training that needs similar tokens from anywhere; Reformer's attention"
     cost = "N·(log N + rounds·bucket_size)"
     per_head_tensors = ("rotations",)
-    traits = BucketedMechanism.traits.but(images_need_order=False)
+    capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
 
     @classmethod

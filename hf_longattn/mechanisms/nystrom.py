@@ -25,10 +25,10 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism
+from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, softmax_over
-from .common.traits import Handling
 from .linformer import project_length, segment_matrix, segment_means
 
 
@@ -62,7 +62,7 @@ class Nystrom(Mechanism):
     engine = "low_rank"
     cost = "N·M"
     causal = False
-    traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
     handling = Handling(position_dependent=False)
     per_head_tensors: tuple[str, ...] | None = ()
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
@@ -71,7 +71,7 @@ class Nystrom(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.traits = self.traits.but(ignores_padding=options.inv_coeff_init_option == "exact")
+        self.capabilities = self.capabilities.but(ignores_padding=options.inv_coeff_init_option == "exact")
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:

@@ -27,7 +27,7 @@ from ..engines.accelerator import accelerated
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
-from .common.log_features import LogLinearMechanism, log_products
+from .common.feature_map import LogLinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -56,7 +56,7 @@ class Performer(LogLinearMechanism):
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
     cost = "N·m·D"
-    traits = LogLinearMechanism.traits.but(bitwise_causal=False, images_need_order=False)
+    capabilities = LogLinearMechanism.capabilities.but(bitwise_causal=False, images_need_order=False)
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -69,7 +69,7 @@ class Performer(LogLinearMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
         if options.redraw_interval > 0:
-            self.traits = self.traits.but(needs_whole_batch="in training")
+            self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self._known = (0, -1, 0)
         """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
         self.register_buffer("projection", torch.empty(options.num_features, head_dim))

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
+from .common.capabilities import Handling, Recursion
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.traits import Handling, Recursion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
-    traits = GatheredMechanism.traits.but(exports=False, trains=True, remembers=True, takes_sinks=False)
+    capabilities = GatheredMechanism.capabilities.but(exports=False, trains=True, remembers=True, takes_sinks=False)
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
@@ -63,7 +63,7 @@ class RecurrentMemory(GatheredMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         recursion = Recursion(options.segment_length, options.num_memory_tokens, options.bptt_depth)
-        self.traits = self.traits.but(recursion=recursion)
+        self.capabilities = self.capabilities.but(recursion=recursion)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size = self.options.segment_length

@@ -44,11 +44,11 @@ from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.capabilities import needs_whole_batch
 from .common.layout import band_tile, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.traits import needs_whole_batch
 
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of clusters if the longest input is unknown."""
@@ -84,7 +84,7 @@ class Routing(BucketedMechanism):
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
-    traits = BucketedMechanism.traits.but(images_need_order=False)
+    capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
     @classmethod
@@ -109,7 +109,7 @@ class Routing(BucketedMechanism):
             self.register_buffer("centroids", empty)
         self.per_head_tensors = ("router",) if self.learned else ("centroids",)
         if not self.learned:
-            self.traits = self.traits.but(needs_whole_batch="in training")
+            self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -36,7 +36,7 @@ from ..engines.dense import dense_attention, grid_of, index_grid, products, repe
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -97,7 +97,7 @@ class Segmented(GatheredMechanism):
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
     when = "a cheap first try on long documents: blocks, and with integration=pooled a summary of each of the others"
-    traits = GatheredMechanism.traits.but(takes_sinks=False)
+    capabilities = GatheredMechanism.capabilities.but(takes_sinks=False)
     cost = "N·b, with summaries N·(b+N/b)"
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}

@@ -62,7 +62,7 @@ class Synthesizer(Mechanism):
     when = "experiments with attention that does not compare tokens; inputs of a fixed greatest length"
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
-    traits = Mechanism.traits.but(trains=True, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 
     @classmethod

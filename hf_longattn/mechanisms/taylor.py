@@ -46,7 +46,7 @@ class Taylor(LinearMechanism):
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
     when = "you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`"
     cost = "N·d²·D"
-    traits = LinearMechanism.traits.but(trains=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
     estimates_exp = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}

@@ -23,11 +23,11 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
 from .common.base import Mechanism
+from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
-from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TopK(Mechanism):
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N² scores in rows, N·k softmax and memory"
     per_head_tensors = ()
-    traits = Mechanism.traits.but(takes_sinks=True, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(takes_sinks=True, images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
     covering_options: ClassVar[Mapping[str, int]] = {"num_keys": 1}
     options: TopKOptions

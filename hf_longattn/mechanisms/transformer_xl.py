@@ -30,7 +30,7 @@ from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod, chain_score_mods
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -71,7 +71,7 @@ class TransformerXL(GatheredMechanism):
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
     when = "a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do"
     cost = "N·(S+M)"
-    traits = GatheredMechanism.traits.but(remembers=True, takes_sinks=False)
+    capabilities = GatheredMechanism.capabilities.but(remembers=True, takes_sinks=False)
     handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms that read keys (u·k) differ for segment and memory
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
@@ -84,7 +84,7 @@ class TransformerXL(GatheredMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if options.stops and options.stop_gradient == HIDDEN:
-            self.traits = self.traits.but(detached_beyond=options.segment_length)
+            self.capabilities = self.capabilities.but(detached_beyond=options.segment_length)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length
@@ -188,7 +188,7 @@ class TransformerXL(GatheredMechanism):
         size = self.options.segment_length
         return Locality(size - 1 + self.options.memory_length, 0 if causal else size - 1, size)
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor:
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor:
         size = self.options.segment_length
         return positions >= upcoming // size * size - self.options.memory_length
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
+from .common.capabilities import Handling
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.mechanism_spec import MechanismSpec
 from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
-from .common.traits import Handling
 from .strided import StridedOptions
 from .window import WindowOptions
 
@@ -61,7 +61,7 @@ class Union(GatheredMechanism):
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
     when = "one softmax over several patterns, for example a window and strided columns"
     cost = "the sum of its members'"
-    traits = GatheredMechanism.traits.but(takes_globals=True)
+    capabilities = GatheredMechanism.capabilities.but(takes_globals=True)
     sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
 
     @classmethod
@@ -83,15 +83,15 @@ class Union(GatheredMechanism):
                 "form; leave one of them out."
             )
         self.causal = forms.pop() if forms else "both"
-        traits = [member.traits for member in self.mechanisms]
-        needs = {member.needs_whole_batch for member in traits}
-        self.traits = self.traits.but(
-            trains=any(member.trains for member in traits),
-            takes_globals=any(member.takes_globals for member in traits),
-            token_rule=next((member.token_rule for member in traits if member.token_rule is not None), None),
-            takes_sinks=all(member.takes_sinks for member in traits),
+        capabilities = [member.capabilities for member in self.mechanisms]
+        needs = {member.needs_whole_batch for member in capabilities}
+        self.capabilities = self.capabilities.but(
+            trains=any(member.trains for member in capabilities),
+            takes_globals=any(member.takes_globals for member in capabilities),
+            global_token_ids=next((member.global_token_ids for member in capabilities if member.global_token_ids is not None), None),
+            takes_sinks=all(member.takes_sinks for member in capabilities),
             needs_whole_batch=next(when for when in ("always", "in training", "never") if when in needs),
-            exports=all(member.exports for member in traits),
+            exports=all(member.exports for member in capabilities),
         )
         if all(member.per_head_tensors is not None for member in self.mechanisms):
             named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
@@ -151,7 +151,7 @@ class Union(GatheredMechanism):
     @property
     def handling(self) -> Handling:  # type: ignore[override]
         dependent = any(member.handling.position_dependent for member in self.mechanisms)
-        return Handling(dependent, exports_definition=self.traits.exports)
+        return Handling(dependent, exports_definition=self.capabilities.exports)
 
     def only_parts(self) -> bool:
         return bool(self.gathered) and type(self).forward is Union.forward

@@ -27,13 +27,13 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
 from ..errors import OptionError
-from ..positions.distances import Locality
+from ..positions.trained_distances import Locality
+from .common.capabilities import Handling
+from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.token_rules import global_tokens
-from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Window(SparseMechanism, GatheredMechanism):
         if dilation > 1:
             yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
         return (positions >= upcoming - back) | (positions < sinks) if sinks else None
 

@@ -94,7 +94,7 @@ class Window2d(MaskedMechanism):
     engine = "grid_windows"
     cost = "N·w² on an image"
     causal = False
-    traits = MaskedMechanism.traits.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
+    capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
     listed = True
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
@@ -110,11 +110,11 @@ class Window2d(MaskedMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.pads:
             self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
-            self.traits = self.traits.but(copies={"pad_key": "key.bias", "pad_value": "value.bias"})
+            self.capabilities = self.capabilities.but(copies={"pad_key": "key.bias", "pad_value": "value.bias"})
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set the padding key and value to 0, as without biases. In a model, ``traits.copies`` replaces them by the layer's biases."""
+        """Set the padding key and value to 0, as without biases. In a model, they become copies of the layer's biases."""
         super().reset_parameters(generator)
         if self.pads:
             nn.init.zeros_(self.pad_key)

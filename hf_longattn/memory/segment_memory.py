@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from ..errors import InputError
-from .cache_argument import CACHE
+from .decode_cache import CACHE
 
 
 class SegmentMemory(ABC):
@@ -44,8 +44,8 @@ class SegmentMemory(ABC):
             following._restart(reset.bool())
         return following
 
-    @abstractmethod
-    def _copy(self) -> SegmentMemory: ...
+    def _copy(self) -> SegmentMemory:
+        return copy.copy(self)
 
     @abstractmethod
     def _restart(self, rows: Tensor) -> None: ...
@@ -58,9 +58,9 @@ class SegmentMemory(ABC):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fill a new memory of the same model with the tensors of :meth:`state_dict`."""
 
-    @abstractmethod
     def nbytes(self) -> int:
-        """The size in bytes."""
+        """The size of the contents in bytes, without single numbers."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values() if tensor.dim())
 
 
 class TokenMemory(SegmentMemory):
@@ -70,9 +70,6 @@ class TokenMemory(SegmentMemory):
         super().__init__()
         self.tokens: Tensor | None = None
         self.fresh: Tensor | None = None
-
-    def _copy(self) -> TokenMemory:
-        return copy.copy(self)
 
     def _restart(self, rows: Tensor) -> None:
         self.fresh = rows
@@ -96,9 +93,6 @@ class TokenMemory(SegmentMemory):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.tokens, self.fresh = tensors.get("tokens"), None
         self.batch_size = None if self.tokens is None else len(self.tokens)
-
-    def nbytes(self) -> int:
-        return 0 if self.tokens is None else self.tokens.nbytes
 
 
 class CacheMemory(SegmentMemory):
@@ -159,43 +153,33 @@ class CacheMemory(SegmentMemory):
         self.mask = self.mask[:, unused:]
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they are in a dict."""
         if self.mask is None or self.positions is None:
             return {}
-        return {"mask": self.mask, "positions": self.positions} | {
-            f"{index}.{name}": tensor for index, layer in enumerate(self.cache.layers) for name, tensor in _tensors(layer)
-        }
+        tensors = {"mask": self.mask, "positions": self.positions}
+        for index, layer in enumerate(self.cache.layers):
+            for name, value in vars(layer).items():
+                if isinstance(value, dict):
+                    tensors |= {f"{index}.{name}/{key}": tensor for key, tensor in value.items()}
+                elif isinstance(value, Tensor | bool | int):
+                    tensors[f"{index}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         self.mask, self.positions = tensors.get("mask"), tensors.get("positions")
         self.batch_size = None if self.mask is None else len(self.mask)
         for name, tensor in tensors.items():
-            index, _, attribute = name.partition(".")
-            if attribute:
-                _set(self.cache.layers[int(index)], attribute, tensor)
-
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.state_dict().values() if tensor.dim())
-
-
-def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
-    """Names and contents of a cache layer. Numbers become tensors, and the tensors of a dict are named ``attribute/name``."""
-    tensors = []
-    for name, value in vars(layer).items():
-        if isinstance(value, dict):
-            tensors += [(f"{name}/{key}", tensor) for key, tensor in value.items()]
-        elif isinstance(value, Tensor | bool | int):
-            tensors.append((name, value if isinstance(value, Tensor) else torch.tensor(value)))
-    return tensors
-
-
-def _set(layer: Any, name: str, tensor: Tensor) -> None:
-    holder, _, key = name.partition("/")
-    before = getattr(layer, holder, None)
-    if key:
-        setattr(layer, holder, {**(before or {}), key: tensor})
-    elif isinstance(before, bool | int):
-        setattr(layer, holder, type(before)(tensor.item()))
-    else:
-        setattr(layer, holder, tensor)
-    if name == "keys":
-        layer.dtype, layer.device = tensor.dtype, tensor.device
+            index, dot, attribute = name.partition(".")
+            if not dot:
+                continue
+            layer = self.cache.layers[int(index)]
+            attribute, _, key = attribute.partition("/")
+            before = getattr(layer, attribute, None)
+            if key:
+                setattr(layer, attribute, {**(before or {}), key: tensor})
+            elif isinstance(before, bool | int):
+                setattr(layer, attribute, type(before)(tensor.item()))
+            else:
+                setattr(layer, attribute, tensor)
+            if attribute == "keys":  # layers set these two when they get their first keys
+                layer.dtype, layer.device = tensor.dtype, tensor.device

@@ -1,10 +1,19 @@
 """Code that turns a model class of transformers into a Long one. The families are in :mod:`hf_longattn.families`.
 
+- :mod:`.declared`, :mod:`.backend`: the mask function and the attention function that transformers knows as ``longattn``;
 - :mod:`.family`: a family's entry, its config and its lengths;
 - :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;
-- :mod:`.run`: how a base model is run;
-- :mod:`.inference`: packed layers, and attention with fewer heads;
+- :mod:`.packed_documents`, :mod:`.memory_argument`, :mod:`.losses`: arguments of a call, and its loss;
+- :mod:`.inference`, :mod:`.pruning`: packed layers, and attention with fewer heads;
 - :mod:`.mixin`, :mod:`.classes`: the Long classes; :mod:`.generic`: models of any other architecture.
 
-Each module imports only from those above it in this list.
+A call of a Long model, step by step:
+
+1. A head (``LongAttentionMixin.with_arguments``) passes our arguments on to its base model, and adds the loss terms of mechanisms.
+2. With ``memory=``, the outermost model runs with a memory, which becomes a cache or memory tokens in the next steps.
+3. The base model, ``LongBaseModelMixin``, takes our arguments (``read_arguments``), checks lengths, detects packed documents, and finds
+   global tokens by their ids.
+4. A model with memory tokens runs over one segment after another (:mod:`.attach.memory_tokens`); every other model runs once.
+
+``tests/modes`` combines ways to call a model with each other.
 """

@@ -25,7 +25,7 @@ from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_g
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, Pattern
-from ..engines.cpu.flash import masked_attention
+from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
 from ..engines.dense_masks import (
     batch_of_mask,
@@ -48,9 +48,8 @@ from ..mechanisms.common.masked import SparseMechanism
 from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
 from ..memory import AttentionCacheLayer
-from ..memory.cache_layer import unread_cache
-from ..memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..memory.window_cache import GrowingWindowLayer
+from ..memory.attention_cache import unread_cache
+from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import BLOCK_PAIRS, DeclaredMask, Region
 
@@ -278,7 +277,7 @@ def longattn_attention_forward(
             heads = query.shape[1]
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
-    hidden = kwargs.get(LAYER_INPUT) if mechanism.traits.takes_hidden_states else None
+    hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
     grid = kwargs.get(GRID)
     if grid is None and not torch.compiler.is_dynamo_compiling():
         grid = RUNNING_GRID.get()
@@ -299,7 +298,7 @@ def longattn_attention_forward(
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_terms(dense_mask, query, key.shape[2], kwargs)
-    if score_mod is not None and not mechanism.traits.takes_score_mod:
+    if score_mod is not None and not mechanism.capabilities.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise InputError(
@@ -313,7 +312,7 @@ def longattn_attention_forward(
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), padding, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
-    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(key.shape[2]):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.capabilities.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     if query.shape[2] == 1 and score_mod is None and _steps_by_mask(mechanism, call, kwargs):
         return _step(mechanism, query, key, value, call), None
@@ -365,7 +364,7 @@ def _attend_by_cache(
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
     cache.note_padding(call.key_mask)
-    if not cache.computes_attention(mechanism, query, call):
+    if not cache.computes_attention:
         return None
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():
@@ -406,7 +405,7 @@ def _attend_static(
         return None
     call = _with_mask(call, attention_mask, query, tokens_in(layer), kwargs)
     tokens = kwargs.get("global_attention_mask")
-    if tokens is not None and mechanism.traits.takes_globals:
+    if tokens is not None and mechanism.capabilities.takes_globals:
         width = kv_len if call.key_mask is None else call.key_mask.shape[1]
         call = call.replace(global_mask=nn.functional.pad(tokens != 0, (0, width - tokens.shape[1])))
     return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len))
@@ -479,7 +478,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
                 'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a Long… class.'
             )
         return None
-    if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
+    if kwargs.get(SINKS) is not None and not mechanism.capabilities.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "
             "options is not one softmax over keys; choose for example window."
@@ -757,7 +756,7 @@ def _with_documents(
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
     """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
-    return mechanism.traits.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
+    return mechanism.capabilities.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
@@ -771,7 +770,7 @@ def packing_refused(mechanism: Mechanism) -> str:
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:
     """The global mask ``(B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool; ``None`` for mechanisms without global tokens."""
-    if global_mask is None or not mechanism.traits.takes_globals:
+    if global_mask is None or not mechanism.capabilities.takes_globals:
         return None
     batch, kv_len = key.shape[0], key.shape[2]
     seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)

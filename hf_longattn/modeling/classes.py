@@ -69,9 +69,9 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
 
     from .attach.weights import inherit_renaming, register_loading
-    from .audio import LongAudioMixin, LongAudioModelMixin
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
+    from .sounds import LongAudioMixin, LongAudioModelMixin
     from .towers import LongTowersMixin
 
     package = family.base_package
@@ -84,7 +84,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         LongAttentionMixin, LongBaseModelMixin, LongGridMixin, LongGridModelMixin, LongAudioMixin, LongAudioModelMixin, LongTowersMixin,
     )  # fmt: skip
     known = {mixin.__name__: mixin for mixin in of_inputs}
-    usual, base_mixin = (known[name] for name in family.rule.mixins)
+    usual, base_mixin = (known[name] for name in family.spec.mixins)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
@@ -108,8 +108,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
     from transformers import GenerationMixin
 
+    from .losses import LOSS_BY_ROW
     from .mixin import LongDecoderMixin, LongGenerationMixin
-    from .run.losses import LOSS_BY_ROW
 
     bases: list[type] = [mixin, base]
     if family.mixin is not None:
@@ -118,7 +118,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": family.rule.docstring.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
+        "__doc__": family.spec.docstring.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,

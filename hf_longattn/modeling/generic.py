@@ -21,17 +21,16 @@ from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
+from .attach.global_mask import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, check_globals, make_text_global
 from .attach.memory_tokens import recursion_of
-from .attach.patch_places import hook_patch_places
-from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
-from .attach.token_globals import check_globals
+from .attach.patch_positions import hook_patch_positions
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .backend import BACKEND
 from .classes import check_interface, is_model_class
-from .family.config import LongConfig, attention_implementation, runs_mechanisms
 from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
-from .family.input_rule import InputRule
+from .family.input_spec import InputSpec
+from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
 from .family.towers_config import TOWERS
 
 OWN_STACK = "_model"
@@ -138,19 +137,19 @@ class PlainFamily(Family):
         return class_for_auto(name)
 
 
-class PlainRule(InputRule):
+class PlainSpec(InputSpec):
     """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
 
     reads = "plain"
 
 
-PLAIN = PlainRule()
+PLAIN = PlainSpec()
 
 
 @cache
 def plain_family(config_class: Any) -> PlainFamily:
     """The family of an architecture, by its config class."""
-    return PlainFamily(_generic_class(config_class), rule=PLAIN)
+    return PlainFamily(_generic_class(config_class), spec=PLAIN)
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
@@ -326,7 +325,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
-            hook_patch_places(stack)
+            hook_patch_positions(stack)
     unpatched_sites = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if unpatched_sites:
         raise BackendError(

@@ -17,7 +17,7 @@ from ..errors import BackendError
 from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
 from .family.grid_config import INTERPOLATE, TILE
-from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridRule, image_size
+from .family.grid_spec import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridSpec, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
@@ -34,10 +34,10 @@ class LongGridMixin(LongAttentionMixin):
         refuse_text_arguments(self, arguments, REFUSED_ARGUMENTS)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule: Any = self.family.rule
+        spec: Any = self.family.spec
         head, pixels = type(self).__bases__[-1].__name__, arguments.get(PIXELS)
-        rule.check_head(head, self.config, arguments)
-        if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
+        spec.check_head(head, self.config, arguments)
+        if head in spec.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
         return super().call_base(base_forward, arguments)
 
@@ -69,9 +69,9 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     module.__class__ = _tiled(kind)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule = self.family.rule
-        grid: Grid | tuple[Grid, ...] | None = rule.of_input(self.config, arguments)
-        resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
+        spec = self.family.spec
+        grid: Grid | tuple[Grid, ...] | None = spec.of_input(self.config, arguments)
+        resizable = spec.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
         if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(self.config.image_size):
             arguments[INTERPOLATE_ARGUMENT] = True
         pixels = arguments.get(PIXELS)
@@ -87,19 +87,19 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
 
 
-def grid_rule(model: Any) -> GridRule:
-    """The grid rule of a model of images, Long or not. All its patches are on one grid.
+def grid_spec(model: Any) -> GridSpec:
+    """The grid spec of a model of images, Long or not. All its patches are on one grid.
 
     Raises:
         BackendError: the model does not read images on one grid of patches.
     """
-    rule: Any = family_of(model).rule
-    if rule.shapes is not None:
+    spec: Any = family_of(model).spec
+    if spec.shapes is not None:
         raise BackendError(
             f"{type(model).__name__} reads patches that its processor cuts, but pixels are needed here; "
             "give a model of images of one size, such as google/siglip2-base-patch16-224."
         )
-    return rule
+    return spec
 
 
 def family_of(model: Any) -> Family:
@@ -109,7 +109,7 @@ def family_of(model: Any) -> Family:
         BackendError: the model does not read images on a grid of patches.
     """
     family = known_family(model.config)
-    if family is None or not family.rule.on_grid:
+    if family is None or not family.spec.on_grid:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family

@@ -17,28 +17,27 @@ from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.capabilities import Recursion
 from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
-from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
-from ..memory.cache_argument import CACHE, OTHER_CACHE, rename_cache
+from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
-from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
-from .attach.token_globals import check_globals, global_tokens_of, token_rule
+from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
+from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
-from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
+from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
-from .inference.optimize import optimize_for_inference, warn_of_overflow
-from .inference.pruning import KEPT_HEADS, cut_as_configured
-from .run.documents import find_documents, leave_out_documents, rule_out_packing
-from .run.losses import with_training_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
-from .run.segments import run_in_segments
+from .inference import optimize_for_inference, warn_of_overflow
+from .losses import with_training_loss
+from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
+from .packed_documents import find_documents, leave_out_documents, rule_out_packing
+from .pruning import KEPT_HEADS, cut_as_configured
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -91,8 +90,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            if OTHER_CACHE in arguments:
-                rename_cache(arguments)
+            if arguments.get(CACHE) is None and OTHER_CACHE in arguments:  # the base refuses two caches
+                arguments[CACHE] = arguments.pop(OTHER_CACHE)
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
@@ -157,7 +156,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-        if refused := sorted(name for name, options in chosen if prototype(name, options).traits.takes_globals):
+        if refused := sorted(name for name, options in chosen if prototype(name, options).capabilities.takes_globals):
             raise OptionError(
                 f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
@@ -328,7 +327,9 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(layer.traits.recursion is None and (layer.traits.stateful or layer.attend_step is not None) for layer in decoding)
+        return all(
+            layer.capabilities.recursion is None and (layer.capabilities.stateful or layer.attend_step is not None) for layer in decoding
+        )
 
 
 @contextmanager
@@ -373,7 +374,7 @@ class LongGenerationMixin(_Base):
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
-        rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
+        rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else global_token_ids(self)
         if rule is not None and kwargs.get("global_attention_mask") is None and self.runs_mechanisms:
             kwargs["global_attention_mask"] = global_tokens_of(
                 rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
@@ -417,7 +418,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     def mixes_beside_attention(self) -> bool:
         """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
+        return self.family.spec.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         for name in ("global_attention_mask", "documents", "seq_idx"):
@@ -428,8 +429,8 @@ class LongBaseModelMixin(LongAttentionMixin):
     def after_attach(self) -> None:
         """Set ``attention_modules`` and ``exact_length``, and add memory tokens if needed. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
-        token_rule(self)
-        if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
+        global_token_ids(self)
+        if any(mechanism.capabilities.recursion is not None for mechanism in layer_mechanisms(self)):
             attach_memory_tokens(self, self.position_table)
         self.is_rotary = rotary = self.family.rotary(self.config)
         if self.takes_positions and (rotary or self.position_table is not None):
@@ -438,7 +439,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             self.exact_length = min(short, default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(length) for layer in layers)
-                self.exact_length = None if computes_source or any(not layer.traits.ignores_padding for layer in layers) else 0
+                self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
@@ -456,7 +457,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     def takes_globals(self) -> bool:
         """Whether a layer takes global tokens, or an attention module serves several layers."""
         return any(
-            not isinstance(module.long_attention, Mechanism) or module.long_attention.traits.takes_globals
+            not isinstance(module.long_attention, Mechanism) or module.long_attention.capabilities.takes_globals
             for module in self.attention_modules
         )
 
@@ -469,7 +470,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         """Set ``global_attention_mask`` to the tokens that are global by id, if the call has none."""
         if arguments.get("global_attention_mask") is not None or not self.takes_globals or not self.runs_mechanisms:
             return
-        if (rule := token_rule(self)) is not None:
+        if (rule := global_token_ids(self)) is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:

@@ -24,9 +24,9 @@ from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
 from .attach.attention_sites import layer_mechanisms, with_members
-from .attach.token_globals import takes_globals
-from .family.config import attention_implementation
+from .attach.global_mask import takes_globals
 from .family.definition import longest_input
+from .family.long_config import attention_implementation
 from .family.registration import auto_mapping
 
 TEXTS, IMAGES, SOUND = "input_ids", "pixel_values", "input_features"

@@ -11,8 +11,8 @@ from ..errors import InputError, LongAttentionError
 from ..files import TAGS
 from ..names import BACKEND
 from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
-from .family.config import IMPLEMENTATION_FIELD, attention_implementation
 from .family.definition import tower_field
+from .family.long_config import IMPLEMENTATION_FIELD, attention_implementation
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, tie_parameters
 
 if TYPE_CHECKING:

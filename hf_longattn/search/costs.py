@@ -112,7 +112,9 @@ class LayerCosts:
 
         q, k, v = values(shape.heads), values(shape.kv_heads), values(shape.kv_heads)
         states = torch.randn(1, self.length, shape.hidden, generator=generator, device=self.device)
-        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.traits.takes_hidden_states else None, grid=self.grid)
+        call = AttentionCall(
+            causal=shape.causal, hidden_states=states if mechanism.capabilities.takes_hidden_states else None, grid=self.grid
+        )
 
         def run() -> Tensor:
             with torch.no_grad():

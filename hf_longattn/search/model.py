@@ -20,7 +20,7 @@ from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, InputError
 from ..files import is_generic, is_long
-from ..inputs.kind import InputSize, kind_in
+from ..inputs.modality import InputSize, modality_in
 from ..inputs.running import with_decoder_input
 from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
@@ -115,10 +115,10 @@ class SearchedModel:
 def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
     model_type = str(source.config.get("model_type"))
-    kind = kind_in(source.config)
-    if kind.apart:
-        towers, first = " and ".join(kind.apart), kind.apart[0]
-        stack = kind.parts[first].family
+    modality = modality_in(source.config)
+    if modality.apart:
+        towers, first = " and ".join(modality.apart), modality.apart[0]
+        stack = modality.parts[first].family
         long = is_long(source.config)
         name = stack.base_model_name
         whole = f"hf_longattn.{stack.model_classes[name]}" if long else f"transformers.{name}"
@@ -126,7 +126,7 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    known = kind.family is not None or model_type in ADOPTIONS or "long_attention" in source.config
+    known = modality.family is not None or model_type in ADOPTIONS or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn inspect MODEL INPUT` "
@@ -174,8 +174,8 @@ class SearchInputs:
     """
 
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
-        kind: Any = plan.kind
-        self.user = kind.inputs(plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name)
+        modality: Any = plan.modality
+        self.user = modality.inputs(plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name)
         self.name = self.user.name
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 

@@ -20,8 +20,8 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
 from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
+from hf_longattn.modeling.losses import label_count
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
-from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.names import LOGGER
 from hf_longattn.training.trainer import LongTrainer, highest, rows_of
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from hf_longattn.data.segments import SegmentBatches
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.trainer import LongTrainer
 
 

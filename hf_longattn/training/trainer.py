@@ -26,7 +26,7 @@ from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.loading import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
-from hf_longattn.modeling.run.losses import label_count, share_of_step
+from hf_longattn.modeling.losses import label_count, share_of_step
 
 
 class DivergenceError(LongAttentionError):

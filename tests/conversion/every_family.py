@@ -29,9 +29,9 @@ def source_config(base: str) -> Any:
     """A small config of any base, of texts, of images, of sound or of several towers."""
     if FAMILIES[base].towers:
         return small_towers_config(base, Shape(layers=2))
-    if FAMILIES[base].rule.reads == "sound":
+    if FAMILIES[base].spec.reads == "sound":
         return small_audio_config(base, Shape(layers=2))
-    return small_image_config(base, Shape(layers=4)) if FAMILIES[base].rule.reads == "grid" else config_of(base)
+    return small_image_config(base, Shape(layers=4)) if FAMILIES[base].spec.reads == "grid" else config_of(base)
 
 
 def head_of(base: str, ending: str = "") -> str:

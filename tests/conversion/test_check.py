@@ -167,7 +167,7 @@ def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: 
 
 def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
-    text = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
+    text = plan.modality.inputs(plan.config, plan.source.folder, verification_text(None))
     found = choose_lengths(plan, text)
     assert (found.covered, found.old, found.new, found.padded) == (9, LENGTH, 4096, 4096)
     monkeypatch.setattr(check_texts, "PADDED", 1e6)
@@ -249,7 +249,7 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
     plan = plan_conversion(built("BertForQuestionAnswering"), **settings)
     convert_checkpoint(built("BertForQuestionAnswering"), tmp_path / "long", verify=False, **settings)
     plant, sentence = FAULTS[fault]
-    inputs = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
+    inputs = plan.modality.inputs(plan.config, plan.source.folder, verification_text(None))
     source = BertForQuestionAnswering.from_pretrained(built("BertForQuestionAnswering"))
 
     def failed() -> list[str]:

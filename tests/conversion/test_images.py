@@ -16,7 +16,7 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.grid import CROPS, processed_size, size_fields
+from hf_longattn.inputs.grid_inputs import CROPS, processed_size, size_fields
 from hf_longattn.inputs.sized import FILE, IMAGE_PROCESSOR, changed_file, load_processor
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from tests.reports import tensor_counts
@@ -86,7 +86,7 @@ def test_image_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None))
+@pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].spec.shapes is None))
 def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].model_classes)[0]
     grid_models.saved(base, head, tmp_path / head)
@@ -290,7 +290,7 @@ def test_plan_refuses_an_image_processor_that_disagrees_with_the_config(saved: C
 
 def test_verification_fails_if_the_image_processor_scales_down(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr("hf_longattn.inputs.grid.size_fields", lambda processor, size: {})
+    monkeypatch.setattr("hf_longattn.inputs.grid_inputs.size_fields", lambda processor, size: {})
     with pytest.raises(CheckpointError, match="become inputs of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()
@@ -317,5 +317,5 @@ def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
 
 def test_short_vit_folder_loads_as_a_long_model_of_a_given_size(saved: Checkpoint) -> None:
     model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
-    assert model.family.rule.sizes(model.config)[1] == (48, 64)
+    assert model.family.spec.sizes(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)

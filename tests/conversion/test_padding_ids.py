@@ -15,7 +15,7 @@ from torch import Tensor
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, InputError
-from hf_longattn.inputs.kind import kind_in
+from hf_longattn.inputs.modality import modality_in
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.small_models import IN_FULL
@@ -96,8 +96,8 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
     assert (report.verified, report.plan["old_length"], report.plan["new_length"]) == (True, OLD, NEW)
     assert inspect_checkpoint(tmp_path / "long").max_length == NEW
     values = json.loads((tmp_path / "long" / "config.json").read_text())
-    kind = kind_in(values)
-    assert (values["max_position_embeddings"], kind.sizes(kind.config_of(values)).new.tokens) == (NEW + pad + 1, NEW)
+    modality = modality_in(values)
+    assert (values["max_position_embeddings"], modality.sizes(modality.config_of(values)).new.tokens) == (NEW + pad + 1, NEW)
 
     auto_class = getattr(transformers, f"AutoModel{head_of(base)}")
     short, long = (auto_class.from_pretrained(folder) for folder in (source, tmp_path / "long"))

@@ -169,7 +169,7 @@ def call_of(name: str, causal: bool, setting: str) -> tuple[Any, tuple[Tensor, .
     sizes = UNEVEN_DOCUMENTS if setting == "uneven documents" else (LENGTH // DOCUMENTS,) * DOCUMENTS
     if "documents" in setting:
         arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = OnCuda(torch.randn(batch, LENGTH, module.hidden_size, generator=generator).bfloat16())
     if module.reads_grid:
         grids = [grid_of(size) for size in (sizes if "documents" in setting else [LENGTH])]

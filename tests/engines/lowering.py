@@ -24,7 +24,7 @@ from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
-from hf_longattn.memory.state_cache import StaticStateLayer
+from hf_longattn.memory.attention_cache import StaticStateLayer
 from hf_longattn.modeling.backend import _score_mod
 from hf_longattn.positions.relative import RELATIVE, build_relative
 

@@ -133,13 +133,13 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from (("plain", {}), ("right padding", {"padding_mask": padded}), ("left padding", {"padding_mask": padded.flip(1)}))
     yield "documents", {"documents": (places // 333).expand(BATCH, -1).contiguous()}
     yield from (("grouped heads", {"kv_heads": 2}), ("one query", {"queries": 1}), ("few queries", {"queries": 40}))
-    tokens = {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()} if build(name).traits.takes_globals else {}
+    tokens = {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()} if build(name).capabilities.takes_globals else {}
     if tokens:
         yield "global tokens", tokens
     half: dict[str, Any] = {"dtype": torch.bfloat16, "kv_heads": 2}
     yield from (("half precision", half | tokens), ("half precision, padding", half | tokens | {"padding_mask": padded.flip(1)}))
     yield "half precision, documents", half | {"documents": (places // 333).expand(BATCH, -1).contiguous()}
-    if build(name).traits.takes_score_mod:
+    if build(name).capabilities.takes_score_mod:
         yield from ((kind, {"relative": kind}) for kind in ("alibi", "shaw"))
 
 
@@ -156,7 +156,7 @@ def attempt(
     module = moved(build(name, length, head_dim, **({} if relative is None else {"relative": relative})))
     shapes = ((HEADS, queries or length), (kv_heads, length), (kv_heads, length))
     q, k, v = (OnCuda(torch.randn(BATCH, heads, n, head_dim, dtype=dtype)).requires_grad_(grad) for heads, n in shapes)
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(BATCH, length, module.hidden_size, dtype=dtype)
     arguments = {key: OnCuda(value) if isinstance(value, Tensor) else value for key, value in arguments.items()}
     with torch.set_grad_enabled(grad), Devices():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.dense import masked_softmax
+from hf_longattn.engines.gathered import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 

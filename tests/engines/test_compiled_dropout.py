@@ -28,7 +28,7 @@ def test_compiled_training_with_dropout_survives_changing_lengths(mechanism: str
     module = build_mechanism(mechanism, num_heads=1, head_dim=8, hidden_size=8, max_length=1024, **options)
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, hidden_states: Tensor) -> Tensor:
-        more = {"hidden_states": hidden_states} if module.traits.takes_hidden_states else {}
+        more = {"hidden_states": hidden_states} if module.capabilities.takes_hidden_states else {}
         return attend(q, k, v, module, causal=module.causal is True, padding_mask=mask, dropout_p=0.1, **more)
 
     compiled = torch.compile(call)

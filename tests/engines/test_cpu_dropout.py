@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend
-from hf_longattn.engines.cpu.dropout import Dropout, drops_some, random_bits
+from hf_longattn.engines.cpu.kernels import Dropout, drops_some, random_bits
 from hf_longattn.engines.path_reports import observe
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case

@@ -90,7 +90,7 @@ def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: s
     if packed:
         documents = [torch.repeat_interleave(torch.arange(len(one)), torch.tensor(one)) for one in LENGTHS]
         arguments["documents"] = torch.stack(documents)
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64).to(dtype)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):

@@ -72,7 +72,7 @@ def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visi
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03  # beside others, the operator can hide none
-    tokens = tokens.expand(2, -1) if module.traits.takes_globals else None
+    tokens = tokens.expand(2, -1) if module.capabilities.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}

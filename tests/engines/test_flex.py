@@ -231,7 +231,7 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
     q, k, v = inputs(300)
     mask = torch.arange(300) < torch.tensor([[300], [250]])
-    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.traits.takes_globals else None
+    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.capabilities.takes_globals else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
     expected = run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True) * mask[:, None, :, None]
     torch._dynamo.reset()

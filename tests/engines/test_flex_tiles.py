@@ -234,7 +234,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning)
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
     arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, length, module.hidden_size)
     if setting == "padded":
         arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [1500]])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines import linear
+from hf_longattn.engines import linear_attention as engine
 from hf_longattn.engines.call import ANY_CALL, DispatchContext
 from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
-from hf_longattn.engines.linear import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
+from hf_longattn.engines.linear_attention import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 from tests.cases import every_case
 
@@ -42,7 +42,7 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
 def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
     causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "CHUNK", chunk)
+    monkeypatch.setattr(engine, "CHUNK", chunk)
     leaves = [x.requires_grad_() for x in features(q_len, kv_len, kv_heads=kv_heads)]
     mask = torch.ones(2, kv_len, dtype=torch.bool)
     mask[0, : kv_len // 3] = False
@@ -61,7 +61,7 @@ def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_states_of_linear_attention_pass_gradcheck_twice(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "CHUNK", 2)
+    monkeypatch.setattr(engine, "CHUNK", 2)
     q, k, v = (x[:1, :1, :5, :3].clone().requires_grad_() for x in features(7, 7))
     kv, z = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True)
 
@@ -74,7 +74,7 @@ def test_states_of_linear_attention_pass_gradcheck_twice(normalise: bool, monkey
 
 
 def test_linear_attention_in_pieces_with_a_state_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "CHUNK", 8)
+    monkeypatch.setattr(engine, "CHUNK", 8)
     q, k, v = features(40, 40)
     whole, end = linear_attention(q, k, v)
     state, outs = None, []

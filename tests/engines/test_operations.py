@@ -29,7 +29,7 @@ def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tupl
     module = build_mechanism(name, num_heads=8, head_dim=64, max_length=length, hidden_size=64).train(gradients)
     q, k, v = (torch.randn(1, 8, length, 64, dtype=torch.bfloat16, requires_grad=gradients) for _ in range(3))
     arguments: dict[str, Any] = {"causal": causal}
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(1, length, 64)
     module, call = prepare(q, k, v, module, **arguments)
     with torch.set_grad_enabled(gradients):

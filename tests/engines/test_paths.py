@@ -14,7 +14,7 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu import band
-from hf_longattn.engines.cpu import flash as cpu_flash
+from hf_longattn.engines.cpu import kernels as cpu_kernels
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
@@ -63,7 +63,7 @@ def test_every_path_of_a_band_equals_the_definition(path, visited: str, causal: 
 
     out = run_batch(module, q, k, v, call, run)
     expected = reference_attend(
-        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
+        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None, scaling=0.25
     )
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]
@@ -101,7 +101,14 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
     out = run_batch(module, queries, k, v, call, run)
     expected = reference_attend(
-        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
+        queries,
+        k,
+        v,
+        module,
+        causal=causal,
+        padding_mask=mask,
+        global_mask=chosen if module.capabilities.takes_globals else None,
+        scaling=0.25,
     )
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
@@ -122,8 +129,8 @@ def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: boo
         masks_used.append(attn_mask)
         return kernel(*inputs, attn_mask=attn_mask, scale=scale)
 
-    kernel = cpu_flash.flash
-    monkeypatch.setattr(cpu_flash, "flash", flash)
+    kernel = cpu_kernels.flash
+    monkeypatch.setattr(cpu_kernels, "flash", flash)
     for _ in range(2):
         q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
         queries = q[:, :, -150:] if few_queries else q
@@ -187,7 +194,7 @@ def test_wide_cpu_bands_in_bf16_are_near_the_definition(visited: str, causal: bo
     out = run_batch(module, q, k, v, call, run)
     exact = (x.double() for x in (q, k, v))
     expected = reference_attend(
-        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
+        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None, scaling=0.25
     )
     rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)

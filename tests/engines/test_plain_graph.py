@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.mechanism = build_mechanism(mechanism, num_heads=HEADS, head_dim=DIM, window=WINDOW, **options)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, chosen: Tensor) -> Tensor:
-        call = AttentionCall(self.causal, Batch.of(real), chosen if self.mechanism.traits.takes_globals else None)
+        call = AttentionCall(self.causal, Batch.of(real), chosen if self.mechanism.capabilities.takes_globals else None)
         return self.mechanism(q, k, v, call)
 
 
@@ -65,7 +65,7 @@ def test_an_exported_band_equals_the_definition_at_every_length(exported: tuple[
     attention, graph = exported
     for length in lengths:
         q, k, v, real, chosen = inputs(length)
-        tokens = {"global_mask": chosen} if attention.mechanism.traits.takes_globals else {}
+        tokens = {"global_mask": chosen} if attention.mechanism.capabilities.takes_globals else {}
         expected = reference_attend(q, k, v, attention.mechanism, causal=attention.causal, padding_mask=real, **tokens)
         with torch.no_grad():
             out = graph(q, k, v, real, chosen)

@@ -22,7 +22,7 @@ SINKS = torch.tensor([0.5, -1.0, 2.0, 4.0])
 
 
 def takes_sinks(name: str) -> bool:
-    return bool(mechanism_class(name).traits.takes_sinks)
+    return bool(mechanism_class(name).capabilities.takes_sinks)
 
 
 WITH_SINKS = [name for name in list_mechanisms() if takes_sinks(name)]
@@ -109,7 +109,7 @@ def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causa
 @pytest.mark.parametrize("q_len", [1, 3])
 def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_len: int, path: str) -> None:
     kind = mechanism_class(name)
-    if kind.causal is False or not kind.traits.takes_fewer_queries:
+    if kind.causal is False or not kind.capabilities.takes_fewer_queries:
         pytest.skip("no decoding")
     q, k, v = inputs()
     mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.sample).eval()

@@ -10,7 +10,7 @@ from hf_longattn import list_mechanisms
 from hf_longattn.evaluation.flops import DecodeState, ModelShape, decode_states, model_shape
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from hf_longattn.memory.kept_cache import SLACK
+from hf_longattn.memory.attention_cache import SLACK
 from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.shared_code import code_of_form
@@ -36,7 +36,7 @@ def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     for first in range(0, LENGTH, 50):
         longer(ids[:, first : first + 50], past_key_values=cache)
     layer = cache.layers[-1]  # the first one also has what belongs to the whole model
-    held = layer.state_bytes() if hasattr(layer, "state_bytes") else layer.keys.nbytes + layer.values.nbytes
+    held = sum(x.nbytes for x in layer.state.values()) if hasattr(layer, "state") else layer.keys.nbytes + layer.values.nbytes
     state = state_of(name, **sample)
     assert state.bytes - 2 * SHAPE.token_bytes <= held <= state.bytes + 2 * (SLACK + 50) * SHAPE.token_bytes
     assert (state.per_token == 0) or state.per_token <= SHAPE.token_bytes

@@ -34,8 +34,8 @@ from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.inference import optimize
-from hf_longattn.modeling.inference.pruning import heads_of
+from hf_longattn.modeling import inference as optimize
+from hf_longattn.modeling.pruning import heads_of
 from tests.grids import quickly
 from tests.reference.small_models import BASES, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of

@@ -26,7 +26,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 16}
 
 
 def boxes(config: Any, batch: int, length: int) -> Tensor:
-    return FAMILIES[BASE].rule.further_inputs(config, batch, length)["bbox"]
+    return FAMILIES[BASE].spec.further_inputs(config, batch, length)["bbox"]
 
 
 QUICK = [name for name, way in WAYS.items() if not way.slow][::2]

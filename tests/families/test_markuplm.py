@@ -22,7 +22,7 @@ WINDOW = {"mechanism": "window", "window": 16}
 
 
 def paths(config: Any, batch: int, length: int) -> dict[str, Tensor]:
-    return FAMILIES[BASE].rule.further_inputs(config, batch, length)
+    return FAMILIES[BASE].spec.further_inputs(config, batch, length)
 
 
 def test_tags_and_subscripts_reach_the_outputs() -> None:

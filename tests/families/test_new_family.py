@@ -17,8 +17,8 @@ from transformers.models.bert.configuration_bert import BertConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.attention_sites import attention_projections, own_projections
 from hf_longattn.modeling.family import definition as families
-from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.definition import AttentionNames, Family, PositionTable
+from hf_longattn.modeling.family.long_config import LongConfig
 from tests.fresh_processes import run_fresh
 
 TABLE = (PositionTable(r"position_embeddings\.weight$"),)

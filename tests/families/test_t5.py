@@ -173,7 +173,7 @@ class TestT5(EncoderDecoderContract):
 CROSSED = {
     name: {"mechanism": name, **mechanism_class(name).sample}
     for name in list_mechanisms(grid=False)
-    if mechanism_class(name).traits.takes_score_mod
+    if mechanism_class(name).capabilities.takes_score_mod
 }
 
 
@@ -192,7 +192,7 @@ def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism
     with torch.no_grad():
         model.encoder(ids)
         query, key, value = (attention._heads(one, seen["input"]) for one in (attention.q, attention.k, attention.v))
-        states = seen["input"] if attention.long_attention.traits.takes_hidden_states else None
+        states = seen["input"] if attention.long_attention.capabilities.takes_hidden_states else None
         bias = T5Attention.compute_bias(attention, length, length)[0].double()
         expected = reference_attend(
             query, key, value, attention.long_attention, scaling=1.0, hidden_states=states,

@@ -56,14 +56,14 @@ def captions(length: int, count: int = 3) -> Tensor:
 
 def seeded_images(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
     """``count`` square images of ``side`` patches."""
-    rule: Any = FAMILIES[base].towers["vision"].rule
+    spec: Any = FAMILIES[base].towers["vision"].spec
     generator = torch.Generator().manual_seed(side)
-    if rule.shapes is None:
+    if spec.shapes is None:
         return {"pixel_values": torch.randn(count, 3, side * PATCH, side * PATCH, generator=generator)}
     return {
         "pixel_values": torch.randn(count, side * side, 3 * PATCH * PATCH, generator=generator),
         "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.long),
-        rule.shapes: torch.full((count, 2), side),
+        spec.shapes: torch.full((count, 2), side),
     }
 
 

@@ -16,7 +16,7 @@ from hf_longattn.families import FAMILIES, LongGPT2Config
 from hf_longattn.hub import model_card, write_model_card
 from tests.grids import every_other
 
-PAGES = tuple(base for base, family in FAMILIES.items() if family.rule.further)
+PAGES = tuple(base for base, family in FAMILIES.items() if family.spec.further)
 CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
 EXACT = {"dataset": "lookup", "metric": "exact match", "unit": "%"}
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -36,7 +36,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
     family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].model_classes), FAMILIES["bert"])
-    sizes = {**SIZES, "hidden_size": 24, "coordinate_size": 4, "shape_size": 4} if family.rule.further else SIZES
+    sizes = {**SIZES, "hidden_size": 24, "coordinate_size": 4, "shape_size": 4} if family.spec.further else SIZES
     config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
         config = LongGPT2Config(

@@ -1,4 +1,4 @@
-"""What every kind of input promises, with the default config of each family that has a file."""
+"""What every modality of input promises, with the default config of each family that has a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.inputs.kind import SETTINGS, InputKind, kind_of
+from hf_longattn.inputs.modality import SETTINGS, Modality, modality_of
 from hf_longattn.modeling.family.definition import FAMILIES, module_name
 from hf_longattn.names import module_names
 
@@ -16,19 +16,19 @@ NAMES = [name for name in FAMILIES if module_name(name) in IN_FILES]
 
 
 @pytest.fixture(params=NAMES)
-def kind(request: pytest.FixtureRequest) -> InputKind:
-    return kind_of(FAMILIES[request.param])
+def modality(request: pytest.FixtureRequest) -> Modality:
+    return modality_of(FAMILIES[request.param])
 
 
 @pytest.mark.thorough
-def test_input_kinds_have_nouns_and_settings_for_messages(kind: InputKind) -> None:
-    assert kind.noun
-    assert kind.nouns
-    assert {*kind.settings} <= {*SETTINGS}
+def test_modalities_have_nouns_and_settings_for_messages(modality: Modality) -> None:
+    assert modality.noun
+    assert modality.nouns
+    assert {*modality.settings} <= {*SETTINGS}
 
 
-def test_input_kind_sizes_have_words_and_tokens(kind: InputKind) -> None:
-    sizes = kind.sizes(kind.family.config_class())
+def test_modality_sizes_have_words_and_tokens(modality: Modality) -> None:
+    sizes = modality.sizes(modality.family.config_class())
     assert sizes.old.tokens > 0
     assert sizes.new.tokens >= sizes.old.tokens
     assert all((str(sizes.old), str(sizes.new)))
@@ -38,11 +38,11 @@ def test_input_kind_sizes_have_words_and_tokens(kind: InputKind) -> None:
     assert sizes.at(double).tokens > sizes.old.tokens
 
 
-def test_base_models_take_the_inputs_of_a_verification(kind: InputKind, tmp_path: Path) -> None:
-    family, config = kind.family, kind.family.config_class()
-    size = kind.sizes(config).old
-    if not size.name or getattr(kind.rule, "shapes", None) is not None:  # texts, and images of any size
+def test_base_models_take_the_inputs_of_a_verification(modality: Modality, tmp_path: Path) -> None:
+    family, config = modality.family, modality.family.config_class()
+    size = modality.sizes(config).old
+    if not size.name or getattr(modality.spec, "shapes", None) is not None:  # texts, and images of any size
         return
-    inputs = kind.inputs(config, tmp_path)
+    inputs = modality.inputs(config, tmp_path)
     assert inputs.describe()
     assert {*inputs.at(size)} <= {*inspect.signature(family.base_class(family.base_model_name).forward).parameters}

@@ -36,4 +36,4 @@ def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tens
         return mechanism.visible(q, k, call).expand(*q.shape[:3], k.shape[2]).float()
 
     call = AttentionCall.of(causal=causal, padding_mask=padding)
-    return (weights_per_sequence(run, x, x, call) if mechanism.traits.ignores_padding else run(x, x, call)) > 0
+    return (weights_per_sequence(run, x, x, call) if mechanism.capabilities.ignores_padding else run(x, x, call)) > 0

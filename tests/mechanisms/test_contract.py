@@ -193,7 +193,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
     after = attend(q, k, v, name, causal=causal, **options)
-    if mechanism_class(name).traits.bitwise_causal:
+    if mechanism_class(name).capabilities.bitwise_causal:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
         assert torch.allclose(before[:, :, :150], after[:, :, :150], rtol=0, atol=1e-6) == causal
@@ -220,7 +220,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
 @every_case("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
-    if not mechanism_class(name).traits.takes_fewer_queries:
+    if not mechanism_class(name).capabilities.takes_fewer_queries:
         with pytest.raises(InputError, match=f"{q_len} queries"):
             attend(q[:, :, -q_len:], k, v, name, causal=causal, **place(name, 600), **small_options(name))
         return
@@ -237,7 +237,7 @@ def test_every_mechanism_honours_scaling_score_mod_and_dropout(name: str, causal
     def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score - 0.05 * (h + 1) * (i - j).abs()
 
-    takes = mechanism_class(name).traits.takes_score_mod
+    takes = mechanism_class(name).capabilities.takes_score_mod
     if not takes:
         with pytest.raises(OptionError, match="score_mod"):
             attend(q, k, v, name, score_mod=nearer, **arguments)
@@ -334,7 +334,7 @@ def test_every_mechanism_equals_its_reference_for_any_shape(
 ) -> None:
     kv_len, q_len, kv_heads, group, (left, right, hole) = shape
     cls = mechanism_class(name)
-    q_len = q_len if cls.traits.takes_fewer_queries else kv_len
+    q_len = q_len if cls.capabilities.takes_fewer_queries else kv_len
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(2, kv_heads * group, q_len, 8, generator=generator)
     k, v = torch.randn(2, 2, kv_heads, kv_len, 8, generator=generator)
@@ -345,7 +345,7 @@ def test_every_mechanism_equals_its_reference_for_any_shape(
     mask[0, middle : middle + hole] = False
     mask[0, left] = True  # the first token between the paddings
     arguments = {"causal": causal, "padding_mask": mask, **cls.sample}
-    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).traits.takes_globals:
+    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).capabilities.takes_globals:
         arguments["global_mask"] = torch.rand(2, kv_len, generator=generator) < 0.1
     out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
     real = mask[:, None, kv_len - q_len :, None]

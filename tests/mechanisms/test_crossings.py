@@ -21,8 +21,8 @@ from tests.shared_code import engine_of_form
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
-SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
-STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
+SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).capabilities.takes_score_mod]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).capabilities.stateful is True]
 every_form = every_case(("name", "causal"), FORMS)
 every_scored_form = every_case(("name", "causal"), SCORED, of=9, code=engine_of_form)
 every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
@@ -114,7 +114,7 @@ def test_relative_terms_of_every_mechanism_are_those_of_the_definition(form: tup
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
-    if q_len < length and not mechanism_class(name).traits.takes_fewer_queries:
+    if q_len < length and not mechanism_class(name).capabilities.takes_fewer_queries:
         pytest.skip("it takes whole sequences only")
     table, heads = torch.randn(2, length, length, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
 
@@ -176,7 +176,7 @@ def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, b
     attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
     """
     name, causal = form
-    term = term and mechanism_class(name).traits.takes_score_mod
+    term = term and mechanism_class(name).capabilities.takes_score_mod
     q, k, v = qkv(length, dtype, size=4.0)
     score_mod = (lambda score, b, h, i, j: score - 0.01 * (i - j).abs()) if term else None
     module = built(name).to(dtype)
@@ -190,7 +190,9 @@ def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, b
         assert error < 4 * error_of_fused(q, k, v, causal)
 
 
-@every_case(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=9, code=engine_of_form)
+@every_case(
+    ("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).capabilities.takes_fewer_queries], of=9, code=engine_of_form
+)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -257,7 +259,7 @@ def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: st
         for (start, stop), dropout in zip(itertools.pairwise((0, 50, 65, 66, 120)), dropouts, strict=True):
             piece = slice(start, stop)
             call = AttentionCall(
-                causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.traits.takes_hidden_states else None
+                causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.capabilities.takes_hidden_states else None
             )
             out, state = module.advance(*(x[:, :, piece] for x in (q, k, v)), state, call)
             outs.append(out)

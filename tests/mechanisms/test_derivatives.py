@@ -39,7 +39,7 @@ class Case:
         self.inputs: Inputs = torch.randn(3, 2, 2, length, 4, dtype=torch.float64).unbind()
         self.tangents: Inputs = torch.randn(3, 2, 2, length, 4, dtype=torch.float64).unbind()
         self.arguments: dict[str, Any] = {"causal": causal}
-        if self.module.traits.takes_hidden_states:
+        if self.module.capabilities.takes_hidden_states:
             self.arguments["hidden_states"] = torch.randn(2, length, 8, dtype=torch.float64)
         self.weight = torch.randn(2, 2, length, 4, dtype=torch.float64)
 

@@ -33,7 +33,7 @@ LENGTHS = (EXACT, LENGTH, EXACT + 1, 5)
 
 
 def served(name: str) -> bool:
-    return prototype(name, mechanism_class(name).sample).traits.recursion is None
+    return prototype(name, mechanism_class(name).sample).capabilities.recursion is None
 
 
 NAMES = [name for name in list_mechanisms(causal=False, grid=False) if served(name)]
@@ -73,7 +73,7 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
         plain = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
         plain.load_state_dict(module.state_dict())
         q, k, v = (torch.randn(rows, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
-        more: dict[str, Tensor] = {"hidden_states": torch.randn(rows, length, 64)} if module.traits.takes_hidden_states else {}
+        more: dict[str, Tensor] = {"hidden_states": torch.randn(rows, length, 64)} if module.capabilities.takes_hidden_states else {}
         out = attend(q, k, v, module, **arguments, **more)
         reference = reference_attend(q, k, v, module, **arguments, **more)
         gradients = torch.autograd.grad(sum(out[row, :, a:b].square().sum() for row, a, b in places), (q, k, v))

@@ -51,7 +51,7 @@ def test_linear_attention_in_many_pieces_of_features_equals_one(
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).traits.trains])
+@pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).capabilities.trains])
 def test_learned_features_begin_the_same_for_one_seed(name: str) -> None:
     for one, other in zip(built(name).parameters(), built(name).parameters(), strict=True):
         assert torch.equal(one, other)

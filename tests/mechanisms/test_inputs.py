@@ -36,7 +36,7 @@ def built(name: str) -> Mechanism:
 
 
 def arguments_for(name: str, causal: bool, length: int) -> dict[str, object]:
-    globals_ = torch.rand(1, length).expand(2, -1) < 0.05 if mechanism_class(name).traits.takes_globals else None
+    globals_ = torch.rand(1, length).expand(2, -1) < 0.05 if mechanism_class(name).capabilities.takes_globals else None
     return {"causal": causal, "global_mask": globals_, **({"grid": GRIDS[length]} if name in ON_GRIDS else {})}
 
 
@@ -125,7 +125,7 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     if module.options.order is not None:
         arguments["grid"] = GRIDS[length]
     tensors = [x[:, :, -(q_len or length) :] if x.shape[1] == 4 else x for x in inputs(length)]
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         tensors.append(torch.randn(2, length, module.hidden_size))
     found = []
     for filled in (0.0, value):
@@ -163,7 +163,7 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
     for name in list_mechanisms(causal=False, grid=False):
         module = built(name)
         module.is_cross_attention = True
-        if module.traits.takes_fewer_queries or queries == 300:
+        if module.capabilities.takes_fewer_queries or queries == 300:
             q, *keys = inputs(300)
             runs = (attend(q[:, :, :queries], *(padded(x, real, value) for x in keys), module, padding_mask=real) for value in (0.0, NAN))
             failed += [] if torch.allclose(*runs, atol=1e-5) else [name]

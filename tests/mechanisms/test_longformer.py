@@ -17,7 +17,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.global_rows import index_of_globals
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import masked
-from hf_longattn.mechanisms.common.token_rules import TokenRule
+from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from tests.cases import every_case
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
@@ -139,28 +139,28 @@ REAL = IDS != 0
 @every_case(
     ("rule", "expected"),
     [
-        (TokenRule(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
-        (TokenRule(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
-        (TokenRule(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),  # 0 pads: padding is never global
-        (TokenRule(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
-        (TokenRule(second_segment=True, separator=2), [".....111..", ".....11111", ".........."]),
-        (TokenRule(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
+        (GlobalTokenIds(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
+        (GlobalTokenIds(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
+        (GlobalTokenIds(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),  # 0 pads: padding is never global
+        (GlobalTokenIds(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
+        (GlobalTokenIds(second_segment=True, separator=2), [".....111..", ".....11111", ".........."]),
+        (GlobalTokenIds(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
     ],
 )
-def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: TokenRule, expected: list[str]) -> None:
+def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: GlobalTokenIds, expected: list[str]) -> None:
     found = ["".join("1" if one else "." for one in row) for row in rule.mask(IDS, REAL).tolist()]
     assert found == expected
 
 
 def test_a_rule_of_global_segments_needs_their_separator() -> None:
-    rule = TokenRule(first_segment=True)
+    rule = GlobalTokenIds(first_segment=True)
     assert rule.with_separator(2).separator == 2
-    assert TokenRule(positions=(0,)).with_separator(None).separator is None
+    assert GlobalTokenIds(positions=(0,)).with_separator(None).separator is None
     with pytest.raises(OptionError, match="give separator_token_id, for example 102 for BERT"):
         rule.with_separator(None)
 
 
-def test_global_token_rules_of_a_model_equal_the_same_mask() -> None:
+def test_global_token_ids_of_a_model_equal_the_same_mask() -> None:
     config = families.LongBertConfig(
         **SIZES, long_attention={"mechanism": "longformer", "window": 4, "global_first_segment": True, "separator_token_id": 2}
     )

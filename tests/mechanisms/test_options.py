@@ -80,7 +80,7 @@ def assert_right(module: Mechanism) -> None:
         for length in LENGTHS:
             q, k, v = torch.randn(3, 1, HEADS, length, HEAD_DIM, generator=generator, dtype=torch.float64)
             more = {"hidden_states": torch.randn(1, length, WIDTH, generator=generator, dtype=torch.float64)}
-            more = more if module.traits.takes_hidden_states else {}
+            more = more if module.capabilities.takes_hidden_states else {}
             no, out = refused(partial(attend, q, k, v, module.double(), causal=causal, **more))
             if no:
                 continue
@@ -307,8 +307,8 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
                 if no or module.causal not in ("both", causal):
                     continue
                 q, k, v = torch.randn(3, 1, 2, length, 4)
-                more: dict[str, Any] = {"hidden_states": torch.randn(1, length, 8)} if module.traits.takes_hidden_states else {}
-                more |= {"grid": (15, 20)} if module.traits.needs_grid else {}
+                more: dict[str, Any] = {"hidden_states": torch.randn(1, length, 8)} if module.capabilities.takes_hidden_states else {}
+                more |= {"grid": (15, 20)} if module.capabilities.needs_grid else {}
                 with torch.no_grad():
                     refused(partial(attend, q, k, v, module.eval(), causal=causal, **more))
                 refused(partial(module.pairs, length, causal))  # a mechanism on a grid needs one

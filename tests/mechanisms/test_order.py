@@ -83,7 +83,7 @@ def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, or
     module, ordered = build_mechanism(name, **options).eval().double(), build_mechanism(name, order=order, **options).eval().double()
     ordered.load_state_dict(module.state_dict())
     q, k, v = qkv(length)
-    hidden = torch.randn(2, length, 32, dtype=torch.double) if module.traits.takes_hidden_states else None
+    hidden = torch.randn(2, length, 32, dtype=torch.double) if module.capabilities.takes_hidden_states else None
     out = attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden)
     torch.testing.assert_close(out, reference_attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden), rtol=1e-9, atol=1e-9)
     columns = [0, *(1 + row * 20 + column for column in range(20) for row in range(12))]

@@ -15,8 +15,8 @@ from hf_longattn.engines.dense_masks import documents_in_mask
 from hf_longattn.engines.path_reports import observe
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
+from hf_longattn.mechanisms.common.capabilities import needs_whole_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.mechanisms.common.traits import needs_whole_batch
 from tests.cases import every_case
 from tests.grids import quickly
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -79,9 +79,9 @@ def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {"causal": causal}
-    if module.traits.takes_globals:
+    if module.capabilities.takes_globals:
         arguments["global_mask"] = torch.rand(2, LENGTH) < 0.05
-    if module.traits.takes_hidden_states:
+    if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64)
     weight = torch.randn(tensors[0].shape)
     out = attend(*tensors, module, documents=torch.stack([numbers(one) for one in sizes]), **arguments)

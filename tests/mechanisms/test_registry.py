@@ -54,9 +54,9 @@ WRONG = {
         '@register_mechanism("dict_options")\nclass Mine(Window):\n    options_type = dict\n',
         r"The options of mechanism 'dict_options' at builtins\.dict are not a frozen dataclass derived from Options",
     ),
-    "a trait outside of the traits": (
+    "a capability outside of the capabilities": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    takes_globals = True\n',
-        r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in traits; write traits = ",
+        r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in capabilities; write ",
     ),
     "handling outside of it": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    trims_padding = False\n',

@@ -133,7 +133,7 @@ def test_a_union_of_bands_is_one_band() -> None:
     torch.testing.assert_close(out, attend(q, k, v, "window", window=32), atol=0, rtol=0)
     union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=8+window:window=32")
     assert keys_per_query(union) == 32
-    assert not union.traits.takes_globals
+    assert not union.capabilities.takes_globals
 
 
 def test_all_ways_to_write_a_union_are_one_config() -> None:

@@ -15,10 +15,10 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TY
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import cache_layer, window_layer_type
+from hf_longattn.memory import decode_cache, window_layer_type
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
-from tests.memory.test_kept_patterns import PATTERNS
+from tests.memory.test_cache_layers import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -122,9 +122,9 @@ def test_a_pickled_memory_goes_on_in_another_process(differences: dict[str, Any]
 def test_layer_types_of_window_caches_do_not_pile_up() -> None:
     """A process that goes through thousands of widths keeps neither classes nor entries of them."""
     before = len(DYNAMIC_LAYER_TYPE_MAPPING), len(STATIC_LAYER_TYPE_MAPPING)
-    for window in range(1, 3 * cache_layer.MAX_TYPE_NAMES):
+    for window in range(1, 3 * decode_cache.MAX_TYPE_NAMES):
         name = window_layer_type(window)
         assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
     for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
-        assert len(table) <= size + cache_layer.MAX_TYPE_NAMES
+        assert len(table) <= size + decode_cache.MAX_TYPE_NAMES
     assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]())

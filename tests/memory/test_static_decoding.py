@@ -132,7 +132,7 @@ def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: 
     expected = model.generate(tokens(3, LENGTH), attention_mask=mask, **GREEDY)[:, LENGTH:]
     built = prototype(mechanism, dict(options))
     cache = StaticCache(config=model.config, max_cache_len=ROOM)
-    if (built.attend_step is not None or built.traits.stateful) and built.traits.recursion is None:
+    if (built.attend_step is not None or built.capabilities.stateful) and built.capabilities.recursion is None:
         counts, found = decoded(model, cache, mask, fullgraph=True)
         assert counts == graphs_of_base()
         assert torch.equal(found, expected)

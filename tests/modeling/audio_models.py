@@ -34,7 +34,7 @@ __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model",
 
 APART = ("whisper",)
 """Encoders with a decoder; they have tests of their own in tests/families."""
-BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
+BASES = [name for name in FAMILIES if FAMILIES[name].spec.reads == "sound" and name not in APART]
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
@@ -69,13 +69,13 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
 
 def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Sounds of these durations as one batch with padding after the shorter ones, and its mask where they differ."""
-    rule: Any = FAMILIES[base].rule
-    lengths = [rule.length(duration) for duration in seconds]
-    features = () if rule.features is None else (rule.features(small_audio_config(base, SHAPE)),)
+    spec: Any = FAMILIES[base].spec
+    lengths = [spec.length(duration) for duration in seconds]
+    features = () if spec.features is None else (spec.features(small_audio_config(base, SHAPE)),)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(length, *features, generator=generator, dtype=dtype) for length in lengths]
-    sounds = rule.as_input(nn.utils.rnn.pad_sequence(rows, batch_first=True))
-    inputs: dict[str, Tensor] = rule.arguments(sounds, lengths if len({*lengths}) > 1 else None)
+    sounds = spec.as_input(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    inputs: dict[str, Tensor] = spec.arguments(sounds, lengths if len({*lengths}) > 1 else None)
     if FAMILIES[base].base_config_class.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.arange(5).expand(len(rows), 5)
     return inputs
@@ -83,8 +83,8 @@ def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dt
 
 def frames_of(base: str, seconds: float) -> int:
     """The frames on which the layers of a small model run."""
-    rule: Any = FAMILIES[base].rule
-    return rule.frames(small_audio_config(base, SHAPE), rule.length(seconds))
+    spec: Any = FAMILIES[base].spec
+    return spec.frames(small_audio_config(base, SHAPE), spec.length(seconds))
 
 
 def defined(model: Any, frames: int) -> list[Tensor]:
@@ -117,7 +117,7 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
             del vars(module)["torch_multi_head_self_attention"]
 
 
-EVERY_FAMILY = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound"]
+EVERY_FAMILY = [name for name in FAMILIES if FAMILIES[name].spec.reads == "sound"]
 """Those of :data:`APART` as well."""
 RATE = 16_000
 
@@ -130,8 +130,8 @@ def smallest_head(base: str) -> str:
 def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
     """:func:`saved`, with a feature extractor of the kind that the base's checkpoints have."""
     model = saved(base, head, folder, **values)
-    rule: Any = FAMILIES[base].rule
-    mels = None if rule.features is None else rule.features(model.config)
+    spec: Any = FAMILIES[base].spec
+    mels = None if spec.features is None else spec.features(model.config)
     extractor: Any = Wav2Vec2FeatureExtractor(return_attention_mask=True)
     if base == "whisper":
         extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=model.config.max_source_positions // 50)

@@ -15,10 +15,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
-from hf_longattn.modeling.family.config import IMPLEMENTATION_FIELD, attention_implementation
+from hf_longattn.modeling.family.long_config import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_image_config
 
-BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "grid"]
+BASES = [name for name in FAMILIES if FAMILIES[name].spec.reads == "grid"]
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
@@ -48,7 +48,7 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
     """Images of this many pixels, as the base reads them."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(batch, 3, *size, generator=generator)
-    return {"pixel_values": pixels} if FAMILIES[base].rule.shapes is None else patches(pixels)
+    return {"pixel_values": pixels} if FAMILIES[base].spec.shapes is None else patches(pixels)
 
 
 def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
@@ -65,12 +65,12 @@ def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
 
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:
     """Whether the base's head reads images of this size."""
-    return size[0] == size[1] or head not in FAMILIES[base].rule.square
+    return size[0] == size[1] or head not in FAMILIES[base].spec.square
 
 
 def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
     """What the base must be told for images of this size."""
-    other = FAMILIES[base].rule.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
+    other = FAMILIES[base].spec.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
     return {"interpolate_pos_encoding": True} if other else {}
 
 
@@ -139,6 +139,8 @@ def defined(model: Any, grid: Any) -> list[Tensor]:
     index = torch.arange(grid.length)
     zero = torch.zeros((), dtype=torch.long)
     masks = [
-        mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model) if mechanism.traits.needs_grid
+        mechanism.mask_on(grid)(zero, zero, index[:, None], index)
+        for mechanism in layer_mechanisms(model)
+        if mechanism.capabilities.needs_grid
     ]
     return [torch.as_tensor(mask).broadcast_to(grid.length, grid.length) for mask in masks]

@@ -44,8 +44,8 @@ NOISY = "ForPreTraining"
 
 def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECONDS) -> list[Tensor]:
     """The rows of an output by frames without those of padding; an output by sounds as it is."""
-    rule: Any = FAMILIES[base].rule
-    counts = [rule.output_rows(model.config, rule.length(seconds)) for seconds in rows]
+    spec: Any = FAMILIES[base].spec
+    counts = [spec.output_rows(model.config, spec.length(seconds)) for seconds in rows]
     if output.dim() < 2 or output.shape[1] != counts[0]:
         return [output]
     return [row[:count] for row, count in zip(output, counts, strict=True)]
@@ -98,10 +98,10 @@ def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(base: 
 def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, long_attention=BAND).double()
-    inputs, rule = inputs_of(base, dtype=torch.float64), FAMILIES[base].rule
+    inputs, spec = inputs_of(base, dtype=torch.float64), FAMILIES[base].spec
     together = real(base, model, model(**inputs).last_hidden_state)
     for row, (states, seconds) in enumerate(zip(together, SECONDS, strict=True)):
-        alone = model(inputs[rule.input][row : row + 1, : rule.length(seconds)]).last_hidden_state[0]
+        alone = model(inputs[spec.input][row : row + 1, : spec.length(seconds)]).last_hidden_state[0]
         torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
 
 
@@ -222,13 +222,13 @@ def test_base_attention_of_a_long_model_of_sound_is_the_base(base: str, tmp_path
 
 
 def test_frames_of_wav2vec2_are_counted_as_the_base_counts_them() -> None:
-    rule: Any = FAMILIES["wav2vec2"].rule
+    spec: Any = FAMILIES["wav2vec2"].spec
     config = FAMILIES["wav2vec2"].config_class()
-    assert rule.frame_seconds(config) == pytest.approx(1 / 50, rel=1e-3)
+    assert spec.frame_seconds(config) == pytest.approx(1 / 50, rel=1e-3)
     for frames in (1, 2, 50, 15_000):
-        length = rule.length_of(config, frames)
-        assert rule.frames(config, length) == frames
-        assert rule.frames(config, length - 1) < frames
+        length = spec.length_of(config, frames)
+        assert spec.frames(config, length) == frames
+        assert spec.frames(config, length - 1) < frames
 
 
 def test_the_default_for_sound_is_a_window_of_ten_seconds_on_each_side() -> None:
@@ -236,8 +236,8 @@ def test_the_default_for_sound_is_a_window_of_ten_seconds_on_each_side() -> None
         name, options = FAMILIES[base].config_class().long_attention.for_layer(0)
         assert name == "window"
         assert options["left"] == options["right"]
-        rule: Any = FAMILIES[base].rule
-        assert options["left"] * rule.frame_seconds(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
+        spec: Any = FAMILIES[base].spec
+        assert options["left"] * spec.frame_seconds(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
 
 
 def before_the_sound() -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
-from hf_longattn.modeling.run.losses import auxiliary_loss
+from hf_longattn.modeling.losses import auxiliary_loss
 from tests.modeling.test_mixin import long_model
 from tests.reference.small_models import tokens
 

@@ -15,7 +15,7 @@ import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.family.config import LongConfig
+from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
 from hf_longattn.names import LOGGER
 from tests.cases import every_case

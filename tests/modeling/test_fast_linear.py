@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_longattn.engines.cpu import onednn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
+from hf_longattn.modeling.inference import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
 from tests.cases import every_case
 
 NEEDS_BF16 = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")

@@ -27,7 +27,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)
-    size = (40, 24) if FAMILIES[base].rule.interpolates or FAMILIES[base].rule.shapes else (32, 32)
+    size = (40, 24) if FAMILIES[base].spec.interpolates or FAMILIES[base].spec.shapes else (32, 32)
     inputs = grid_models.inputs_of(base, size)
     load = lambda: grid_models.long_model(base, head, tmp_path, long_attention=mechanism)  # noqa: E731
     exact = outputs(load(), inputs)

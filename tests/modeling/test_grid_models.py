@@ -69,7 +69,7 @@ def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base
     plain = saved(base, head, tmp_path).double()
     model = long_model(base, head, tmp_path, long_attention=mechanism).double()
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(base, size).items()}
-    masks = defined(model, FAMILIES[base].rule.of_size(model.config, size))
+    masks = defined(model, FAMILIES[base].spec.of_size(model.config, size))
     with seeing(plain, *masks):
         expected = tensors(plain(**inputs, **resized(base, size)))
     found = tensors(model(**inputs))
@@ -89,14 +89,14 @@ def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_p
     plain = saved(base, base_model(base), tmp_path)
     attention = {**WINDOWS, "prefix_tokens": "none"}
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
-    prefix = FAMILIES[base].rule.prefix_of(model.config)
+    prefix = FAMILIES[base].spec.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
-    inputs = patches(pixels) if FAMILIES[base].rule.shapes else {"pixel_values": pixels}
+    inputs = patches(pixels) if FAMILIES[base].spec.shapes else {"pixel_values": pixels}
     cells = model(**inputs).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
     front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-        inputs = patches(crop) if FAMILIES[base].rule.shapes else {"pixel_values": crop}
+        inputs = patches(crop) if FAMILIES[base].spec.shapes else {"pixel_values": crop}
         with seeing(plain, front[:, None] == front):
             expected = plain(**inputs).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
         torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4)

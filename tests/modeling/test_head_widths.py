@@ -35,7 +35,7 @@ def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base:
     ids = torch.randint(5, 90, (2, 70))
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n)
-    if attention_sites(model)[0].mechanism.traits.recursion is not None:
+    if attention_sites(model)[0].mechanism.capabilities.recursion is not None:
         return  # decoding in segments is tested in tests/modeling/test_segment_memory.py
     model.eval()
     with torch.no_grad():

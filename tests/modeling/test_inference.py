@@ -27,9 +27,8 @@ from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.inference import optimize
-from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Linear, PackedLinear
-from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling import inference as optimize
+from hf_longattn.modeling.inference import InferenceLinear, Int8Linear, PackedLinear, evaluating
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
 from tests.reference.small_models import BASES, CAUSAL, long_model, padding, tokens

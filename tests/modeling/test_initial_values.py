@@ -54,7 +54,7 @@ SHAPE = Shape(tokens=256)
 
 def adds(name: str, options: dict[str, Any]) -> bool:
     built = prototype(name, options)
-    return has_tensors(built) or built.traits.recursion is not None
+    return has_tensors(built) or built.capabilities.recursion is not None
 
 
 ADDING = [(name, options) for name, options in OPTIONS if adds(name, options)]
@@ -113,12 +113,12 @@ def check(model: nn.Module) -> None:
     for site in sites:
         mechanism = site.mechanism
         assert isinstance(mechanism, Mechanism)
-        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.traits.copies)
+        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.capabilities.copies)
         for name, found in tensors(mechanism).items():
             wanted = expected[name]
             if name in copies:
                 wanted = copies[name](site.module.get_parameter(copies[name].name))
-            elif name in mechanism.traits.shared_by_layers:
+            elif name in mechanism.capabilities.shared_by_layers:
                 wanted = first.setdefault(name, wanted)
             assert found.isfinite().all(), f"{site.name}: {name}"
             assert torch.equal(found, wanted), f"{site.name}: {name}"
@@ -218,11 +218,11 @@ def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, 
         computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
         assert all(torch.equal(value, initial[key]) for key, value in computed.items())
 
-    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.traits.shared_by_layers}
+    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.capabilities.shared_by_layers}
     missing = {}
     for site in attention_sites(model):
         own = [key for key in site.mechanism.state_dict() if f"{site.mechanism_name}.{key}" not in shared]
-        if own and not site.mechanism.traits.copies:
+        if own and not site.mechanism.capabilities.copies:
             missing[f"{site.mechanism_name}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
     rest = {key: value for key, value in values.items() if key not in missing}
     partly = type(again).from_pretrained(None, config=again.config, state_dict=rest)
@@ -234,7 +234,7 @@ def test_copied_projections_of_an_enabled_vit_equal_the_copied_ones() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
     enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
     for site in attention_sites(model):
-        copies = copied_parameters(site.module, site.mechanism.traits.copies)
+        copies = copied_parameters(site.module, site.mechanism.capabilities.copies)
         assert len(copies) == 6
         for name, own in copies.items():
             assert torch.equal(site.mechanism.get_parameter(name), own(site.module.get_parameter(own.name)))

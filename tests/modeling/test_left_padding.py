@@ -10,7 +10,7 @@ import torch
 from hf_longattn import list_mechanisms
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.family.config import LongEncoderConfig
+from hf_longattn.modeling.family.long_config import LongEncoderConfig
 from tests.cases import every_case
 from tests.reference.small_models import long_model, tokens
 

@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.training import load_qa_model
 from tests.families.test_whisper import save as save_whisper
@@ -77,7 +77,7 @@ def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path
     assert heard["long"][0] == "seq2seq_whisper"
 
 
-@pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.rule.reads == "sound"])
+@pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.spec.reads == "sound"])
 def test_recognisers_decode_as_their_bases(base: str) -> None:
     """transformers knows those that write by ``generate`` by their model type, and reads others as CTC."""
     family = FAMILIES[base]

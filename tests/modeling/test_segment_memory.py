@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory.cache_argument import CACHE
+from hf_longattn.memory.decode_cache import CACHE
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, long_model, padding, plain_model, tokens

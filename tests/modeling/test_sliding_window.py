@@ -14,7 +14,7 @@ from transformers import AutoConfig, CwmConfig, DynamicCache, LlamaConfig, Llama
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, OptionError
-from hf_longattn.modeling.family.config import LongConfig
+from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
 from tests.cases import every_case

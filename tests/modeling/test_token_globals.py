@@ -12,10 +12,10 @@ from transformers.utils import logging
 
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import InputError
+from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
-from hf_longattn.modeling.attach.token_globals import carry_question, global_tokens_of, question_separator, token_rule
+from hf_longattn.modeling.attach.global_mask import carry_question, global_token_ids, global_tokens_of, question_separator
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import HEADS, long_model, plain_model, tokens
@@ -23,7 +23,7 @@ from tests.reference.small_models import HEADS, long_model, plain_model, tokens
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
 ANSWERING = [(base, head) for base, head in HEADS if head.endswith("ForQuestionAnswering")]
-TAKING = [name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.takes_globals]
+TAKING = [name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.takes_globals]
 LONGFORMER = {"mechanism": "longformer", "window": 8}
 
 
@@ -88,7 +88,7 @@ def test_a_mechanism_without_global_tokens_gets_no_separator() -> None:
     assert not carry_question(model, pairs("[CLS] $A [SEP] $B [SEP]"))
     assert model.config.question_separator_id is None
     model.config.question_separator_id = SEPARATOR
-    assert token_rule(model) is None
+    assert global_token_ids(model) is None
 
 
 def test_a_mechanism_that_marks_the_first_segment_needs_no_separator() -> None:
@@ -145,7 +145,7 @@ def test_a_document_in_the_question_s_place_is_warned_of(said: list[str]) -> Non
 
 def test_a_separator_typed_in_a_question_does_not_end_it(said: list[str]) -> None:
     """Token types (BERT) or two separators in a row (RoBERTa) tell where it ends. Where neither does, a warning says so."""
-    rule, text = TokenRule(positions=(0,), question_separator=SEPARATOR), [7, 8, SEPARATOR]
+    rule, text = GlobalTokenIds(positions=(0,), question_separator=SEPARATOR), [7, 8, SEPARATOR]
     for typed in ([5, SEPARATOR, 6], [SEPARATOR, 6], [5, SEPARATOR], [5, SEPARATOR, SEPARATOR, 6], [5, SEPARATOR, 6, SEPARATOR, 6], [5, 6]):
         for separators in (1, 2):
             first, after = [0, *typed, *[SEPARATOR] * separators], [*text, PADDING, PADDING]
@@ -178,7 +178,7 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
     for name in list_mechanisms(causal=False, grid=False):
         if name == "recurrent_memory":
             continue  # for Long classes only
-        takes = mechanism_class(name).traits.takes_globals
+        takes = mechanism_class(name).capabilities.takes_globals
         model = built({"mechanism": name, **mechanism_class(name).sample, **({"window": 4} if name in ("window", "longformer") else {})})
         covered = any(mechanism.covers(200) for mechanism in with_members(layer_mechanisms(model)))
         if takes or covered:

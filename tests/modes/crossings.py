@@ -165,7 +165,7 @@ class Crossing:
             arguments["labels"] = labels
         if "globals" in self.layouts:
             arguments["global_attention_mask"] = chosen
-        places_of_ids = FAMILIES[self.base].rule.further_inputs(model.config, 1, 200)  # the same wherever a sequence lies
+        places_of_ids = FAMILIES[self.base].spec.further_inputs(model.config, 1, 200)  # the same wherever a sequence lies
         arguments |= {name: places[0][arguments["input_ids"]] for name, places in places_of_ids.items()}
         if two_stacks and FAMILIES[self.base].has_decoder(head_of(self.row)):
             own = [torch.randint(5, 200, (TOKENS_OF_DECODER,), generator=torch.Generator().manual_seed(length)) for length in lengths]

@@ -9,8 +9,8 @@ import torch
 
 from hf_longattn.errors import InputError
 from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.attach.memory_tokens import FIELDS
 from hf_longattn.modeling.mixin import LongBaseModelMixin
-from hf_longattn.modeling.run.segments import FIELDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
 from tests.reference.small_models import long_model

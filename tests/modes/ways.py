@@ -30,7 +30,7 @@ EXACT_LENGTH = 30
 COMPILED = ("bert", "llama", "bart")
 ALONG_THE_TEXT = (
     *("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask"),
-    *sorted({name for family in TEXT_FAMILIES.values() for name in family.rule.further}),
+    *sorted({name for family in TEXT_FAMILIES.values() for name in family.spec.further}),
 )
 
 

@@ -124,7 +124,7 @@ def test_relative_positions_that_do_not_fit_are_refused(options: dict[str, Any],
 
 def test_a_mechanism_without_scores_refuses_relative_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     window = mechanism_class("window")
-    monkeypatch.setattr(window, "traits", window.traits.but(takes_score_mod=False))
+    monkeypatch.setattr(window, "capabilities", window.capabilities.but(takes_score_mod=False))
     with pytest.raises(OptionError, match="has no scores that relative positions could be added to"):
         LongAttentionConfig("window", relative="alibi")
 

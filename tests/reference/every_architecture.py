@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.memory.cache_argument import CACHE
+from hf_longattn.memory.decode_cache import CACHE
 from scripts.dev import RESULTS
 from scripts.dev.tools.every_config import TOKENS, VOCABULARY, model_class, model_types, other_inputs, small_config, windowless
 

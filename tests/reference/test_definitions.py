@@ -55,7 +55,9 @@ DRAWN = grid(
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
 RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
 """Every form with two of them, `window` with all; slow tests have all with every form."""
-STATEFUL = [name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).traits.stateful]
+STATEFUL = [
+    name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).capabilities.stateful
+]
 
 
 def test_every_mechanism_has_a_definition() -> None:
@@ -169,7 +171,9 @@ def draw_case(
 
     q_len = length
     fewer = (
-        fewer_queries and module.traits.takes_fewer_queries and not getattr(definition, "needs_all_queries", lambda module: False)(module)
+        fewer_queries
+        and module.capabilities.takes_fewer_queries
+        and not getattr(definition, "needs_all_queries", lambda module: False)(module)
     )
     if fewer and random.random() < 0.4:
         q_len = random.randint(1, length)
@@ -179,10 +183,12 @@ def draw_case(
     arguments: dict[str, Any] = {
         "causal": causal,
         "padding_mask": draw_padding(random, batch, length),
-        "global_mask": torch.rand(batch, length) < 0.1 if module.traits.takes_globals and random.random() < 0.5 else None,
+        "global_mask": torch.rand(batch, length) < 0.1 if module.capabilities.takes_globals and random.random() < 0.5 else None,
         "scaling": random.choice((None, None, 0.3, 1.0)),
-        "score_mod": random.choice((None, None, a_score_term, ATable(batch, heads, length))) if module.traits.takes_score_mod else None,
-        "hidden_states": torch.randn(batch, length, heads * width) if module.traits.takes_hidden_states else None,
+        "score_mod": random.choice((None, None, a_score_term, ATable(batch, heads, length)))
+        if module.capabilities.takes_score_mod
+        else None,
+        "hidden_states": torch.randn(batch, length, heads * width) if module.capabilities.takes_hidden_states else None,
         "seed": random.choice(getattr(definition, "SEEDS", (0,))),
     }
     return module, q, k, v, arguments
@@ -243,7 +249,7 @@ class ATable:
 
 def accepted(module: Mechanism, arguments: dict[str, Any]) -> dict[str, Any]:
     """``arguments`` without the layer's input where the mechanism computes nothing from it."""
-    return {key: value for key, value in arguments.items() if key != "hidden_states" or module.traits.takes_hidden_states}
+    return {key: value for key, value in arguments.items() if key != "hidden_states" or module.capabilities.takes_hidden_states}
 
 
 def real_rows(q: Tensor, padding_mask: Tensor | None) -> Tensor:

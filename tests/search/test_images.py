@@ -18,11 +18,11 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.kind import kind_of
+from hf_longattn.inputs.modality import modality_of
 from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
-from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.design import FULL, unsuitable, usual_candidates
 from hf_longattn.search.model import SearchInputs
 
 from ..grids import quickly
@@ -126,7 +126,7 @@ def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_fold
 def test_every_family_of_images_is_searched(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
-    result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].rule.interpolates else 32, candidates=CANDIDATES)
+    result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].spec.interpolates else 32, candidates=CANDIDATES)
     assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
 
 
@@ -139,7 +139,7 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {"segmented", "bigbird", "block_top_k", "window"}
     assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
     assert unsuitable(FULL, False, sizes) == ""
-    assert "the model reads a text" in unsuitable(Candidate("window2d"), False, kind_of(None).between(None, 64, 64))
+    assert "the model reads a text" in unsuitable(Candidate("window2d"), False, modality_of(None).between(None, 64, 64))
 
 
 def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_longattn.search.knapsack import Solution, best_under_peak, front, thinned
+from hf_longattn.search.choice import Solution, best_under_peak, front, thinned
 
 
 def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, float, tuple[int, ...]]]:

@@ -14,8 +14,8 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import choose_mechanisms, search_design
-from hf_longattn.search.candidates import unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.design import unsuitable, usual_candidates
 
 from ..modeling.audio_models import recording, saved, with_extractor
 

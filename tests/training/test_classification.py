@@ -16,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
-from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.heads import class_names
 from hf_longattn.training.saving import LOG_NAME
 from hf_longattn.training.tasks import classify
@@ -75,7 +75,7 @@ def test_question_column_of_classify_is_read_and_global(tmp_path: Path, tokenize
     assert start_task("classify", **given, columns=["question=claim"])["metrics"]["after"]["accuracy"] == 100.0
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     pair = tokenizer("for while", "next path open", return_tensors="pt")
-    rule = token_rule(trained)
+    rule = global_token_ids(trained)
     assert rule is not None
     marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
     assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1

@@ -20,7 +20,7 @@ from hf_longattn.data.pairs import labelled_pairs, relevant_texts, reranking, re
 from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks.embed import EmbedDataArguments, prompts_of
 from scripts import prepare_longembed
 from tests.grids import quickly
@@ -58,7 +58,7 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
     loaded = getattr(st, loader)(str(tmp_path / "out"), device="cpu")
     assert loaded.max_seq_length == 128
     pair = tokenizer("tree file", "path line", return_tensors="pt")
-    rule = token_rule(loaded.transformers_model)
+    rule = global_token_ids(loaded.transformers_model)
     assert (rule is None) == (not reranker)
     if rule is not None:  # the query is global
         marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()

@@ -155,7 +155,7 @@ def test_attention_transfer_trains_every_mechanism_with_parameters(name: str) ->
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
     layer = AttentionTransfer(student, softmax(4, 16)).train()
-    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.traits.takes_hidden_states else {}
+    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.capabilities.takes_hidden_states else {}
     attend(*torch.randn(3, 2, 4, 96, 16), mechanism=layer, causal=student.causal is True, **hidden)
     layer.loss.backward()
     gradients = [p.grad for p in student.parameters() if p.requires_grad and p.grad is not None]

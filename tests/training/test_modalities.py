@@ -26,7 +26,7 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
-from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask
@@ -145,7 +145,7 @@ def test_multimodal_model_keeps_questions_global_when_saved(backbone: str, tasks
     )
     start(backbone, tmp_path / "out", [f"ask=qa:{tmp_path / 'q.jsonl'}", f"photo=images:{tasks['photo']}"])
     head, tokenizer = load_multitask_head(str(tmp_path / "out"), "ask"), AutoTokenizer.from_pretrained(tmp_path / "out")
-    rule = token_rule(head.multimodal.text_model)
+    rule = global_token_ids(head.multimodal.text_model)
     assert rule is not None
     assert rule.question_separator == tokenizer.sep_token_id
 

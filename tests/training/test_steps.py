@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
-from hf_longattn.modeling.run.losses import share_of_step
+from hf_longattn.modeling.losses import share_of_step
 from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer, Minutes
 from tests.cases import every_case

@@ -28,9 +28,8 @@ from ..batch import all_finite
 from ..byte_cache import BYTE_CACHE
 from ..call import DispatchContext, Pattern
 from ..score_terms import DistanceBias
-from .dropout import drops_in_tiles
-from .flash import additive_mask, visible_mask
-from .flash import why_not as why_no_kernel
+from .kernels import additive_mask, drops_in_tiles, visible_mask
+from .kernels import why_not as why_no_kernel
 from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 

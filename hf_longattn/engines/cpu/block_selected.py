@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import DispatchContext, Pattern, inverse_permutation
-from .flash import MASKED, padding_of, visible_mask, why_not_tiles
+from .kernels import MASKED, padding_of, visible_mask, why_not_tiles
 from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
 
 MAX_OWN_QUERIES = 4096
@@ -94,7 +94,7 @@ class Blocks(Source):
     """Every query's own block and its selected blocks.
 
     - fixed: key mask ``(B, N)`` bool, or None; the selection ``(B, H, N, K)`` int64, as
-      :func:`hf_longattn.engines.block_selected.block_selected_attention` takes it.
+      :func:`hf_longattn.engines.gathered.block_selected_attention` takes it.
     - numbers: tokens per block, and whether queries see only themselves and earlier keys in their own block.
     """
 

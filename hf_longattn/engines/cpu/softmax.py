@@ -4,7 +4,7 @@ A :class:`Source` generates the parts of a call, with their indices and masks: a
 This file implements everything that sources share:
 
 - the operator for autograd and graphs, with loops over the parts forward and backward;
-- merging the parts by log-sum-exp (:mod:`.flash` has the equations);
+- merging the parts by log-sum-exp (:mod:`.kernels` has the equations);
 - dropout, gradients of score terms, and faster calls for few keys and for single queries in half precision.
 """
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..dense import unit_stride
-from .dropout import Dropout
-from .flash import (
+from .kernels import (
     MAX_PLAIN_KEYS,
+    Dropout,
     Gradients,
     empty_results,
     few_keys,
@@ -316,7 +316,7 @@ class Backward(NamedTuple):
                 side.add(total, (left @ right).mul_(factor))
 
     def of_part(self, part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        """The gradients of a part's q, k and v, by the fused kernel or, with dropout, by :class:`.dropout.Dropout`."""
+        """The gradients of a part's q, k and v, by the fused kernel or, with dropout, by :class:`.kernels.Dropout`."""
         if self.dropout is not None:
             return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
         if q.shape[2] > 1 or q.element_size() >= 4:
@@ -350,7 +350,7 @@ def softmax_forward(
     Args:
         kind: name of the source. The source class documents ``learned``, ``fixed`` and ``numbers``.
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
-        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms. The seed is a
+        dropout, seed: dropout of the weights, see :class:`.kernels.Dropout`. Not supported together with score terms. The seed is a
             tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without dropout.
         sink_scores: ``(H,)``, see :class:`~..call.AttentionCall`. The backward pass of the parts needs no change, since it
             takes the merged output and log-sum-exp.

@@ -49,7 +49,7 @@ def why_not(context: DispatchContext) -> str | None:
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype, normalise: bool, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """The output and state of :func:`hf_longattn.engines.linear.linear_attention`. The kernels get tensors in ``dtype``.
+    """The output and state of :func:`hf_longattn.engines.linear_attention.linear_attention`. The kernels get tensors in ``dtype``.
 
     An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
     numbers of them. ``cu_seqlens``: offsets of the sequences in the concatenated batch rows. If given, the returned state is empty.

@@ -39,7 +39,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_selected.block_selected_attention`, without dropout.
+    """The output of :func:`hf_longattn.engines.gathered.block_selected_attention`, without dropout.
 
     Raises:
         NoKernel: ``block_size`` does not fit the kernel's blocks, or this machine has no such kernel.

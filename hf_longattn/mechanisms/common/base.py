@@ -4,7 +4,7 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
-- ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
+- ``capabilities``, ``handling`` (:mod:`.capabilities`): its inputs, what it needs from its model, and what ``forward`` does by itself.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
   with the length that positions were trained for (:mod:`.locality`).
 - ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
@@ -28,15 +28,15 @@ from ...engines.dense import repeat_heads
 from ...engines.sequences import weights_per_sequence
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
-from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
+from ...positions.trained_distances import Locality
+from .capabilities import Capabilities, Handling, aligns_sequences
 from .decoding import AttendStep
 from .exact import full_of, weights_by_length
 from .layout import full_pairs
 from .options import Options
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms
-from .traits import Handling, Traits, aligns_sequences
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -69,7 +69,7 @@ class Mechanism(nn.Module, ABC):
     """Options that suit inputs of a few hundred tokens, for tests and plots."""
     covering_options: ClassVar[Mapping[str, int]] = {}
     """Options of :meth:`covering`, each as a multiple of the length."""
-    traits: Traits = Traits()
+    capabilities: Capabilities = Capabilities()
     """The mechanism's inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
     """What ``forward`` does by itself with padding, packed documents and graphs."""
@@ -98,7 +98,7 @@ class Mechanism(nn.Module, ABC):
         super().__init__()
         self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
         self.options = options
-        self.reads_grid = self.traits.needs_grid or options.order is not None
+        self.reads_grid = self.capabilities.needs_grid or options.order is not None
         """Whether the grid coordinates of tokens matter."""
         self.is_cross_attention = False
         """Whether queries and keys belong to different sequences, so that the keys' padding says nothing about the queries. Set for the
@@ -165,7 +165,7 @@ class Mechanism(nn.Module, ABC):
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
 
-        Rows and columns of padding are zeros, unless ``traits.ignores_padding`` is False. Queries of cross-attention are never padding.
+        Rows and columns of padding are zeros, unless ``ignores_padding`` is False. Queries of cross-attention are never padding.
 
         Raises:
             InputError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
@@ -177,7 +177,7 @@ class Mechanism(nn.Module, ABC):
             )
         if 0 in q.shape:
             return q.new_zeros(*q.shape[:3], k.shape[2])
-        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.traits.ignores_padding
+        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.capabilities.ignores_padding
         call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
@@ -253,7 +253,7 @@ class Mechanism(nn.Module, ABC):
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
 
         Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains

@@ -122,7 +122,7 @@ def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
     """Whether a text of this length gets full attention, without memory tokens."""
     used = for_length(mechanism, length, causal)
-    return used.covers(length, causal) and not (used.traits.recursion and used.traits.recursion.memory)
+    return used.covers(length, causal) and not (used.capabilities.recursion and used.capabilities.recursion.memory)
 
 
 def why_not_in_full(mechanism: Any) -> str:
@@ -130,8 +130,8 @@ def why_not_in_full(mechanism: Any) -> str:
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
         "reads a grid": mechanism.reads_grid,
-        "passes memory tokens from segment to segment": mechanism.traits.recursion is not None,
-        "counts padding with these options": not mechanism.traits.ignores_padding,
+        "passes memory tokens from segment to segment": mechanism.capabilities.recursion is not None,
+        "counts padding with these options": not mechanism.capabilities.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,
     }
     return next((why for why, holds in reasons.items() if holds), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...engines.call import UNBOUNDED
-from ...positions.distances import Locality, untrained_distances
+from ...positions.trained_distances import Locality, untrained_distances
 
 if TYPE_CHECKING:
     from ...positions.relative import Span
@@ -45,5 +45,5 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
-    :func:`~hf_longattn.positions.distances.untrained_distances`."""
+    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
     return untrained_distances(rule, trained, length, mechanism.locality(causal), keys_per_query(mechanism))

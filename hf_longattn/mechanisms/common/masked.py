@@ -19,24 +19,24 @@ from ...engines.call import (
     Pattern,
     mark_static,
 )
+from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
-from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...names import warn_missing
-from ...positions.distances import Locality
+from ...positions.trained_distances import Locality
 from .base import Mechanism
+from .capabilities import Handling
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .traits import Handling
 
 
 class MaskedMechanism(Mechanism):
     """A mechanism defined by a ``mask_mod`` over positions in the keys' sequence."""
 
-    traits = Mechanism.traits.but(takes_sinks=True)
+    capabilities = Mechanism.capabilities.but(takes_sinks=True)
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
@@ -71,7 +71,7 @@ class MaskedMechanism(Mechanism):
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        return self.kept_by_mask(k, call) if self.options.is_mask() and self.traits.recursion is None else None
+        return self.kept_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """:meth:`attended_keys` for a mechanism that only masks full attention."""
@@ -82,7 +82,7 @@ class MaskedMechanism(Mechanism):
     @property
     def attend_step(self) -> AttendStep | None:
         """:meth:`attend_rows` if the mechanism is nothing but a mask and no hook changes it; else ``None``."""
-        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.traits.stateful
+        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.capabilities.stateful
         return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
@@ -133,7 +133,7 @@ class MaskedMechanism(Mechanism):
         if tokens is not None and mask is not None and self._counts_from_starts:
             start = first_real(mask)[:, None]
             tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
-        if self.traits.takes_globals:
+        if self.capabilities.takes_globals:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
             rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
@@ -144,7 +144,7 @@ class MaskedMechanism(Mechanism):
     @property
     def _counts_from_starts(self) -> bool:
         """Whether positions count from each sequence's first real token, not from the first column."""
-        return self.handling.position_dependent and self.traits.ignores_padding
+        return self.handling.position_dependent and self.capabilities.ignores_padding
 
     def _places(self, columns: tuple[Tensor, Tensor], call: AttentionCall) -> tuple[Tensor, ...]:
         """Columns ``(Nq,)`` and ``(S,)`` as positions ``(B or 1, Nq)`` and ``(B or 1, S)``, in each sequence if the mechanism counts."""
@@ -153,7 +153,7 @@ class MaskedMechanism(Mechanism):
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
 
-    def attend_kept(
+    def attend_retained(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
         """Attention over the keys held by a cache.
@@ -251,7 +251,7 @@ class SparseMechanism(MaskedMechanism):
         Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
-        if not self.only_pattern() or self.options.order is not None or self.traits.token_rule is not None or has_hooks(self):
+        if not self.only_pattern() or self.options.order is not None or self.capabilities.global_token_ids is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True

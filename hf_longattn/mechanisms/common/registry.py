@@ -20,9 +20,9 @@ from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
+from .capabilities import Capabilities, Handling
 from .exact import why_not_in_full
 from .options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
-from .traits import Handling, Traits
 
 COMPOSED = {
     "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
@@ -102,7 +102,7 @@ def defined_at(value: Any) -> str:
 
 
 def _check_class(name: str, cls: Any) -> None:
-    """Raise :class:`OptionError` for a class without a method, a taken name, a trait set as an attribute, or undescribed options."""
+    """Raise :class:`OptionError` for a class without a method, a taken name, a capability set as an attribute, or undescribed options."""
     known = _REGISTRY.get(name)
 
     def here() -> str:  # reads the source
@@ -118,9 +118,9 @@ def _check_class(name: str, cls: Any) -> None:
         both = f"{defined_at(known)} and {defined_at(cls)}"
         raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
     attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
-    for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
+    for holder, fields in (("capabilities", Capabilities.__dataclass_fields__), ("handling", Handling._fields)):
         if misplaced := sorted(attributes.intersection(fields)):
-            change = "but" if holder == "traits" else "_replace"
+            change = "but" if holder == "capabilities" else "_replace"
             raise OptionError(
                 f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
                 f"({misplaced[0]}=...)."
@@ -191,7 +191,7 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid:
         for name, cls in _REGISTRY.items()
         if (causal is None or cls.causal in ("both", causal))
         and (engine is None or cls.engine == engine)
-        and (grid is None or cls.traits.needs_grid == grid)
+        and (grid is None or cls.capabilities.needs_grid == grid)
     )
 
 
@@ -202,27 +202,27 @@ def mechanism_info(name: str) -> MechanismInfo:
         OptionError: no mechanism has this name; the message has the nearest name.
     """
     cls = mechanism_class(name)
-    one_pass = not cls.traits.needs_grid and cls.causal is not True and prototype(name, {}).traits.recursion is None
-    refused = {RELATIVE: not cls.traits.takes_score_mod, ORDER: cls.traits.needs_grid, EXACT_LENGTH: not one_pass}
+    one_pass = not cls.capabilities.needs_grid and cls.causal is not True and prototype(name, {}).capabilities.recursion is None
+    refused = {RELATIVE: not cls.capabilities.takes_score_mod, ORDER: cls.capabilities.needs_grid, EXACT_LENGTH: not one_pass}
     options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
-    facts |= {name: getattr(cls.traits, name) for name in ("trains", "takes_globals", "needs_grid")}
+    facts |= {name: getattr(cls.capabilities, name) for name in ("trains", "takes_globals", "needs_grid")}
     return MechanismInfo(**(facts | {"options": options, "exact_when": _exact_when(cls)}))
 
 
 def input_in_words(name: str) -> str:
     """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier segments."""
     cls, built = mechanism_class(name), prototype(name, {})
-    if cls.traits.needs_grid:
+    if cls.capabilities.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
-    if cls.causal is True or built.traits.remembers:
+    if cls.causal is True or built.capabilities.remembers:
         return "a text"
-    return "a text; an image, in the order that `order` gives" if cls.traits.images_need_order else "a text; an image"
+    return "a text; an image, in the order that `order` gives" if cls.capabilities.images_need_order else "a text; an image"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
     """Description of the options with which a mechanism equals full attention."""
-    if cls.traits.needs_grid:
+    if cls.capabilities.needs_grid:
         covering: Any = getattr(cls, "covering_grid", None)
         return "never" if covering is None else f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
     forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
@@ -250,12 +250,12 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
     cls = mechanism_class(name)
     built = cls.options_type.build(name, options)
-    if built.relative is not None and not cls.traits.takes_score_mod:
+    if built.relative is not None and not cls.capabilities.takes_score_mod:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_kind(built.relative).counts_tokens and not cls.traits.moves_positions:
+    if built.relative is not None and relative_kind(built.relative).counts_tokens and not cls.capabilities.moves_positions:
         raise OptionError(
             f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
             "sees no further than the model was trained for, or choose 'full'."
@@ -264,7 +264,7 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
 
 
 def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
-    """A small instance of a mechanism with these options (or their JSON), to look up its form, locality and traits.
+    """A small instance of a mechanism with these options (or their JSON), to look up its form, locality and capabilities.
 
     Its tensors are on the meta device, without storage.
     """

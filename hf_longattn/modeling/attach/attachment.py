@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,11 +21,11 @@ from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
-from ...memory.cache_argument import find_cache
-from ...positions.relative import SelfExtend
+from ...memory.decode_cache import find_cache
+from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
-from ..family.config import attention_implementation
 from ..family.definition import attention_names
+from ..family.long_config import attention_implementation
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -32,7 +36,6 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .rotations import rotation_of
 from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -40,6 +43,16 @@ HEAD_DIMS = ("head_dim", "attention_head_size")
 SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
+FREQUENCIES = "inv_freq"
+"""The buffer of rotary modules with the frequencies. Models with several kinds of layers have one for each: ``full_attention_inv_freq``."""
+ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
+"""Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only (SmolLM3, Cohere 2)."""
+RIGHT_ANGLE = "rotate_half"
+"""The name of transformers' functions that turn ``x`` by a right angle, in the planes of a model's rotation."""
+HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
+"""The features 0, 1, 2, 3 after such a function, for planes of features of both halves, and of neighbouring features."""
+LATER_FEATURES = "qk_rope_head_dim"
+"""An attribute of attention modules that rotate the last features of a head (latent attention)."""
 
 
 def attach_mechanisms(
@@ -81,16 +94,16 @@ def attach_mechanisms(
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
         check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
-        if getattr(site.module, SINKS, None) is not None and not mechanism.traits.takes_sinks:
+        if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
             raise OptionError(
                 f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
         if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
-        if mechanism.traits.takes_hidden_states:
+        if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
-        if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):
+        if mechanism.capabilities.takes_hidden_states or mechanism.capabilities.stops_gradients(sys.maxsize):
             _hook_once(site.module, pass_layer_input)
         weight = next(site.module.parameters(), None)
         if weight is not None:
@@ -153,12 +166,12 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         )
     mechanisms = mechanisms_on(module).values()
     added: dict[str, Any] = {}
-    if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
+    if any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
-        if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
+        if any(mechanism.capabilities.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
             added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
     return (args, {**kwargs, **added}) if added else None
 
@@ -185,13 +198,13 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
     """Raise :class:`OptionError` if the layer's projections cannot be copied. They are not found, or rotated by position afterwards."""
     config = getattr(model, "config", None)
-    if mechanism.traits.copies and getattr(config, "rope_parameters", None):
+    if mechanism.capabilities.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    copied = {mechanism.traits.copies[name] for name in copied_parameters(site.module, mechanism.traits.copies)}
-    if missing := {name for name in mechanism.traits.copies.values() if name.endswith("weight")} - copied:
+    copied = {mechanism.capabilities.copies[name] for name in copied_parameters(site.module, mechanism.capabilities.copies)}
+    if missing := {name for name in mechanism.capabilities.copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."
@@ -204,4 +217,52 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):
                 return value
+    return None
+
+
+# ---- rotary positions, for relative positions that move them
+
+
+@dataclass(frozen=True)
+class ModelRotation:
+    """The rotation of a layer, read from the base's rotary module at every call, since some kinds change their frequencies with the length.
+
+    module: in a plain object, so that the layer's mechanism does not own it.
+    """
+
+    module: nn.Module
+    name: str
+    interleaved: bool
+
+    def __call__(self) -> Rotation:
+        return Rotation(getattr(self.module, self.name), self.interleaved)
+
+
+def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
+    """How ``model`` rotates the queries and keys of a layer.
+
+    Raises:
+        OptionError: it does not rotate the first features of every layer's heads, as far as its code says.
+    """
+    planes = _planes(site.module)
+    kinds = getattr(getattr(site.module, "config", None), "layer_types", None)
+    names = ([] if kinds is None or site.layer >= len(kinds) else [f"{kinds[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
+    path = list(accumulate(site.name.split("."), getattr, initial=model))
+    near = (child for owner in reversed(path) for child in (owner, *owner.children()))
+    frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
+    if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
+        raise OptionError(
+            f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
+            "leave relative positions that move rotary ones (self_extend) out."
+        )
+    return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
+
+
+def _planes(attention: nn.Module) -> list[float] | None:
+    """0, 1, 2, 3 turned by the function :data:`RIGHT_ANGLE` beside the base's attention class; ``None`` if that class does not use it."""
+    for kind in type(attention).__mro__:
+        turn = getattr(sys.modules[kind.__module__], RIGHT_ANGLE, None)
+        if turn is not None and ROTATES.search(inspect.getsource(kind)):
+            turned = turn(torch.arange(4.0, device="cpu")).tolist()
+            return turned if turned in (HALVES, INTERLEAVED) else None
     return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..backend import BACKEND, longattn_attention_forward, padding_of_row
-from ..family.config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
+from ..family.long_config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..family.validation import refuse_scoreless
 
 if TYPE_CHECKING:

@@ -1,18 +1,31 @@
-"""Learned memory tokens, passed from segment to segment by a model's mechanisms (Bulatov et al. 2022)."""
+"""Memory tokens, which pass from segment to segment of a text (Bulatov et al. 2022).
+
+The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states are concatenated, so
+that a head finds one per token. Rows are cut into segments from their first real token on, and positions restart in each segment. In an
+encoder, every segment starts with the first token ([CLS]). Its hidden state comes from the row's last segment, whose memory has seen the
+whole text.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import OptionError
+from ...engines.batch import first_real, in_graph, roll_left
+from ...errors import BackendError, InputError, OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.traits import Recursion
+from ...mechanisms.common.capabilities import Recursion
+from ...memory.decode_cache import CACHE
 from ..family.definition import PositionTable
 from .attention_sites import attention_sites
+
+TOKEN_MEMORY_ARGUMENT = "segment_memory"
+"""Keyword by which a head passes a call's memory tokens to its inner model."""
 
 
 class MemoryTokens(nn.Module):
@@ -37,7 +50,7 @@ class MemoryTokens(nn.Module):
 
 def recursions(model: nn.Module) -> set[Recursion | None]:
     """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
-    return {module.traits.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    return {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
@@ -80,3 +93,211 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
         )
     std = getattr(stack.config, "initializer_range", 0.02)
     stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
+
+
+# ---- running in segments
+
+
+def check_segment_counts(model: Any, count: int) -> None:
+    """Raise an error if processes with sharded weights have different numbers of segments. They would wait for each other forever.
+
+    Layers run once per segment, and all processes must gather their weights equally often.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    from torch.distributed.tensor import DTensor  # not in builds without distributed training
+
+    if not any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return  # without FSDP 2 or ZeRO-3
+    most = torch.tensor([count, -count], device=model.device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    if (least := -int(most[1])) != int(most[0]):
+        raise InputError(
+            f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but processes with shares "
+            "of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one length, or use DistributedDataParallel."
+        )
+
+
+ALONG_THE_TEXT = ("token_type_ids",)
+"""Per-token arguments ``(B, N)`` of all families, which are cut like the text. Arguments of pages are cut, too."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A call's input. Embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
+
+    embeddings: Tensor
+    real: Tensor
+    along: dict[str, Tensor]
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, arguments: dict[str, Any]) -> Text:
+        """Read the arguments of a base's ``forward``.
+
+        Raises:
+            OptionError: attentions are requested.
+            InputError: the mask is not a padding mask.
+        """
+        further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
+        ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        further.pop("position_ids", None)  # they restart in each segment
+        if further.get("output_attentions") or (further.get("output_attentions") is None and model.config.output_attentions):
+            raise OptionError(
+                "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
+                "leave output_attentions out."
+            )
+        if embeddings is None:
+            if ids is None:
+                raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+            embeddings = model.get_input_embeddings()(ids)
+        batch, length = embeddings.shape[:2]
+        if mask is not None and mask.shape != (batch, length):
+            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+        real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
+        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.spec.further) if further.get(name) is not None}
+        return cls(embeddings, real, along, further)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
+        """A copy with ``change`` applied to every per-token tensor."""
+        along = {name: change(x) for name, x in self.along.items()}
+        return Text(change(self.embeddings), change(self.real), along, self.arguments)
+
+    def rolled(self, start: Tensor) -> Text:
+        """A copy with row b rolled to the left by ``start[b]`` tokens."""
+        return self.mapped(lambda x: roll_left(x, start, 1))
+
+    def segments(self, size: int, causal: bool) -> list[Text]:
+        """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
+
+        def plain(at: int) -> Text:
+            return self.mapped(lambda x: x[:, at : at + size])
+
+        def after_first(at: int) -> Text:
+            return self.mapped(lambda x: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1))
+
+        length = self.real.shape[1]
+        if causal:
+            return [plain(at) for at in range(0, length, size)]
+        return [plain(0), *(after_first(at) for at in range(size, length, size - 1))]
+
+
+def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """The outputs of a base model with memory tokens for the whole text, which it reads in segments, one after another.
+
+    In an encoder, the first token's outputs come from the row's last segment.
+
+    Raises:
+        InputError: a decode cache is given or requested, or processes have different numbers of segments.
+    """
+    if arguments.get(CACHE) is not None or arguments.get("use_cache"):
+        raise InputError("A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False.")
+    text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
+    causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
+    start = first_real(text.real)
+    padded = in_graph() or bool(start.any())
+    segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
+    check_segment_counts(model, len(segments))
+    learned, batch = model.long_memory.tokens, text.real.shape[0]
+    memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
+    memory, size = memory.to(text.embeddings.dtype), memory.shape[1]
+    parts: list[Any] = []
+    for index, segment in enumerate(segments):
+        left = len(segments) - 1 - index
+        keep = left > 0 or remembered is not None
+        outputs = _run_segment(model, forward, segment, memory, write=causal and keep)
+        if keep:
+            memory = _written_memory(outputs.last_hidden_state, segment, memory, causal, first=index == 0)
+        if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
+            memory = memory.detach()
+        parts.append(outputs)
+    if remembered is not None:
+        remembered.take(memory)
+
+    def whole_text(states: Sequence[Tensor]) -> Tensor:
+        cut = [state[:, size : size + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
+        first = cut[0][:, :1]
+        for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
+            there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+            first = torch.where(there, state[:, :1], first)
+        rolled = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
+        return roll_left(rolled, -start, 1) if padded else rolled
+
+    outputs = _joined(parts, whole_text)
+    if outputs.get("pooler_output") is not None:
+        outputs.pooler_output = model.pooler(outputs.last_hidden_state)
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+
+
+def _run_segment(model: Any, forward: Callable[..., Any], segment: Text, memory: Tensor, *, write: bool) -> Any:
+    """The base's outputs for a segment, which include the memory tokens read and written."""
+    around = (memory.shape[1], memory.shape[1] if write else 0)
+    embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
+    mask = nn.functional.pad(segment.real.long(), around, value=1)
+    along = {name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()}
+    arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
+    return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
+
+
+def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool, *, first: bool) -> Tensor:
+    """The memory after a segment, from its last hidden states. Rows without a real token in the segment keep their memory."""
+    count, size = memory.shape[1], segment.real.shape[1]
+    written = hidden[:, count + size :] if causal else hidden[:, :count]
+    real = segment.real if causal or first else segment.real[:, 1:]
+    return torch.where(real.any(1)[:, None, None], written, memory)
+
+
+TOKENS, ROUTES, WEIGHTS = (
+    "a value for each token (B, N, …)",
+    "a value for each token of all rows (B·N, experts)",
+    "attention weights (B, H, Nq, Nk)",
+)
+FIELDS: Mapping[str, str] = {
+    "last_hidden_state": TOKENS,
+    "hidden_states": TOKENS,
+    "pooler_output": "a value for each row (B, …)",
+    "router_logits": ROUTES,
+    "attentions": WEIGHTS,
+    "cross_attentions": WEIGHTS,
+    CACHE: "a cache",
+}
+"""Every output field of base models that read texts, with its contents. Fields with a value for each layer hold a tuple of values."""
+
+
+def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+    """The outputs of all segments, joined to those of the whole text. The first of ``parts`` is changed and returned.
+
+    Args:
+        whole_text: joins tensors ``(B, n, …)`` of all segments to ``(B, N, …)``.
+
+    Raises:
+        BackendError: there is a field that cannot be joined.
+    """
+    outputs = parts[0]
+    rows = len(outputs.last_hidden_state)
+
+    def join(values: Sequence[Any], kind: str) -> Any:
+        if isinstance(values[0], tuple | list):
+            return tuple(join(layers, kind) for layers in zip(*values, strict=True))
+        if not isinstance(values[0], Tensor) or kind not in (TOKENS, ROUTES):
+            return values[0]
+        if kind == TOKENS:
+            return whole_text(values)
+        return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
+
+    for name in list(outputs):
+        if (kind := FIELDS.get(name)) in (None, WEIGHTS):
+            holds = "" if kind is None else f" ({kind})"
+            raise BackendError(
+                f"{type(outputs).__name__}.{name}{holds} cannot be returned with memory tokens; do not request it, or run the model "
+                "without."
+            )
+        outputs[name] = join([part[name] for part in parts], str(kind))
+    return outputs
+
+
+def wants_tuple(model: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of ``model`` requests its outputs as a tuple."""
+    by_name = arguments.get("return_dict")
+    return (model.config.return_dict if by_name is None else by_name) is False

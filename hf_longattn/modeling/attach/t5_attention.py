@@ -14,9 +14,9 @@ from transformers import Cache, EncoderDecoderCache
 
 from ...configuration import LongAttentionConfig
 from ...engines.score_terms import DistanceBias
-from ...memory.cache_argument import take_cache
+from ...memory.decode_cache import take_cache
 from ...positions.relative import buckets
-from ..family.config import LongEncoderDecoderConfig, runs_mechanisms
+from ..family.long_config import LongEncoderDecoderConfig, runs_mechanisms
 from .custom_attention import attend_by_mechanism
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}

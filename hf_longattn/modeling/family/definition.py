@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
 from ...names import load_module, module_names
-from .input_rule import PLAIN_TEXT
+from .input_spec import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Family:
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or images on a grid, sound, several towers.
+    spec: what the models read, an :class:`.input_spec.InputSpec`: texts by default, or images on a grid, sound, several towers.
     """
 
     config_class: type[PreTrainedConfig]
@@ -110,7 +110,7 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
-    rule: Any = PLAIN_TEXT
+    spec: Any = PLAIN_TEXT
 
     def __post_init__(self) -> None:
         """Register the family, and let its module make the Long classes.
@@ -142,7 +142,7 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        problem: str | None = self.rule.entry_problem(self, fields)
+        problem: str | None = self.spec.entry_problem(self, fields)
         return problem
 
     @property
@@ -172,7 +172,7 @@ class Family:
     @property
     def reads_text(self) -> bool:
         """Whether the input is a text's tokens. Other inputs are images, sound, or inputs of several towers."""
-        return bool(self.rule.reads == PLAIN_TEXT.reads)
+        return bool(self.spec.reads == PLAIN_TEXT.reads)
 
     @cached_property
     def base_model_name(self) -> str:
@@ -232,7 +232,7 @@ class Family:
         """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count.
 
         For images and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
-        return int(self.rule.most_tokens(self, config))
+        return int(self.spec.most_tokens(self, config))
 
     def scales_rotations(self, config: Any) -> bool:
         """Whether ``rope_parameters`` of this config can scale rotary positions. In the whole family or with this config."""

@@ -36,7 +36,7 @@ def takes_windows(config: Any, requested: str) -> bool:
     if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
         return False
     family = known_family(config)
-    if family is None or not family.rule.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
+    if family is None or not family.spec.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
         return False
     layers, causal = config.attending
     plan = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))

@@ -16,7 +16,7 @@ Made from what the base's class shows.
 from {module} import {config}
 
 from ..modeling.classes import Family
-from ..modeling.family.config import {kind}
+from ..modeling.family.long_config import {kind}
 {names}
 
 class {prefix}{config}({kind}, {config}):

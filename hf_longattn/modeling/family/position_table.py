@@ -80,7 +80,7 @@ class PositionTable:
         """
         import torch
 
-        from ...memory.cache_argument import CACHE
+        from ...memory.decode_cache import CACHE
 
         limit, tokens = self.tokens(config), input_of(arguments)
         if tokens is None:

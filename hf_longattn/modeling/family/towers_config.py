@@ -11,9 +11,9 @@ from transformers.configuration_utils import SubConfigSpec
 from ...errors import OptionError, nearest
 from ...files import check_config
 from ...names import BACKEND
-from .config import DEFAULTS, LongConfig
 from .definition import Family, long_config, tower_field
-from .input_rule import InputRule
+from .input_spec import InputSpec
+from .long_config import DEFAULTS, LongConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -24,8 +24,8 @@ TOWERS = "towers"
 """The key of ``long_attention`` for separate towers: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
 
 
-class TowersRule(InputRule):
-    """The inputs of several towers. Each tower has the rule of its family."""
+class TowersSpec(InputSpec):
+    """The inputs of several towers. Each tower has the spec of its family."""
 
     reads = "towers"
     mixins = ("LongTowersMixin", "LongTowersMixin")
@@ -36,7 +36,7 @@ class TowersRule(InputRule):
 
     def most_tokens(self, family: Family, config: Any) -> int:
         """Maximum number of tokens of a text."""
-        towers = {name: tower for name, tower in family.towers.items() if tower.rule.counts_tokens}
+        towers = {name: tower for name, tower in family.towers.items() if tower.spec.counts_tokens}
         return max((tower.longest(getattr(config, tower_field(name))) for name, tower in towers.items()), default=0)
 
 
@@ -140,4 +140,4 @@ def _tower_values(config: Any, config_class: type[LongConfig], long_attention: A
 def towers(module: str, base: type[Any], name: str, *, text: Family, vision: Family) -> Family:
     """The family in ``module`` of a model ``name`` with a tower of each family."""
     classes = {"text": text.config_class, "vision": vision.config_class}
-    return Family(long_config(module, LongTowersConfig, base, tower_classes=classes), rule=TowersRule(), classes=(name,))
+    return Family(long_config(module, LongTowersConfig, base, tower_classes=classes), spec=TowersSpec(), classes=(name,))

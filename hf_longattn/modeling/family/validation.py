@@ -40,7 +40,7 @@ def _rows_after_padding(table: nn.Module) -> int | None:
 def refuse_scoreless(model: nn.Module, why: str) -> None:
     """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the model changes scores."""
     for module in model.modules():
-        if isinstance(module, Mechanism) and not module.traits.takes_score_mod:
+        if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
             raise OptionError(
                 f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of single "
                 "tokens that could change; choose one that has, for example mechanism='window'."

@@ -22,7 +22,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
-from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument

@@ -31,7 +31,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_on
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
-from hf_longattn.modeling.run.losses import auxiliary_loss
+from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
@@ -164,8 +164,10 @@ class AttentionTransfer(Mechanism):
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
-        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod", "token_rule")
-        self.traits = self.traits.but(needs_whole_batch="always", **{name: getattr(student.traits, name) for name in same})
+        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod", "global_token_ids")
+        self.capabilities = self.capabilities.but(
+            needs_whole_batch="always", **{name: getattr(student.capabilities, name) for name in same}
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         target = self.softmax(q, k, v, call)

@@ -25,7 +25,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.qa_reader import Answer, best_answers
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
-from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish

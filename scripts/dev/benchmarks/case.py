@@ -125,7 +125,7 @@ class AttentionInputs:
         arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
         if self.case.grid:
             arguments["grid"] = tuple(self.case.grid)
-        return {**arguments, "hidden_states": self.hidden} if self.mechanism.traits.takes_hidden_states else arguments
+        return {**arguments, "hidden_states": self.hidden} if self.mechanism.capabilities.takes_hidden_states else arguments
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H·D) -> (B, H, N, D)."""

@@ -25,7 +25,7 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     case, mechanism = inputs.case, inputs.mechanism
     if computes == "full":
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
-    elif mechanism.traits.needs_grid:
+    elif mechanism.capabilities.needs_grid:
         on_grid: Any = mechanism.on_grid
         visible = on_grid(Grid(tuple(case.grid))).mask_mod(case.causal, None)
     elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.order is None and mechanism.options.is_mask():

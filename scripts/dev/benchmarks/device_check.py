@@ -129,7 +129,7 @@ class Inputs:
         self.mechanism = build_mechanism(case.mechanism, **settings, **case.options).to(device).eval()
         if case.grid:
             self.arguments["grid"] = GRIDS[length]
-        if self.mechanism.traits.takes_hidden_states:
+        if self.mechanism.capabilities.takes_hidden_states:
             self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
         if case.dropout:
             self.arguments["dropout_p"] = case.dropout

@@ -25,7 +25,7 @@ from hf_longattn import convert_checkpoint, export_checkpoint
 from hf_longattn.conversion.adopt import ADOPTIONS
 from hf_longattn.conversion.source_models import quiet_libraries
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.kind import kind_of
+from hf_longattn.inputs.modality import modality_of
 from hf_longattn.modeling.family.definition import tower_field
 from hf_longattn.positions.tables import moves_rows
 from hf_longattn.reports import FAILED as FAILED_CHECK
@@ -59,7 +59,7 @@ class Differs(Exception):
 
 
 class NotApplicable(Exception):
-    """A check that does not apply to this kind of model, and why."""
+    """A check that does not apply to this model, and why."""
 
 
 class Subject:
@@ -71,8 +71,8 @@ class Subject:
 
     def __init__(self, base: str, folder: Path) -> None:
         self.base, self.folder, self.family = base, folder, FAMILIES[base]
-        self.kind, self.head, self.short = kind_of(self.family), known_head(base), folder / "short"
-        self.reads = self.family.rule.reads if not self.family.towers else "towers"
+        self.modality, self.head, self.short = modality_of(self.family), known_head(base), folder / "short"
+        self.reads = self.family.spec.reads if not self.family.towers else "towers"
 
     @cached_property
     def config(self) -> Any:
@@ -85,10 +85,10 @@ class Subject:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of a conversion to larger inputs by a window of all that the base sees, and positions that keep its outputs."""
-        if any(getattr(part.rule, "shapes", None) for part in self.kind.parts.values()):
+        if any(getattr(part.spec, "shapes", None) for part in self.modality.parts.values()):
             raise NotApplicable("reads images of any size, so that there is no size to convert")
         settings: dict[str, Any] = {}
-        for name, part in self.kind.parts.items():
+        for name, part in self.modality.parts.items():
             config = getattr(self.config, tower_field(name)) if name else self.config
             attention, size = self.of_part(part, config)
             settings |= size
@@ -102,14 +102,14 @@ class Subject:
 
     def of_part(self, part: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The attention of a stack, and the settings of its size."""
-        rule: Any = part.rule
-        if rule.reads == "grid":
-            size = rule.sizes(config)[0]
+        spec: Any = part.spec
+        if spec.reads == "grid":
+            size = spec.sizes(config)[0]
             larger = "x".join(str(2 * side) for side in size)
-            return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, {"image_size": larger}
-        if rule.reads == "sound":
-            seconds = GROWTH * rule.durations(config)[0]
-            frames = rule.frames(config, rule.length(rule.durations(config)[0]))
+            return {"mechanism": "window2d", "window": max(spec.of_size(config, size).sizes)}, {"image_size": larger}
+        if spec.reads == "sound":
+            seconds = GROWTH * spec.durations(config)[0]
+            frames = spec.frames(config, spec.length(spec.durations(config)[0]))
             return {"mechanism": "window", "left": frames, "right": frames}, {"audio_seconds": seconds, "needs_training": True}
         tables = part.family.position_tables
         length = tables[0].tokens(config) if tables else part.family.base_length(config)

@@ -106,7 +106,7 @@ def families_json() -> str:
 def derive(model_type: str) -> dict[str, Any]:
     """The facts of the family of a base, as ``families.json`` stores them.
 
-    kind: the config class in :mod:`hf_longattn.modeling.family.config`.
+    kind: the config class in :mod:`hf_longattn.modeling.family.long_config`.
     attributes: the class attributes of the Long config.
     module: the module of the base's config class, if its name is unusual.
     head_dim: the attribute of attention modules with the width of a key, if its name is unusual.

@@ -318,7 +318,7 @@ def layer_counts(
             arguments["documents"] = (places * documents // LENGTH)[None]
         if global_tokens or scattered:
             arguments["global_mask"] = real & (places % 250 == 100 if scattered else real.cumsum(1) <= global_tokens)
-        if module.traits.takes_hidden_states:
+        if module.capabilities.takes_hidden_states:
             arguments["hidden_states"] = upstream.transpose(1, 2).flatten(2)
         prepared, call = prepare(q, k, v, module, **arguments)
         call = call.replace(global_mask=batch.for_one_pass(call.global_mask))  # as a model does

@@ -124,9 +124,9 @@ def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
     """
     if FAMILIES[base].towers:
         return small_towers_config(base, shape)
-    if FAMILIES[base].rule.reads == "sound":
+    if FAMILIES[base].spec.reads == "sound":
         return small_audio_config(base, shape, max_source_positions=200)  # 4 seconds of Whisper's
-    if FAMILIES[base].rule.reads == "grid":
+    if FAMILIES[base].spec.reads == "grid":
         return small_image_config(base, shape)
     return small_config(base, shape, attention_type="original_full", **tokens)
 

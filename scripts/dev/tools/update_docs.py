@@ -155,10 +155,10 @@ def _positions(family: Family) -> str:
         return "rotary"
     if family.no_positions:
         return "none"
-    if family.rule.reads == "grid":
+    if family.spec.reads == "grid":
         return "of patches"
-    if family.rule.reads == "sound":
-        return family.rule.positions
+    if family.spec.reads == "sound":
+        return family.spec.positions
     kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
     kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
     return "; ".join(sorted(kinds)) or "relative"
@@ -171,7 +171,7 @@ def families() -> str:
     """All families, grouped by what they read and by how positions are encoded."""
     groups: dict[tuple[str, str], list[str]] = {}
     for base, family in sorted(FAMILIES.items()):
-        groups.setdefault((READS[family.rule.reads], _positions(family)), []).append(f"`{base}`")
+        groups.setdefault((READS[family.spec.reads], _positions(family)), []).append(f"`{base}`")
     rows = [[reads, positions, ", ".join(names)] for (reads, positions), names in sorted(groups.items())]
     return left(markdown_table(["reads", "positions", "model types"], rows))
 

@@ -32,7 +32,7 @@ CORE = tuple(
     for name in (
         *("test_attend", "test_declared", "test_reading", "test_configuration", "test_public_names"),
         *("modeling/test_config", "modeling/test_loading", "modeling/test_stored_formats", "modeling/test_overrides"),
-        *("memory/test_cache_layer", "memory/test_decoding_contract"),
+        *("memory/test_cache_layers", "memory/test_decoding"),
     )
 )
 MAKE_BERT = """

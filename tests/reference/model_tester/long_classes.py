@@ -105,7 +105,7 @@ class Tester:
         mask = random_attention_mask([self.batch_size, self.seq_length])
         inputs = {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
         config = self.get_config()
-        inputs |= long_families.FAMILIES[self.base].rule.further_inputs(config, self.batch_size, self.seq_length)
+        inputs |= long_families.FAMILIES[self.base].spec.further_inputs(config, self.batch_size, self.seq_length)
         if long_families.FAMILIES[self.base].two_stacks:
             inputs["input_ids"] = inputs["input_ids"].clamp(min=3)
             inputs["input_ids"][:, -1] = 2  # classification reads the decoder where the text ends
@@ -122,9 +122,9 @@ class ImageTester(Tester):
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
-        config, rule = self.get_config(), long_families.FAMILIES[base].rule
+        config, spec = self.get_config(), long_families.FAMILIES[base].spec
         cells = (self.image_size // self.patch_size) ** 2
-        self.seq_length = cells + rule.prefix_of(config)
+        self.seq_length = cells + spec.prefix_of(config)
 
     def get_config(self):
         shape = Shape(width=32, layers=self.num_hidden_layers, heads=4, inner=37)
@@ -138,8 +138,8 @@ class ImageTester(Tester):
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].rule
-        if rule.shapes is None:
+        side, spec = self.image_size // self.patch_size, long_families.FAMILIES[self.base].spec
+        if spec.shapes is None:
             inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])}
             return self.get_config(), inputs
         return self.get_config(), {
@@ -171,10 +171,10 @@ class TowersTester(Tester):
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
-        rule = towers["vision"].rule
-        images = rule.arguments(config.vision_config, pixels)
-        if rule.shapes is not None:
-            images[rule.shapes] = torch.tensor([images[rule.shapes]] * self.batch_size)
+        spec = towers["vision"].spec
+        images = spec.arguments(config.vision_config, pixels)
+        if spec.shapes is not None:
+            images[spec.shapes] = torch.tensor([images[spec.shapes]] * self.batch_size)
             images["pixel_attention_mask"] = torch.ones(images["pixel_values"].shape[:2], dtype=torch.long)
         return config, {**inputs, **images}
 
@@ -186,9 +186,9 @@ class AudioTester(Tester):
 
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         super().__init__(parent, base, plain)
-        rule = long_families.FAMILIES[base].rule
-        self.length = self.samples if rule.features is None else self.rows
-        self.seq_length = self.encoder_seq_length = self.key_length = rule.frames(self.get_config(), self.length)
+        spec = long_families.FAMILIES[base].spec
+        self.length = self.samples if spec.features is None else self.rows
+        self.seq_length = self.encoder_seq_length = self.key_length = spec.frames(self.get_config(), self.length)
 
     def get_config(self):
         sizes = Shape(width=32, layers=SHAPE.layers, heads=4, inner=37)
@@ -202,9 +202,9 @@ class AudioTester(Tester):
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        config, rule = self.get_config(), long_families.FAMILIES[self.base].rule
-        shape = [self.batch_size, self.length] + ([] if rule.features is None else [rule.features(config)])
-        inputs = {rule.input: rule.as_input(floats_tensor(shape)).contiguous()}
+        config, spec = self.get_config(), long_families.FAMILIES[self.base].spec
+        shape = [self.batch_size, self.length] + ([] if spec.features is None else [spec.features(config)])
+        inputs = {spec.input: spec.as_input(floats_tensor(shape)).contiguous()}
         inputs["attention_mask"] = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids_tensor([self.batch_size, self.decoder_seq_length], self.vocab_size - 2)
@@ -216,7 +216,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
     config_class = family.base_config_class if plain else family.config_class
-    grids = [one.rule for one in (family, *family.towers.values()) if one.rule.reads == "grid"]
+    grids = [one.spec for one in (family, *family.towers.values()) if one.spec.reads == "grid"]
     patches = next((grid.shapes for grid in grids if grid.shapes is not None), None)
 
     @require_torch
@@ -237,7 +237,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:
-            reads_images, reads_sound = family.rule.reads == "grid", family.rule.reads == "sound"
+            reads_images, reads_sound = family.spec.reads == "grid", family.spec.reads == "sound"
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
             kind = "images" if reads_images else "sounds" if reads_sound else "towers" if family.towers else ""
             skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
@@ -262,7 +262,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
                 pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)
                 inputs |= {name: torch.zeros(batch, dtype=torch.long, device=torch_device) for name in pair}
-            if return_labels and family.rule.reads == "sound" and model_class.__name__.endswith("ForConditionalGeneration"):
+            if return_labels and family.spec.reads == "sound" and model_class.__name__.endswith("ForConditionalGeneration"):
                 inputs["labels"] = inputs["decoder_input_ids"]
             if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
                 text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)

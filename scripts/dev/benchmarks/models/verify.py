@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_longattn.engines.cpu.flash import additive_mask
+from hf_longattn.engines.cpu.kernels import additive_mask
 
 from ..case import AttentionInputs
 from ..definition import mask_of

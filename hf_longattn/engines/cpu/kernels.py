@@ -1,0 +1,316 @@
+"""Kernels for one part of a softmax on the CPU: PyTorch's fused kernel, plain products, and products with dropout.
+
+**Merging.** A softmax is computed in several calls over disjoint sets of keys. Call p gives output o_p and log-sum-exp l_p. The merged
+results are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is
+exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023, FlashAttention-2, section 3.1). It depends only on the merged o and l, so the backward pass
+of a kernel runs separately for each p. The path ``dense-masked`` is a single call over all keys. Its mask combines the band and the global
+tokens (:func:`cached_mask`).
+
+**Dropout.** The fused kernel has none, so weights are computed in tiles that stay in the CPU cache. A weight is dropped with probability p,
+if its 16 random bits are below round(65,536 p). The other weights are divided by the keep probability, so that the expected output equals
+the output without dropout. The bits are a hash of seed, tile and pair. The backward pass recomputes them, so memory is linear in the number
+of tokens. PyTorch's `bernoulli_` takes several times as long. Let w_j be a weight, m_j its dropout mask (0 or 1), and s the keep
+probability. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the gradient of a score is w_j (m_j g·v_j / s - g·o). This has the form
+of the gradient above, so parts are merged in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...names import look_up
+from ..batch import in_graph, no_fused_kernels
+from ..byte_cache import BYTE_CACHE
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
+from ..dense import products, unit_stride
+
+MASKED = -1e30
+"""Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
+MAX_SHARED_CELLS = 1 << 17
+"""Maximum entries of a cached mask."""
+MAX_PLAIN_KEYS = 8
+"""Maximum keys for plain operations. For more keys, the kernel is faster."""
+BITS = 16
+"""Random bits per weight that dropout draws."""
+MAX_TILE_PAIRS = 1 << 20
+"""Maximum query-key pairs in a tile with dropout, so that several arrays of this size fit into the CPU cache."""
+flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
+"""PyTorch's fused attention kernel for the CPU, and its backward pass."""
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""The gradients of q, k and v."""
+
+
+def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:
+    """Why the fused kernel does not run, as a clause. Score terms are not checked.
+
+    Args:
+        drops: whether the path implements this call's dropout without the kernel.
+        exports: whether the path supports exported graphs.
+    """
+    if context.device != "cpu":
+        return ELSEWHERE
+    if not exports and context.exporting:
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if not torch.compiler.is_compiling() and context.plain_only is not None:
+        return context.plain_only
+    return "the fused kernel has no dropout" if context.call.dropout and not drops else None
+
+
+def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
+    """Why the fused kernel does not run tiles of listed queries and keys, as a clause."""
+    if (why := why_not(context, drops=drops, exports=True)) is not None:
+        return why
+    if context.call.score_mod is not None:
+        return "the fused kernel adds no score term"
+    return "the bias of its tiles needs gradients" if context.learned_bias else None
+
+
+def mask_dtype(q: Tensor) -> torch.dtype:
+    """The dtype of the kernel's masks and log-sum-exps."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask: :data:`MASKED` where ``hidden`` (bool) is True, else 0."""
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
+
+
+def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor | None:
+    """The additive mask ``(N,)`` of one batch item from ``key_mask (B, N)``, or ``None`` without padding."""
+    return None if key_mask is None or bool(key_mask[item].all()) else additive_mask(~key_mask[item], dtype)
+
+
+def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``. Merging the heads is then free."""
+    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
+
+
+def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
+    batch, heads, length, width = q.shape
+    lse = q.new_empty(batch, length, heads, dtype=mask_dtype(q)).transpose(1, 2)
+    return q.new_empty(batch, length, heads, width).transpose(1, 2), lse
+
+
+def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into the result of earlier parts, in place."""
+    merged = torch.logaddexp(lse, part_lse)
+    out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
+    lse.copy_(merged)
+
+
+def merge_sinks(out: Tensor, lse: Tensor, sink_scores: Tensor) -> None:
+    """Merge sinks with scores ``(H,)`` and no value into output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)``, in place."""
+    merged = torch.logaddexp(lse, sink_scores.to(lse.dtype)[:, None])
+    out.mul_((lse - merged).exp_()[..., None].to(out.dtype))
+    lse.copy_(merged)
+
+
+def zero_unseen(out: Tensor, lse: Tensor) -> None:
+    """Set output and log-sum-exp of queries without a visible key to zero, in place."""
+    unseen = lse <= MASKED / 2
+    if bool(unseen.any()):
+        out.masked_fill_(unseen[..., None], 0)
+        lse.masked_fill_(unseen, 0)
+
+
+def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` for a few keys ``(b, H, g, D)``, by plain operations."""
+    scores = products(q, k).mul_(scale)
+    scores = scores if mask is None else scores.add_(mask)
+    lse = scores.logsumexp(-1)
+    if k.shape[2] == 1:
+        return v.expand_as(q), lse
+    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
+
+
+def plain_gradients(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the scores and the weights, each ``(n, H, rows, columns)``, by plain matrix products.
+
+    Args:
+        grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
+        k, v: ``(n, H, columns, D)``.
+        memory: buffer for the gradient. If given, the mask ``(n, H, rows, columns)`` may be overwritten.
+    """
+    if mask is not None and memory is not None and len(q) == 1:
+        scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
+    else:
+        scores = (q * scale) @ k.mT
+        scores = scores if mask is None else scores.add_(mask)
+    weights = (scores - lse[..., None]).exp_()
+    return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
+
+
+def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The cached additive mask of a dense call: a band, and global tokens that are equal in all batch rows. ``None`` for other calls."""
+    tokens = call.global_mask
+    if q_len == 1 or in_graph() or no_fused_kernels() is not None:
+        return None
+    if call.key_mask is not None or call.score_mod is not None or call.dropout or call.sink_scores is not None:
+        return None
+    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
+        return None
+    index = None if tokens is None else tokens[0].nonzero()[:, 0]
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # MASKED overflows float16
+    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a query."""
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
+
+
+def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at key ``shift``."""
+    tokens = () if index is None else tuple(index.tolist())
+
+    def make() -> Tensor:
+        chosen = torch.zeros(1, kv_len, dtype=torch.bool)
+        chosen[0, list(tokens)] = True
+        rows = torch.arange(shift, shift + q_len)[:, None]
+        return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
+
+    return BYTE_CACHE.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)
+
+
+class Dropout(NamedTuple):
+    """Dropout of the weights in one forward pass and its backward pass."""
+
+    probability: float
+    seed: int
+
+    @property
+    def threshold(self) -> int:
+        """A weight is dropped if its random bits are below this number."""
+        return round(self.probability * (1 << BITS))
+
+    @property
+    def keep_probability(self) -> float:
+        """Probability that a weight is not dropped."""
+        return 1 - self.threshold / (1 << BITS)
+
+    def mask(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
+        """The dropout mask of one tile, shaped as ``like``: 0 for dropped weights, 1 for the others."""
+        bits = random_bits(like.numel(), self.seed, place).view(like.shape)
+        return torch.ge(bits, self.threshold - (1 << (BITS - 1)), out=torch.empty_like(like))
+
+    def forward(
+        self, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
+
+        Args:
+            place: numbers that identify the part within the pass. They seed its random bits.
+            q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
+            mask: additive, broadcastable to ``(b, H, n, w)``.
+        """
+        out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
+            weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
+            weights.mul_(self.mask(weights, (*place, number)))
+            out[at] = (weights @ v[at].to(weights.dtype)).div_(self.keep_probability)
+        return out, lse
+
+    def backward(
+        self, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
+        scale: float,
+    ) -> Gradients:  # fmt: skip
+        """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        dtype = lse.dtype
+        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
+            weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
+            share = (of_tile - lse[at]).exp_()[..., None]  # fraction of the whole softmax that this tile has
+            keep = self.mask(weights, (*place, number))
+            of_out = grad[at].to(dtype)
+            of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
+            of_out = of_out / self.keep_probability
+            of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
+            dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
+            share *= scale
+            dq[at] = (of_scores @ k[at].to(dtype)).mul_(share)
+            dk[at] = of_scores.transpose(-1, -2) @ (q[at].to(dtype) * share)
+        return dq, dk, dv
+
+
+def drops_some(probability: float) -> bool:
+    """Whether the probability, rounded to 16 bits, is neither 0 nor 1."""
+    return 0 < Dropout(probability, 0).threshold < 1 << BITS
+
+
+def drops_in_tiles(context: DispatchContext) -> bool:
+    """Whether the CPU's engines draw the dropout of this call in tiles.
+
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score terms are excluded.
+    """
+    call = context.call
+    if not call.dropout or context.device != "cpu" or torch.compiler.is_exporting() or call.score_mod is not None:
+        return False
+    if not drops_some(call.dropout):
+        return False
+    return not context.few_pairs and (torch.compiler.is_compiling() or context.plain_only is None)
+
+
+def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
+    """``count`` random int16, determined by ``seed`` and ``place``.
+
+    Computed as a hash of counters: MurmurHash3's finalizer with two keys.
+    """
+    for number in place:
+        seed = _mixed(seed + number)
+    first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
+    size = -(-count // 2)
+    x = _counters(1 << (size - 1).bit_length())[:size] ^ first
+    shifted = torch.empty_like(x)
+    for shift, factor, key in ((16, 0x85EBCA6B, second), (13, 0xC2B2AE35, 0), (16, 1, 0)):
+        x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
+        if factor > 1:
+            x.mul_(_signed(factor)).add_(key)
+    return x.view(torch.int16)[:count]
+
+
+def _mixed(number: int) -> int:
+    """A 64-bit hash of ``number`` (Steele et al. 2014, SplitMix)."""
+    number += 0x9E3779B97F4A7C15
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        number = (number % (1 << 64) ^ number % (1 << 64) >> shift) * factor
+    return number
+
+
+@functools.lru_cache(8)
+def _counters(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32).mul_(_signed(0x9E3779B1))
+
+
+def _signed(number: int) -> int:
+    """The signed 32-bit integer with the same bits as ``number``."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
+    """Index and additive mask of every tile: some heads of a batch item, or several batch items."""
+    batch, heads, rows, columns = *q.shape[:3], k.shape[2]
+    fitting = max(1, MAX_TILE_PAIRS // (rows * columns))
+    for item in range(0, batch, step := max(1, fitting // heads)):
+        for head in range(0, heads, fitting):
+            at = slice(item, item + step), slice(head, head + fitting)
+            yield (
+                at,
+                None if mask is None else mask[tuple(slice(None) if n == 1 else part for n, part in zip(mask.shape, at, strict=False))],
+            )
+
+
+def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Softmax weights and log-sum-exp of a tile. The largest score and its weight give the log-sum-exp."""
+    scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
+    scores = scores if mask is None else scores.add_(mask)
+    weights = scores.softmax(-1)
+    return weights, scores.amax(-1) - weights.amax(-1).log_()

@@ -1,0 +1,486 @@
+"""The path ``cpu-gathered``: tiles of query-key pairs in calls of PyTorch's fused CPU kernel.
+
+Tile rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A
+few rows are computed at a time, so that gathered tokens stay in the CPU cache and their memory is reused. The layout of these calls depends
+on the tile and on numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..byte_cache import BYTE_CACHE
+from ..call import DispatchContext, GatherTile
+from .kernels import MASKED, MAX_SHARED_CELLS, additive_mask, drops_in_tiles, padding_of, why_not_tiles
+from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
+
+CHUNK_BYTES = 800
+"""Estimated size of a :class:`Chunk`, in bytes."""
+MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
+"""Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
+NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
+"""Mask of a tile row: nothing visible (row skipped), no mask, one mask over keys for all its queries, or one per query-key pair."""
+
+
+class Rules(NamedTuple):
+    """Pairs with ``low <= query - key <= high`` are visible, except those with ``hidden_low <= query - key <= hidden_high``."""
+
+    low: int = -MAX_DISTANCE
+    high: int = MAX_DISTANCE
+    hidden_low: int = MAX_DISTANCE
+    hidden_high: int = -MAX_DISTANCE
+
+    @classmethod
+    def of(cls, tile: GatherTile) -> Rules:
+        low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
+        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
+        return cls(*(max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds))
+
+
+class TileSpec(NamedTuple):
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.call.GatherTile`."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    rules: Rules
+
+
+class _Row(NamedTuple):
+    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row's tokens are higher by ``step``."""
+
+    start: int
+    stride: int
+    size: int
+    slot: int
+    step: int = 0
+
+    def runs(self, row: int, count: int, first: int, size: int) -> Runs:
+        """The tokens ``first … first + size - 1`` of ``count`` rows, which begin ``row`` rows after this one."""
+        return Runs(self.start + row * self.step + first * self.stride, size, count, self.step, self.stride)
+
+
+class Chunk(NamedTuple):
+    """The part of a tile in one kernel call: some heads, rows and query slots. It has all keys of its rows."""
+
+    heads: slice
+    rows: slice
+    slots: slice
+    key_slots: slice
+    queries: Runs | None
+    """``None`` if tokens are gathered by index."""
+    keys: Runs | None
+    need: int
+    """NO_MASK, KEY_MASK or PAIR_MASK."""
+    holes: bool
+    """Whether some listed query is an empty slot."""
+
+
+class Limits(NamedTuple):
+    """Maximum size of a call: tokens times heads, of queries and of keys, and mask entries. Masks shared by all rows do not count."""
+
+    queries: int
+    keys: int
+    """Maximum keys if they are gathered."""
+    viewed: int
+    """Maximum keys if they are read as a view."""
+    mask: int = 1 << 18
+
+
+class Layout(NamedTuple):
+    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a call."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    complete: bool
+
+    def of(self, item: int) -> tuple[Chunk, ...]:
+        """The calls for a batch item."""
+        return self.chunks[item % len(self.chunks)]
+
+    def nbytes(self) -> int:
+        """The estimated size in memory."""
+        return CHUNK_BYTES * sum(map(len, self.chunks))
+
+
+def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
+    """The layout of a tile, cached for its index tensors."""
+    tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
+    key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
+    return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), Layout.nbytes)
+
+
+def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
+    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    empty = (spec.queries < 0).any(-1).expand(needs.shape)
+    per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    shared = needs.shape[:2] == (1, 1)
+    listed = int((spec.queries >= 0).sum((-1, -2)).min())
+    items = []
+    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        chunks = []
+        for first, count in _groups(signature, query_runs, key_runs):
+            if signature[first] == NO_PAIR:
+                continue
+            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
+                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                low, high = min(rows), max(rows)
+                if high != NO_PAIR:
+                    has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEY_MASK) if low == NO_PAIR else high, holes=has_holes))
+        items.append(tuple(chunks))
+    return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
+
+
+def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
+    """The kind of mask of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Views skip empty key slots without a mask."""
+    queries, keys, bias, rules = spec
+    real = queries >= 0
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    if rules == Rules() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+        return torch.full(shape, NO_MASK)
+    nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
+    farthest = queries.amax(-1, keepdim=True) - keys
+    empty = keys < 0
+    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
+    never = never | ((nearest >= rules.hidden_low) & (farthest <= rules.hidden_high))
+    always = always & ((farthest < rules.hidden_low) | (nearest > rules.hidden_high))
+    if bias is not None and bias.dtype == torch.bool:
+        never, always = never | ~bias.any(-2), always & bias.all(-2)
+    hidden = never & ~(empty & torch.tensor(viewed)[:, None])
+    need = torch.where((~never & ~always).any(-1), PAIR_MASK, torch.where(hidden.any(-1), KEY_MASK, NO_MASK))
+    if bias is not None and bias.dtype != torch.bool:
+        need = need.clamp(min=PAIR_MASK if bias.shape[-2] > 1 else KEY_MASK)
+    return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
+
+
+def _runs(index: Tensor) -> list[_Row | None] | None:
+    """Start, stride and size of each row of ``index (1, 1, R, T)``; ``None`` for a row that is not equally spaced.
+
+    Returns ``None`` if ``index`` has several items or heads, or if the step between rows changes often.
+    """
+    if index.shape[:2] != (1, 1):
+        return None
+    index = index[0, 0]
+    real = index >= 0
+    size, slot = real.sum(-1), real.int().argmax(-1)
+    start = index.gather(1, slot[:, None])[:, 0]
+    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, following - start, 1)
+    place = torch.arange(index.shape[1]) - slot[:, None]
+    within = (place >= 0) & (place < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
+        return None
+    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
+
+
+def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int]]:
+    """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
+
+    listed = [side for side in sides if side is not None]
+    shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
+    kinds = list(zip(needs, *shapes, strict=True))
+    starts = [[0 if row is None else row.start for row in side] for side in listed]
+    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(needs)
+    first = 0
+    while first < len(needs):
+        last = first
+        while last + 1 < len(needs) and kinds[last + 1] == kinds[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
+            last += 1
+        yield first, last + 1 - first
+        first = last + 1
+
+
+def _joined(runs: list[_Row | None], first: int, count: int) -> _Row | None:
+    run, following = runs[first], runs[min(first + 1, first + count - 1)]
+    return None if run is None or following is None else run._replace(step=following.start - run.start)
+
+
+def _cut(
+    spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
+    limits: Limits, need: int,
+) -> Iterator[Chunk]:  # fmt: skip
+    """Cut ``count`` equal rows into calls within ``limits``. A call takes slots of one row first.
+    If there is room, it adds rows, then heads, if heads differ (``per_head``); otherwise it adds heads, then rows."""
+    size = spec.queries.shape[-1] if queries is None else queries.size
+    width = spec.keys.shape[-1] if keys is None else keys.size
+    aligned = queries is not None and keys is not None and queries.step == keys.step
+    slots = min(size, limits.queries)
+    if need == PAIR_MASK:
+        slots = min(slots, max(32, limits.mask // width))
+    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    if need == PAIR_MASK and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if per_head else heads))
+    units = max(1, units)
+    if per_head:
+        rows_per_call = min(count, units)
+        heads_per_call = min(heads, max(1, units // rows_per_call))
+    else:
+        heads_per_call = min(heads, units)
+        rows_per_call = min(count, max(1, units // heads_per_call))
+    key_slots = slice(0, width) if keys is None else slice(keys.slot, keys.slot + width)
+    for low in range(0, size, slots):
+        length = min(slots, size - low)
+        slot = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, heads_per_call):
+            for row in range(0, count, rows_per_call):
+                rows = min(rows_per_call, count - row)
+                yield Chunk(
+                    heads=slice(head, min(heads, head + heads_per_call)),
+                    rows=slice(first + row, first + row + rows),
+                    slots=slice(slot, slot + length),
+                    key_slots=key_slots,
+                    queries=None if queries is None else queries.runs(row, rows, low, length),
+                    keys=None if keys is None else keys.runs(row, rows, 0, width),
+                    need=need,
+                    holes=False,
+                )
+
+
+FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
+BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
+"""Size limits of one kernel call. Its results then fit into the CPU cache, and the next call reuses their memory."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """Why this path does not run, as a clause. ``None`` if it may run."""
+    return why_not_tiles(context, drops=drops_in_tiles(context))
+
+
+def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
+    """The rules of all tiles as the operator takes them: four numbers per tile."""
+    return [number for tile in tiles for number in Rules.of(tile)]
+
+
+class TokenTable:
+    """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens reuse one buffer."""
+
+    def __init__(self, name: str, x: Tensor, scratch: Scratch) -> None:
+        self.name, self.width, self.scratch = name, math.prod(x.shape[3:]), scratch
+        uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
+        if uneven or (x.dim() == 4 and x.stride(3) != 1):
+            x = x.contiguous()
+        self.x = x
+        self.steps = tuple(step // self.width for step in x.stride()[:3])
+        rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
+        self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
+
+
+class _Viewed(Side):
+    """Runs of tokens of one batch item, for some heads."""
+
+    def __init__(self, item: int, heads: slice, runs: Runs) -> None:
+        self.at, self.runs = (slice(item, item + 1), heads), runs
+
+    def of(self, x: TokenTable) -> Tensor:
+        return self.runs.of(x.x[self.at])
+
+    def put(self, x: TokenTable, values: Tensor) -> None:
+        self.of(x).copy_(values)
+
+    def add(self, x: TokenTable, values: Tensor) -> None:
+        self.runs.add(x.x[self.at], values)
+
+    def positions(self) -> Tensor:
+        """``(rows, heads or 1, T)`` int32."""
+        start, size, rows, step, stride = dataclasses.astuple(self.runs)
+        first = torch.arange(rows, dtype=torch.int32)[:, None, None] * step
+        return first + (torch.arange(size, dtype=torch.int32) * stride + start)
+
+    def padding(self, padding: Tensor) -> Tensor:
+        """``padding (Nk,)`` of these keys, ``(rows, heads or 1, 1, T)``."""
+        view = self.runs.of(padding[None, None])[:, :, None]
+        return view if self.runs.stride == 1 else view.contiguous()
+
+
+class _Gathered(Side):
+    """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
+
+    copies = True
+
+    def __init__(self, item: int, chunk: Chunk, listed: Tensor) -> None:
+        self.item, self.heads, self.listed, self.holes = item, chunk.heads, listed, chunk.holes
+        self.indices: dict[tuple[int, ...], Tensor] = {}
+        """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
+
+    def index(self, x: TokenTable) -> Tensor:
+        if x.steps not in self.indices:
+            by_item, by_head, by_token = x.steps
+            offset = torch.arange(self.heads.start, self.heads.stop) * by_head + self.item * by_item
+            self.indices[x.steps] = (self.listed.clamp(min=0) * by_token + offset).flatten()
+        return self.indices[x.steps]
+
+    def of(self, x: TokenTable) -> Tensor:
+        """The tokens. Empty slots hold an arbitrary token, and their log-sum-exp is so large that their weights are 0."""
+        index = self.index(x)
+        flat = x.scratch.take(x.name, (len(index), *x.x.shape[3:]), x.x)
+        torch.index_select(x.table, 0, index, out=flat)
+        tokens = flat.view(*self.listed.shape[:2], self.heads.stop - self.heads.start, *x.x.shape[3:])
+        if self.holes and x.name == "lse":
+            tokens.masked_fill_(self.listed < 0, -MASKED)
+        return tokens.transpose(1, 2)
+
+    def put(self, x: TokenTable, values: Tensor) -> None:
+        index, values = self.index(x), values.transpose(1, 2).reshape(-1, *x.x.shape[3:])
+        if self.holes:
+            filled = (self.listed >= 0).expand(-1, -1, self.heads.stop - self.heads.start).flatten()
+            index, values = index[filled], values[filled]
+        x.table.index_copy_(0, index, values)
+
+    def add(self, x: TokenTable, values: Tensor) -> None:
+        x.table.index_add_(0, self.index(x), values.to(x.x.dtype).transpose(1, 2).reshape(-1, x.width))
+
+    def positions(self) -> Tensor:
+        return self.listed.transpose(1, 2).to(torch.int32)
+
+    def padding(self, padding: Tensor) -> Tensor:
+        return padding[self.listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
+
+
+class _Tile(Scope):
+    """One tile, with all batch items."""
+
+    def __init__(self, source: Tiles, parts: Iterator[Part]) -> None:
+        super().__init__(parts)
+        self.source = source
+
+    def read(self, name: str, x: Tensor) -> TokenTable:
+        return self.source.table(name, x)
+
+    into = read
+
+
+@source
+class Tiles(Source):
+    """Attention over the union of the tiles' pairs.
+
+    - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
+      :class:`hf_longattn.engines.call.GatherTile`.
+    - numbers: four per tile, see :func:`flat_rules`.
+    """
+
+    name = "tiles"
+    may_see_nothing = True
+
+    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+        self.key_mask, *lists = fixed
+        count = len(numbers) // 4
+        rules = [Rules(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
+        lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], rules
+        self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
+        self.tables: dict[str, TokenTable] = {}
+        self.scratch = Scratch()
+
+    def table(self, name: str, x: Tensor) -> TokenTable:
+        if name not in self.tables:
+            self.tables[name] = TokenTable(name, x, self.scratch)
+        return self.tables[name]
+
+    def prepare(self, out: Tensor, lse: Tensor) -> None:
+        first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], BACKWARD_LIMITS if self.dropout else FORWARD_LIMITS)
+        if self.key_mask is not None or not first.complete:
+            out.zero_()
+            lse.fill_(MASKED)
+
+    def sums(self) -> list[Tensor]:
+        """Sums of gradients, stored head by head if keys differ by head. Random additions then touch nearby memory."""
+        if any(tile.keys.shape[1] > 1 for tile in self.tiles):
+            return [torch.zeros(x.shape, dtype=self.dtype) for x in (self.q, self.k, self.v)]
+        return super().sums()
+
+    def scopes(self, backward: bool) -> Iterator[Scope]:
+        limits = BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS
+        for number, tile in enumerate(self.tiles):
+            yield _Tile(self, self.parts(tile, limits, merges=number > 0))
+
+    def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
+        """The parts of one tile. Parts whose keys are all padding are skipped."""
+        plan, place = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
+        for item in range(len(self.q)):
+            padding = padding_of(self.key_mask, item, self.dtype)
+            for chunk in plan.of(item):
+                queries = side(tile.queries, item, chunk, chunk.slots, chunk.queries)
+                keys = side(tile.keys, item, chunk, slice(None), chunk.keys)
+                hidden = None if padding is None else keys.padding(padding)
+                if hidden is not None and not bool(hidden.any()):
+                    hidden = None
+                elif hidden is not None and bool(hidden.all()):
+                    continue
+                mask = chunk_mask(tile, item, chunk, queries, keys, self.dtype)
+                mask = hidden if mask is None else mask if hidden is None else mask + hidden
+                yield Part(queries, keys, mask, (place,), merges)
+                place += 1
+
+
+def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> _Viewed | _Gathered:
+    """The queries or the keys of a chunk."""
+    if runs is not None:
+        return _Viewed(item, chunk.heads, runs)
+    heads = chunk.heads if index.shape[1] > 1 else slice(None)
+    return _Gathered(item, chunk, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0))
+
+
+def chunk_mask(
+    spec: TileSpec, item: int, chunk: Chunk, of_queries: _Viewed | _Gathered, of_keys: _Viewed | _Gathered, dtype: torch.dtype
+) -> Tensor | None:
+    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
+    if chunk.need == NO_MASK:
+        return None
+    q_run, k_run = chunk.queries, chunk.keys
+    single = chunk.need == KEY_MASK
+    if q_run is not None and k_run is not None and spec.bias is None:
+        q_size = 1 if single else q_run.size
+        if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
+            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
+    queries, keys = of_queries.positions(), of_keys.positions()
+    if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
+        queries = queries.amax(-1, keepdim=True)
+    seen = _seen(queries, keys, spec.rules)
+    if spec.bias is not None:
+        bias = _bias(spec.bias, item, chunk, single)
+        if bias.dtype == torch.bool:
+            seen = seen & bias
+        else:
+            return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
+    return additive_mask(~seen, dtype)
+
+
+def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
+    """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so read-only."""
+
+    def make() -> Tensor:
+        queries, keys = (
+            torch.arange(first, first + n * step, step, dtype=torch.int32)[None, None]
+            for first, n, step in ((shift + POSITION_OFFSET, q_size, q_stride), (POSITION_OFFSET, k_size, k_stride))
+        )
+        return additive_mask(~_seen(queries, keys, rules), dtype)
+
+    return BYTE_CACHE.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
+
+
+def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
+    distance = queries[..., :, None] - keys[..., None, :]
+    seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
+    seen &= distance <= rules.high
+    if rules.hidden_low <= rules.hidden_high:
+        seen &= (distance < rules.hidden_low) | (distance > rules.hidden_high)
+    return seen
+
+
+def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
+    """The tile's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
+    slots = slice(0, 1) if single else chunk.slots
+    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
+    return bias[item % bias.shape[0], heads, rows, slots, chunk.key_slots].transpose(0, 1)

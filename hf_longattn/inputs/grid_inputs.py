@@ -1,0 +1,250 @@
+"""Images, whose patches lie on a grid. The model interpolates or tiles its position table when it runs, so the stored one stays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
+from ..conversion.plan import PositionWarning, completed, warnings_of_layers
+from ..data.images import read_image
+from ..errors import CheckpointError, InputError, OptionError, nearest
+from ..evaluation.flops import layer_mechanisms
+from ..mechanisms import Mechanism
+from ..mechanisms.window2d import GLOBAL
+from ..modeling.family.definition import without_head
+from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
+from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
+from ..reports import SKIPPED, Check, Difference, equality
+from .modality import AUTO, Example, InputSize, InputSizes
+from .running import run_model
+from .sized import IMAGE_PROCESSOR, STATES, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
+
+CROPS = "patch features equal to the source's on each crop of the old size"
+PHOTO_SIZE = (427, 640)
+"""Height and width of the image on which a written processor is run."""
+
+
+def processed_sides(processor: Any) -> list[dict[str, int]]:
+    """The crop size and the size after resizing, each by its sides. Empty if the processor does not crop or resize."""
+    steps = (("do_center_crop", "crop_size"), ("do_resize", "size"))
+    sizes = [getattr(processor, name, None) if getattr(processor, done, None) else None for done, name in steps]
+    return [{side: number for side, number in dict(size or {}).items() if number is not None} for size in sizes]
+
+
+def processed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
+    crop, size = processed_sides(processor)
+    fixed = crop or size
+    return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
+
+
+def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
+    """An image processor's fields for outputs of ``size`` (height, width). Empty if outputs depend on the image."""
+    (crop, resized), old = processed_sides(processor), processed_size(processor)
+    if old is None:
+        return {}
+    ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
+    # the crop fits into a resized image, whichever side is shorter
+    larger = {side: round(number * ratios.get(side, max(ratios.values()))) for side, number in resized.items()}
+    fields = {"crop_size": dict(zip(ratios, size, strict=True)) if crop else {}, "size": larger}
+    return {name: sides for name, sides in fields.items() if sides}
+
+
+class Images(UserFiles):
+    """A user's images as inputs of a model; random ones for comparing models."""
+
+    part, file_type, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
+
+    def at(self, size: InputSize) -> dict[str, Any]:
+        """The arguments of ``forward`` for one random image."""
+        return dict(self.spec.arguments(self.config, self.spec.seeded(self.config, size.value)))
+
+    def processed(self, file: Path | None = None, processor: Any = None) -> Tensor:
+        """The input that a processor makes of a file; by default the model's processor at its own size, of the first file."""
+        image = read_image(file or self.files[0], otherwise="give another file")
+        return torch.as_tensor((processor or self.required)(images=image, return_tensors="pt")[PIXELS])
+
+    def pieces(self, size: InputSize) -> list[dict[str, Any]]:
+        """The arguments of ``forward`` for each image, processed at ``size``; refused if the processor makes images of another size."""
+        processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
+        values = [self.processed(file, processor) for file in self.needed()]
+        if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
+            raise InputError(
+                f"The image processor in {str(self.folder)!r} makes images of {self.spec.describe(wrong)} where {size.words} are needed; "
+                "set do_resize and size in its file."
+            )
+        return [self.spec.arguments(self.config, each) for each in values]
+
+
+def image_example(task: str | None, height: int, width: int) -> Example:
+    """The part of a card's code that makes an input with the image processor."""
+    lines = (
+        f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
+        'inputs = processor(image, return_tensors="pt")'
+    )
+    return Example(task, ("processor", "AutoImageProcessor"), lines, ("from PIL import Image",))
+
+
+class GridModality(SizedModality):
+    """Images, whose patches lie on a grid."""
+
+    noun, nouns, units, drawn = "image", "images", "pixels", True
+    settings = ("image_size",)
+    files, field = Images, "long_image_size"
+    trained_by = {"ForImageClassification": ("classify", "--data", "YOUR_IMAGES")}
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        """From pixels, height and width, or text such as "768x1024"."""
+        typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower()) if isinstance(value, str) else None
+        sides = value if typed is None else [int(side) for side in typed.groups(typed[1])]
+        if isinstance(sides, str) or len(size := image_size(sides)) != 2:
+            raise InputError(f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        grid = self.spec.of_size(config, size)
+        return InputSize(size, grid.length, self.spec.describe(size), IMAGE_SIZE, grid)
+
+    def sizes(self, config: Any) -> InputSizes:
+        old, new = self.spec.sizes(config)
+        return self.between(config, old, new, reads_new=True)
+
+    def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
+        check_mechanism_for_grid(name, options)
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        tiled = positions == TILE and not fits_tiles(sizes, mechanism.on_grid(sizes.new.grid))
+        return "sees cells of several repetitions of the tiled positions" if tiled else ""
+
+    def requested(self, architecture: Any, request: Any) -> InputSizes:
+        config = architecture.source_config
+        if self.spec.shapes is not None:
+            raise InputError(
+                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
+                "it with its Long class, whose config takes long_attention."
+            )
+        old, read = self.spec.sizes(config)
+        sizes = self.between(config, old, read if request.image_size is None else request.image_size, reads_new=True)
+        if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
+            raise InputError(
+                f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} are too few, give at "
+                f"least --image-size {'x'.join(map(str, old))}."
+            )
+        if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
+            raise OptionError(
+                f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
+                "transformers resizes square ones only; leave --image-size out."
+            )
+        return sizes
+
+    def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
+        """The requested attention, or the family's default. Its windows are as large as the source's grid unless the request says."""
+        if request.long_attention is not None:
+            return super().attention(architecture, request, sizes)
+        config_class: Any = self.family.config_class
+        default, sides = config_class.default_mechanism, sizes.old.grid.sizes
+        named = request.mechanism is not None or bool(request.layers)
+        values = (request if named else replace(request, mechanism=default)).attention().to_dict()
+        window = list(sides) if len(set(sides)) > 1 else sides[0]
+        return completed(values, {"window": window}, lambda choice: choice.get("mechanism") == default and "window" not in choice)
+
+    def positions(
+        self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
+    ) -> tuple[str, list[PositionWarning]]:
+        strategy, known = request.positions, (AUTO, TILE, INTERPOLATE)
+        if strategy not in known:
+            raise OptionError(
+                f"{strategy!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(strategy, known)}"
+            )
+        if strategy == AUTO:
+            strategy = TILE if sizes.grows and all(fits_tiles(sizes, layer) for layer in layers) else INTERPOLATE
+        if not sizes.grows:
+            return strategy, []
+        old = " × ".join(map(str, sizes.old.grid.sizes))
+        problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+        advice = "use --positions interpolate, or train the result"
+        if strategy == INTERPOLATE:
+            problem = (
+                "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et al. 2023, Window "
+                "Attention is Bugged)"
+            )
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        windowed = [layer.grid_blocks(sizes.new.grid) is not None for layer in layers]
+        affected = windowed if strategy == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
+        return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
+
+    def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
+        processed = processed_size(processor)
+        if processed is not None and processed != sizes.old.value and self.spec.interpolates:
+            raise CheckpointError(
+                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its config.json says "
+                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
+            )
+        return size_fields(processor, sizes.new.value) if sizes.grows else {}
+
+    def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
+        size = plan.inputs.new
+        processor: Any = Images(self.spec, plan.config, folder).processor
+        sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
+        values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
+        resized = tuple(torch.as_tensor(values).shape[-2:])
+        wrong = f" instead of {size.words}; correct the size in its file"
+        fits = resized == size.value or not (self.spec.interpolates or plan.inputs.grows)
+        detail = f"images of {self.spec.describe(sides)} become inputs of {self.spec.describe(resized)}"
+        return detail, "" if fits else wrong, {IMAGE_SIZE: list(resized)}
+
+    def check(self, comparison: Comparison) -> list[Check]:
+        """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
+        resizing = {INTERPOLATE_ARGUMENT: True} if self.spec.interpolates else {}
+        how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
+        checks = check_sizes(comparison, resizing, how)
+        return [*checks, check_crops(comparison)] if comparison.plan.inputs.grows else checks
+
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        height, width = self.spec.sizes(self.config_of(config))[1]
+        task = "image-feature-extraction"
+        if has_processor(folder):
+            return image_example(task, height, width)
+        line = f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as the model was trained'
+        return Example(task, None, line)
+
+
+def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
+    """Whether every cell sees only cells in its own repetition of a position table that is tiled over the new grid."""
+    blocks = layer.grid_blocks(sizes.new.grid)
+    return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
+
+
+def check_crops(comparison: Comparison) -> Check:
+    """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
+    plan, base = comparison.plan, without_head(comparison.source)
+    old, new = plan.inputs.old, affordable_size(plan)
+    prefix, window = new.grid.prefix, old.grid.sizes
+    apart = all(
+        layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL)
+        for layer in new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
+    )
+    if plan.positions != TILE or not plan.modality.spec.adds_positions or not apart:
+        detail = "does not apply: positions are not a tiled table, or patches see other windows or tokens before them"
+        return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
+
+    def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
+        """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
+        return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
+
+    def cells_only(module: Any, args: Any, output: Any) -> Any:
+        return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+
+    arguments = comparison.inputs.at(new)
+    hook = base.embeddings.register_forward_hook(cells_only)
+    expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
+    hook.remove()
+    cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
+    difference = Difference.of({"cells": expected}, {"cells": tiles(cells, window).flatten(2).mT})
+    what = f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}"
+    return equality(CROPS, f"{what}: largest difference", difference, {"crops": len(expected), **new.values})

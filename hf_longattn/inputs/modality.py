@@ -1,0 +1,216 @@
+"""The contract of a modality: texts, images, sound, or several towers.
+
+Each modality is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`Modality`. A family's ``spec.reads`` names the file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import OptionError
+from ..mechanisms import Mechanism
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import Family, known_family
+from ..modeling.family.towers_config import TOWERS
+from ..modeling.generic import family_in
+from ..names import load_module
+from ..reports import Check
+
+AUTO = "auto"
+"""Value of a setting that the conversion chooses itself."""
+SETTINGS = {
+    "max_length": "--max-length counts the tokens of a text",
+    "image_size": "--image-size is the size of images",
+    "audio_seconds": "--audio-seconds is the length of sounds",
+    "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
+    "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
+    "verify_text": "--verify-text is a text",
+    "verify_audio": "--verify-audio is a recording",
+    "towers": "--towers is for models of several towers",
+}
+"""Setting that only some modalities use -> start of the error message for other modalities."""
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The size of one input."""
+
+    value: Any  # tokens, seconds, or pixels along each axis
+    tokens: int  # in the layers
+    words: str  # the size in a sentence, for example "15 seconds"
+    name: str = ""  # the size's name in reports; empty if `value` counts tokens
+    grid: Any = None  # the Grid of the tokens; None for texts and sounds
+
+    def __str__(self) -> str:
+        """The size as text, for example "15 seconds, 749 tokens"."""
+        return f"{self.words}, {self.tokens:,} tokens" if self.name else self.words
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The size for a report, besides its tokens. JSON-serialisable."""
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return {**({self.name: value} if self.name else {}), **({} if self.grid is None else {"grid": list(self.grid.sizes)})}
+
+    def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
+        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
+        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Maximum inputs of source and result; with several towers, those of the text tower."""
+
+    modality: Modality
+    at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
+    old: InputSize  # of the source
+    new: InputSize  # of the result
+    reads_new: bool = False  # whether the source reads inputs of the new size, too
+
+    @property
+    def grows(self) -> bool:
+        """Whether the result reads larger inputs than the source."""
+        return self.new != self.old
+
+    def steps(self) -> list[InputSize]:
+        """The old size, its doublings, and the new size."""
+        sizes, largest = [self.old], self.new.value
+        while sizes[-1].value != largest:
+            value = sizes[-1].value
+            double = tuple(min(2 * side, most) for side, most in zip(value, largest, strict=True)) if isinstance(value, tuple) else None
+            sizes.append(self.at(min(2 * value, largest) if double is None else double))
+        return sizes
+
+    def check(self, mechanism: Mechanism) -> None:
+        """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
+        self.modality.check_mechanism(mechanism.name, mechanism.options.to_dict())
+        if self.new.grid is not None:
+            mechanism.on_grid(self.new.grid, check=True)
+            mechanism.on_grid(self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
+
+
+@dataclass(frozen=True)
+class Example:
+    """The part of a model card's code that depends on the modality. ``hub/card.md`` has the rest and runs the model."""
+
+    task: str | None  # the Hub's name for the task of a model without a head; None if its card names no task, whatever its head
+    reader: tuple[str, str] | None = None  # variable and class name of the tokenizer or processor; None if the folder has neither
+    inputs: str = ""  # Python lines that make `inputs`, for `model(**inputs)`; empty if the card only loads the model
+    imports: tuple[str, ...] = ()  # import lines that `inputs` needs, besides those of torch and of transformers
+
+
+class WithTowers:
+    """Facts about a model, or its modality."""
+
+    towers: Mapping[str, Any]  # such facts about each of several towers by name; empty without towers
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The facts about every tower by name; without towers, these facts under an empty name."""
+        return self.towers or {"": self}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the towers, which have mechanisms apart; empty without towers."""
+        return tuple(self.towers)
+
+    def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
+        """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
+        return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
+
+
+class Modality(WithTowers, ABC):
+    """What the models of a family read. A subclass is named after its file: ``GridModality`` in ``grid_inputs.py``."""
+
+    noun: ClassVar[str]  # one input, in messages and tables
+    nouns: str  # several of them
+    units: ClassVar[str] = ""  # what a size counts besides tokens
+    settings: Sequence[str] = ()  # names in SETTINGS that apply
+    reads: ClassVar[str] = ""  # what models do, as a predicate, if not "reads" with the plural noun
+    drawn: ClassVar[bool] = False  # whether a diagnosis has a map of attention for one input
+    timed: ClassVar[bool] = False  # whether a diagnosis compares inputs of several durations
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.spec: Any = getattr(family, "spec", None)
+        self.towers: Mapping[str, Modality] = {}
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        """The size of an input for a model of one stack with this config, from its value as a user may type it."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def sizes(self, config: Any) -> InputSizes:
+        """The sizes for which a model with this config was trained, and for which it was converted."""
+
+    def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
+        """The sizes of a source and a result, from their values."""
+        at = partial(self.size, config)
+        return InputSizes(self, at, at(old), at(new), reads_new)
+
+    def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
+        """Raise :class:`OptionError` for a mechanism that cannot read this modality."""
+        if prototype(name, options).reads_grid:
+            raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this mechanism, or ""."""
+        return ""
+
+    @abstractmethod
+    def plan(self, source: Any, architecture: Any, request: Any) -> Any:
+        """The :class:`~hf_longattn.ConversionPlan` for a source, its architecture and the settings of a conversion.
+
+        Refuses a setting that does not fit the model, and a tokenizer or processor whose inputs the source cannot read.
+        """
+
+    @abstractmethod
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
+        """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
+
+        The model's ``folder`` has its tokenizer or processor. Some modalities need no ``text`` (with its origin) or ``files``.
+        """
+
+    def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
+        """Check that the tokenizer or processor in the result's ``folder`` makes inputs for the result."""
+        return []
+
+    @abstractmethod
+    def check(self, comparison: Any) -> list[Check]:
+        """Run source and result of a conversion, and compare them. ``comparison``: a :class:`~.conversion.check.Comparison`."""
+
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        """The part of a card's code that makes an input, of at most ``length`` tokens, of the model in ``folder`` with this config."""
+        return Example(None)
+
+    def config_of(self, values: Mapping[str, Any]) -> Any:
+        """The config with the ``values`` of a model's config file."""
+        return self.family.config_class.from_dict(dict(values))
+
+    def check_settings(self, architecture: Any, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other models. Called before a search, which takes long."""
+        for name, reason in SETTINGS.items():
+            applies = name in self.settings and ("decoder" not in name or bool(self.towers) or architecture.encoder_decoder)
+            if getattr(request, name, None) is not None and not applies:
+                raise OptionError(f"{reason}, but a {architecture.source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
+
+
+def modality_of(family: Family | None) -> Modality:
+    """The modality of a family's models, from the file that ``family.spec.reads`` names. Texts for a model without a family."""
+    name = "text" if family is None else family.spec.reads
+    return getattr(load_module("inputs", f"{name}_inputs"), f"{name.title()}Modality")(family)
+
+
+def modality_in(config: Mapping[str, Any]) -> Modality:
+    """The modality of a model with these values in its config file. Texts if no family knows it."""
+    return modality_of(family_in(config))
+
+
+def modality_of_model(config: Any) -> Modality | None:
+    """The modality of a Long or stock model with this config. ``None`` if it belongs to no family."""
+    family = known_family(config)
+    return None if family is None else modality_of(family)

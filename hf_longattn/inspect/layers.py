@@ -1,0 +1,302 @@
+"""What runs in the layers of a long checkpoint or model: mechanisms, decode state and cost, and the engine path of each layer."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration import LongAttentionConfig
+from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
+from ..engines.path_reports import GPU_RECORD, PathChoice, observe
+from ..errors import BackendError, CheckpointError, LongAttentionError
+from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
+from ..files import is_generic, is_long
+from ..functional import attend
+from ..inputs.modality import InputSizes, WithTowers, modality_in
+from ..inputs.plain_inputs import text_length, text_tower
+from ..mechanisms import Mechanism
+from ..modeling.attach.global_mask import TEXT_GLOBAL
+from ..modeling.generic import attention_of_towers, towers_of
+from ..modeling.pruning import KEPT_HEADS
+
+
+@dataclass(frozen=True)
+class Inspection(WithTowers):
+    """A long checkpoint.
+
+    attention, inputs, shape, costs: of its layers; with several towers, of the text tower.
+    kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention).
+    towers: each tower by name, if there are several. In a plain class with mechanisms, only the towers that have one.
+    other_towers: names of the towers of a plain class that keep its attention.
+    text_global: whether all tokens except image tokens are global in the language model of a plain class.
+    generic: whether the model is a plain class with mechanisms.
+    """
+
+    source: Source
+    class_name: str
+    model_type: str
+    parameters: int
+    attention: LongAttentionConfig
+    inputs: InputSizes
+    shape: ModelShape
+    costs: tuple[LengthCost, ...]
+    kept_heads: Mapping[str, int] = field(default_factory=dict)
+    towers: Mapping[str, Inspection] = field(default_factory=dict)
+    other_towers: tuple[str, ...] = ()
+    text_global: bool = False
+    generic: bool = False
+
+    @property
+    def longest_input(self) -> str:
+        """The maximum input as text."""
+        size = self.inputs.new
+        return f"up to {size if size.name else f'{size.tokens:,} tokens'}" if size.tokens else size.words
+
+    @property
+    def max_length(self) -> int:
+        """The maximum input in tokens; 0 if the config does not say."""
+        return self.inputs.new.tokens
+
+    @property
+    def causal(self) -> bool:
+        """Whether the layers are causal."""
+        return self.shape.causal
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self.parameters * self.shape.element_bytes
+
+    @cached_property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """The mechanism of every layer."""
+        return tuple(layer_mechanisms(self.attention, self.shape, self.max_length or None))
+
+    @cached_property
+    def states(self) -> tuple[DecodeState, ...]:
+        """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
+        if not (self.causal and self.max_length):
+            return ()
+        if self.generic:  # a plain class caches every token
+            return (DecodeState(self.max_length * self.shape.token_bytes, self.shape.token_bytes),) * self.shape.layers
+        return tuple(decode_states(self.mechanisms, self.shape, self.max_length))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "model": self.source.name,
+            "class": self.class_name,
+            "model_type": self.model_type,
+            **({"generic": True} if self.generic else {}),
+            "long_attention": self.attention.to_dict(),
+            "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
+            "decode_states": [asdict(state) for state in self.states],
+            "kept_heads": dict(self.kept_heads),
+            "causal": self.causal,
+            "max_length": self.max_length,
+            **self.inputs.new.values,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "costs": [cost.to_dict() for cost in self.costs],
+            **({"text_global": True} if self.text_global else {}),
+            **self.by_tower(lambda tower: tower.to_dict()),
+        }
+
+
+@quiet_libraries()
+def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Inspection:
+    """Describe a long checkpoint. :func:`hf_longattn.inspect.inspect_stock` describes others.
+
+    Raises:
+        CheckpointError: not a readable long checkpoint of a supported family.
+    """
+    source = open_source(model, revision=revision, token=token, weights=False)
+    if not is_long(source.config):
+        raise CheckpointError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+    return _inspect(source)
+
+
+def _inspect(source: Source) -> Inspection:
+    config, class_name, _, skeleton = read_long(source)
+    facts = {
+        "source": source,
+        "class_name": class_name,
+        "model_type": config.model_type,
+        "parameters": sum(parameter.numel() for parameter in skeleton.parameters()),
+    }
+    if is_generic(source.config):
+        return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
+    modality = modality_in(source.config)
+    if modality.apart:
+        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
+        towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
+        texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
+        return replace(texts, **facts, towers=towers)
+    shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
+    costs = costs_of(sizes, attention, shape)
+    return Inspection(
+        **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
+    )
+
+
+def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
+    """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
+
+    def inspect_part(module: Any, facts: dict[str, Any]) -> Inspection:
+        return Inspection(
+            **facts,
+            source=source,
+            class_name=type(module).__name__,
+            model_type=module.config.model_type,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            generic=True,
+        )
+
+    longest, modality = text_length(config), modality_in(source.config)
+    attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
+    parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
+    towers = {name: inspect_part(*part) for name, part in parts.items()}
+    if "" in towers:
+        return towers[""]
+    return replace(
+        towers.get(text_tower(config, attention), next(iter(towers.values()))),
+        **facts,
+        towers=towers,
+        text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
+        other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
+    )
+
+
+COLUMNS = ("layer", "mechanism", "path", "reason")
+FIRST_CHOICE = "the path of highest priority"
+LONGEST = 2048
+"""Tokens of the input of :func:`planned_paths` that show a mechanism at work."""
+MAX_PLANNED = 16384
+"""Maximum tokens of that input where short texts are attended in full. Above, it shows the path of short texts."""
+
+
+@dataclass(frozen=True)
+class LayerPath:
+    """One path that ran in one layer.
+
+    layer: name of the attention module in the model.
+    mechanism: registered name of the mechanism.
+    path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
+    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`; then what was not yet verified on a GPU, if anything.
+    """
+
+    layer: str
+    mechanism: str
+    path: str
+    reason: str
+
+
+class Explanation(list[LayerPath]):
+    """The paths of all layers, in the order in which they ran. Printed as a table with one line for equal layers."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row for equal layers, and one more for every further path in them."""
+        lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+        for layer, group in itertools.groupby(self, lambda entry: entry.layer):
+            lines.setdefault(tuple((entry.mechanism, entry.path, entry.reason) for entry in group), []).append(layer)
+        rows: list[tuple[str, ...]] = []
+        for cells, layers in lines.items():
+            name = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
+            rows += [(name if number == 0 else "", *row) for number, row in enumerate(cells)]
+        return rows
+
+    def __str__(self) -> str:
+        rows = [COLUMNS, *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation:
+    """Run ``model`` once, without gradients, and list the paths of its attention layers.
+
+        print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
+
+    For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``. ``HF_LONGATTN_LOG=paths`` logs the paths while a
+    program runs.
+
+    Args:
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains mechanisms.
+        inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values`` for images.
+    Returns:
+        One entry per layer and distinct path. ``print`` shows it as a table.
+    Raises:
+        BackendError: no mechanism ran.
+    """
+    names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
+    with torch.no_grad(), _noting(names) as paths:
+        model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
+    if not paths:
+        raise BackendError(
+            f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "
+            'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep attn_implementation="longattn".'
+        )
+    return Explanation(paths.values())
+
+
+def planned_paths(checkpoint: Inspection) -> Explanation:
+    """The paths that the layers of a checkpoint run on this machine for one input of :func:`planned_length` tokens in fp32.
+
+    No weights are loaded: each mechanism runs once on random queries and keys, without the terms that a base adds to its scores.
+    """
+    generator, grid, found = torch.Generator().manual_seed(0), _grid(checkpoint), list[LayerPath]()
+    ran: dict[int, list[LayerPath]] = {}
+    for layer, mechanism in enumerate(checkpoint.mechanisms):
+        if id(mechanism) not in ran:
+            shape = 1, mechanism.num_heads, planned_length(checkpoint), mechanism.head_dim
+            q, k, v = torch.randn(3, *shape, generator=generator).to(chosen_device(None))
+            hidden = q.transpose(1, 2).flatten(2) if mechanism.capabilities.takes_hidden_states else None
+            bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
+            try:
+                with torch.no_grad(), _noting({}) as paths:
+                    attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.causal, hidden_states=hidden, **bound)
+                ran[id(mechanism)] = list(paths.values())
+            except LongAttentionError as error:  # it runs in a whole model only
+                ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
+        found += [replace(path, layer=f"layer {layer}") for path in ran[id(mechanism)]]
+    return Explanation(found)
+
+
+def planned_length(checkpoint: Inspection) -> int:
+    """Number of tokens for :func:`planned_paths`: the longest input, but no more than shows every layer's mechanism at work.
+
+    These are :data:`LONGEST` or, if short texts are attended in full, one token more than the longest of them, up to :data:`MAX_PLANNED`.
+    A grid has one size.
+    """
+    grid = _grid(checkpoint)
+    if grid is not None:
+        return int(grid.length)
+    in_full = max((getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0)
+    enough = in_full + 1 if LONGEST <= in_full < MAX_PLANNED else LONGEST
+    return min(checkpoint.max_length or enough, enough)
+
+
+def _grid(checkpoint: Inspection) -> Any:
+    return checkpoint.inputs.new.grid
+
+
+@contextlib.contextmanager
+def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], LayerPath]]:
+    """Context in which the yielded dictionary collects every path that runs. names: id of a mechanism -> its name in the model."""
+    paths: dict[tuple[int, PathChoice], LayerPath] = {}
+
+    def note(mechanism: Any, choice: PathChoice) -> None:
+        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
+        reason += f"; {GPU_RECORD[choice.path]}" if choice.path in GPU_RECORD else ""
+        layer = names.get(id(mechanism), "").partition(".long_attention")[0]
+        paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))
+
+    with observe(note):
+        yield paths

@@ -1,0 +1,276 @@
+"""What the layers of a stock model declare, and what transformers and ``attn_implementation="longattn"`` run for them.
+
+The model is made from its config on the meta device, without weights, and reads a few tokens there. Its attention modules call a function
+that records their arguments instead of attending, so windows, sinks and score caps are those of the model's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..conversion.source_models import class_of, open_source, quiet_libraries
+from ..engines.call import UNBOUNDED
+from ..engines.cpu.band import band_plan
+from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
+from ..modeling.backend import BACKEND, SINKS, check_computed
+from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
+from ..modeling.family.definition import without_head
+from ..modeling.family.long_config import attention_implementation
+from ..modeling.generic import set_implementation, towers_of
+
+TOKENS, DECODED = 40, 41
+"""Lengths in tokens of the texts that a model and an encoder-decoder's decoder read. CLIP's text tower reads 77."""
+FP32 = 4
+"""Bytes of a score, and of an entry of a mask that is added to scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredAttention:
+    """What one attention module declares.
+
+    queries, keys: numbers of tokens in the recorded call; :data:`TOKENS` and :data:`DECODED` mean the length of a text.
+    left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
+    chunk: tokens of a chunk, beyond which nothing is visible. softcap: the bound of the scores.
+    sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
+    pairs: what else the mask hides or shows: "by the model" if that makes a mask itself, "by rules" for blocks of tokens.
+    """
+
+    heads: int
+    queries: int
+    keys: int
+    left: int | None = None
+    right: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bias: bool = False
+    pairs: str = ""
+
+    def __str__(self) -> str:
+        left, right = self.left, self.right
+        if self.keys != self.queries:
+            seen = "all keys of another sequence"
+        elif self.pairs == "by the model":
+            seen = "what a mask of the model shows"
+        elif self.chunk is not None:
+            seen = f"{'earlier ' if right == 0 else ''}tokens of the same chunk of {self.chunk:,}"
+        elif left is None:
+            seen = "all tokens" if right is None else "all earlier tokens"
+        elif right == 0:
+            seen = f"a window of {left + 1:,} tokens, itself the last"
+        else:
+            seen = f"a window of {left:,} tokens on either side" if left == right else f"{left:,} tokens before and {right:,} after"
+        cap = "" if self.softcap is None else f"scores capped at {self.softcap:g}"
+        rules = "blocks of tokens" if self.pairs == "by rules" else ""
+        return ", ".join(filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether SDPA computes this without a mask."""
+        return {self.left, self.chunk, self.softcap} == {None} and not (self.sinks or self.bias or self.pairs)
+
+    @classmethod
+    def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
+        """The attention of one call of transformers' attention function."""
+        left, right, chunk, pairs = UNBOUNDED, UNBOUNDED, None, "" if mask is None else "by the model"
+        if isinstance(mask, DeclaredMask):
+            left, right, chunk, pairs = mask.left, mask.right, mask.chunk, "" if mask.exact else "by rules"
+        (_, heads, queries, _), keys = query.shape, key.shape[2]
+        before, after = (None if bound >= UNBOUNDED else bound for bound in (left, right))
+        sinks, bias = (kwargs.get(name) is not None for name in (SINKS, "position_bias"))
+        return cls(heads, queries, keys, before, after, chunk, kwargs.get("softcap"), sinks, bias, pairs)
+
+    def _pairs(self, length: int) -> tuple[int, int, int]:
+        """Queries, keys and keys in reach of a query, for texts of ``length`` tokens."""
+        queries, keys = (length if count in (TOKENS, DECODED) else count for count in (self.queries, self.keys))
+        reach = UNBOUNDED if self.left is None else self.left + (self.right == 0)
+        return queries, keys, min(reach, self.chunk or UNBOUNDED)
+
+    def stock_bytes(self, length: int, implementation: str) -> int:
+        """Estimated bytes of mask and scores in transformers, for one text in fp32.
+
+        Eager: the scores ``H·Nq·Nk`` and their softmax, and a mask ``Nq·Nk`` unless everything is visible. SDPA: nothing for a plain
+        causal or full layer; for other masks ``Nq·Nk`` bool and the copy in fp32 that SDPA makes; for a position bias ``H·Nq·Nk``.
+        """
+        queries, keys, reach = self._pairs(length)
+        pairs, masked = queries * keys, reach <= keys or bool(self.pairs)
+        if implementation != "sdpa":
+            return FP32 * pairs * (2 * self.heads + (masked or self.right == 0))
+        return FP32 * self.heads * pairs if self.bias else (1 + FP32) * pairs * masked
+
+    def longattn_bytes(self, length: int) -> int:
+        """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
+
+        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a block of scores.
+        A position bias or a mask by the model: as SDPA. A mask by rules: at most :data:`BLOCK_PAIRS` pairs at once.
+        """
+        queries, keys, reach = self._pairs(length)
+        pairs = queries * keys
+        if self.bias or self.pairs == "by the model":
+            return self.stock_bytes(length, "sdpa")
+        if self.pairs:
+            return (1 + FP32) * min(pairs, BLOCK_PAIRS)
+        left, right = (keys if bound is None else min(bound, keys) for bound in (self.left, self.right))
+        if self.softcap is not None:
+            fewest = self.heads * FEWEST_ROWS * min(keys, FEWEST_ROWS + left + right)
+            return 4 * FP32 * min(self.heads * pairs, max(BLOCK_PAIRS // 16, fewest))
+        if keys <= reach:
+            return 0
+        if self.chunk is not None:
+            return (1 + FP32) * self.chunk**2
+        plan = band_plan(queries, keys, keys - queries, left, right, torch.float32, torch.get_num_threads())
+        return FP32 * max(group.block * group.width for group in plan.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class StockInspection:
+    """A stock model, or a tower of one.
+
+    implementation: what transformers runs by default, "sdpa" or "eager". flash: whether flash-attention can run on GPUs.
+    layers: name of the attention module, and what it declares, in the order of the calls; empty for a model of several towers.
+    why_not: why ``longattn`` does not run, or why the layers were not read; else empty.
+    """
+
+    class_name: str
+    model_type: str
+    parameters: int
+    implementation: str
+    flash: bool
+    layers: Sequence[tuple[str, DeclaredAttention]] = ()
+    why_not: str = ""
+    towers: Mapping[str, StockInspection] = dataclasses.field(default_factory=dict)
+
+    @property
+    def composed(self) -> bool:
+        """Whether the layers are in towers, which run by themselves."""
+        return bool(self.towers)
+
+    def groups(self) -> dict[tuple[str, DeclaredAttention], list[int]]:
+        """The layers with equal attention: name of the modules without the layer's number, and attention -> numbers of the layers."""
+        groups: dict[tuple[str, DeclaredAttention], list[int]] = {}
+        for name, layer in self.layers:
+            number = re.search(r"\.(\d+)\.", name)
+            same = groups.setdefault((re.sub(r"\.\d+\.", ".", name, count=1), layer), [])
+            same.append(int(number[1]) if number else len(same))
+        return groups
+
+    def verdict(self) -> str:
+        """What ``attn_implementation="longattn"`` does."""
+        plain = all(layer.plain for _, layer in self.layers)
+        return self.why_not or ("runs as sdpa does" if plain else "computes what the layers declare, windows without an N×N mask")
+
+    def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Length in tokens, and the largest layer's bytes in transformers and in the engines. An input that is no text has one length."""
+        layers = {layer for _, layer in self.layers}
+        if layers and not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
+            lengths = [max(layer.queries for layer in layers)]
+        estimates = [[(layer.stock_bytes(n, self.implementation), layer.longattn_bytes(n)) for layer in layers] for n in lengths]
+        return [(n, *map(max, zip(*of_layers, strict=True))) for n, of_layers in zip(lengths, estimates, strict=True) if of_layers]
+
+    def to_dict(self, lengths: Sequence[int]) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        layers = [{"module": name, **dataclasses.asdict(layer)} for name, layer in self.layers]
+        memory = [{"length": n, "transformers_bytes": stock, "longattn_bytes": ours} for n, stock, ours in self.memory(lengths)]
+        towers = {name: tower.to_dict(lengths) for name, tower in self.towers.items()}
+        return {**vars(self), "layers": layers, "memory": memory, "towers": towers}
+
+
+@quiet_libraries()
+def inspect_stock(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> StockInspection:
+    """Say what every layer of a stock model declares. Reads its config alone, and runs no code of the checkpoint.
+
+    Args:
+        model: a folder with a config.json, or a Hub repository id.
+    Raises:
+        CheckpointError: there is no config, or it makes no model of transformers.
+    """
+    values = open_source(model, revision, token, weights=False).config
+    model_class: Any = class_of(values)
+    if model_class is None:
+        model_type, version = values.get("model_type"), transformers.__version__
+        raise CheckpointError(f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another.")
+    with checkpoint_errors(f"The config.json of {str(model)!r} makes no model"), torch.device("meta"):
+        values = {name: value for name, value in values.items() if name not in ("auto_map", "quantization_config", "compression_config")}
+        stock = model_class(AutoConfig.for_model(**values)).to(torch.bfloat16).eval()  # experts need bf16 here
+    return _inspect(stock)
+
+
+def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
+    """Run a model, or each of its towers, on the meta device, and record what the attention modules declare."""
+    parameters, implementation = sum(parameter.numel() for parameter in model.parameters()), attention_implementation(model.config)
+    result = StockInspection(
+        type(model).__name__, model.config.model_type, parameters, implementation or "eager", bool(model._supports_flash_attn)
+    )
+    if not getattr(model.config, "is_encoder_decoder", False) and (towers := towers_of(model)):
+        return dataclasses.replace(result, towers={name: _inspect(tower, is_tower=True) for name, tower in towers.items()})
+    stack, layers, why_not = without_head(model), list[tuple[str, DeclaredAttention]](), ""
+    names = {id(module): name for name, module in stack.named_modules()}
+
+    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        check_computed(module, kwargs)
+        layers.append((names[id(module)], DeclaredAttention.of(module, query, key, attention_mask, kwargs)))
+        return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
+
+    ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # hides the registered function
+    try:
+        set_implementation(stack, BACKEND, is_tower=is_tower)
+        with torch.no_grad(), torch.device("meta"), _RealTokens():
+            stack(**_inputs(stack))
+        why_not = "" if layers else f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
+    except LongAttentionError as error:
+        why_not = f"refused: {error}"
+    except Exception as error:  # a forward pass of any architecture
+        why_not = f"not read, since {type(stack).__name__} needs other inputs or the values of weights ({in_a_line(error)})"
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[BACKEND]
+    return dataclasses.replace(result, layers=() if why_not else layers, why_not=why_not)
+
+
+def _inputs(stack: Any) -> dict[str, Any]:
+    """A short text, an image of the config's size, or a second of sound, on the meta device."""
+    config, takes = stack.config, inspect.signature(stack.forward).parameters
+    size = getattr(config, "image_size", None) or 224
+    shapes = {
+        "input_ids": (TOKENS,),
+        "pixel_values": (getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size)),
+        "input_values": (16000,),
+        "input_features": (getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500)),
+    }
+    name = next((name for name in (stack.main_input_name, *shapes) if name in takes and name in shapes), None)
+    if name is None:
+        raise TypeError(f"it takes {', '.join(takes)}")
+    inputs: dict[str, Any] = {name: torch.zeros(1, *shapes[name], dtype=torch.long if name == "input_ids" else torch.bfloat16)}
+    if "decoder_input_ids" in takes:
+        inputs["decoder_input_ids"] = torch.zeros(1, DECODED, dtype=torch.long)
+    return {**inputs, "use_cache": False} if "use_cache" in takes else inputs
+
+
+class _RealTokens(TorchFunctionMode):
+    """Answers questions about values on the meta device as for real tokens: all are equal, none is special."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, first = getattr(function, "__name__", ""), args[0] if args else None
+        if isinstance(first, Tensor) and first.is_meta:
+            if name == "nonzero":
+                index = torch.empty(0, first.ndim, dtype=torch.long, device="meta")
+                return index.unbind(1) if (kwargs or {}).get("as_tuple") else index
+            if name in ("__bool__", "__int__", "__index__", "__float__", "item"):
+                return not getattr(first, "of_any", False)
+            if name == "__contains__":
+                return False
+        result = function(*args, **(kwargs or {}))
+        if name == "any" and isinstance(result, Tensor):
+            result.of_any = True  # type: ignore[attr-defined]
+        return result

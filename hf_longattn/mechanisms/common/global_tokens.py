@@ -1,0 +1,158 @@
+"""Rules for global tokens: fixed positions, token ids, or a whole segment of a text pair."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engines.batch import cached_on, first_real, for_one_pass
+from ...engines.byte_cache import BYTE_CACHE
+from ...engines.call import AttentionCall
+from ...errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalTokenIds:
+    """A rule that makes tokens global: the union of positions, token ids and segments. Padding is never global.
+
+    positions: counted from each sequence's first real token.
+    token_ids: every token with one of these ids.
+    first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1, "global attention on
+        all question tokens").
+    second_segment: everything after the separators that end the first segment, closing separators included.
+    separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
+    question_separator: the id between a question and a document. All tokens before the document are then global instead of
+        ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
+
+    A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A separator inside the
+    first text, such as a ``[SEP]`` that somebody typed, ends nothing where token types or two separators in a row show the text's end.
+    """
+
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    first_segment: bool = False
+    second_segment: bool = False
+    separator: int | None = None
+    question_separator: int | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether the rule needs to know the separator."""
+        return self.first_segment or self.second_segment
+
+    def with_separator(self, separator: int | None) -> GlobalTokenIds:
+        """The rule with ``separator`` filled in, if it needs a separator and has none.
+
+        Raises:
+            OptionError: the rule needs a separator and ``separator`` is ``None``.
+        """
+        if self.separator is not None or not self.segments:
+            return self
+        if separator is None:
+            raise OptionError(
+                "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
+                "nor the config's sep_token_id says which token ends a segment; give separator_token_id, for example 102 for BERT."
+            )
+        return dataclasses.replace(self, separator=separator)
+
+    def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
+        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding, ``types (B, N)`` is 1 in the
+        second text."""
+        chosen = at_positions(self.positions, real)
+        ids = self._between_texts(ids, real, types)
+        if self.question_separator is not None:
+            question = self.question(ids, real)
+            chosen = question | (chosen & ~question.any(-1, keepdim=True))
+        if self.token_ids:
+            chosen = chosen | torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
+        if self.segments:
+            ends = (ids == self.separator) & real
+            after = ends.cumsum(-1) > 0
+            if self.first_segment:
+                chosen = chosen | (~after & ends.any(-1, keepdim=True))
+            if self.second_segment:
+                chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
+        return chosen & real
+
+    def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
+        """``ids`` without separators inside the first text. The second text begins at the first token of type 1, if a separator is before
+        it, or else at the first two separators in a row (RoBERTa's pairs)."""
+        separator = self.separator if self.question_separator is None else self.question_separator
+        if separator is None:
+            return ids
+        ends = (ids == separator) & real
+        after_end = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], -1)
+        border = ends & after_end
+        if types is not None:
+            second = (types == 1) & real
+            second = second & (second.cumsum(-1) == 1) & after_end
+            border = second | (border & ~second.any(-1, keepdim=True))
+        first = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
+        goes_on = (first & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
+        return ids.masked_fill(first & ends & goes_on, -1)
+
+    def question(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Mask of the question and its separators, ``(B, N)`` bool. All False in a batch row without a document."""
+        ends = (ids == self.question_separator) & real
+        document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
+        return ~document & document.any(-1, keepdim=True) & real
+
+
+def at_positions(positions: tuple[int, ...], real: Tensor, documents: Tensor | None = None, skips_padding: bool = True) -> Tensor:
+    """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token.
+
+    Args:
+        documents: ``(B, N)``, the number of each token's document, in which positions begin anew; see :class:`DocumentLabels`.
+        skips_padding: whether padding between the tokens of a sequence is not counted.
+    """
+    counted = real.cumsum(-1) - 1 if skips_padding else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+    if documents is not None:
+        begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+        counted = counted - torch.where(begins, counted, -1).cummax(-1).values
+    chosen = torch.zeros_like(real)
+    for first, last in runs(positions):  # Python numbers: a compiled step would copy a tensor to a GPU every time
+        chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
+    return chosen & real
+
+
+def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The first and the last position of each run of consecutive ``positions``."""
+    spans: list[tuple[int, int]] = []
+    for position in sorted(positions):
+        if spans and position <= spans[-1][1] + 1:
+            spans[-1] = spans[-1][0], position
+        else:
+            spans.append((position, position))
+    return spans
+
+
+def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, skips_padding: bool = True) -> Tensor | None:
+    """The global tokens ``(B, Nk)`` bool of a call: its ``global_mask``, else those at ``positions``; ``None`` without either.
+
+    Positions count as in :func:`at_positions`, and padding is never global.
+    """
+    tokens, real = call.global_mask, call.key_mask
+    if tokens is not None:
+        if real is None:
+            return tokens
+        both = cached_on(tokens, ("of real tokens", id(real)), lambda: (real, for_one_pass(tokens & real)))
+        return both[1]
+    if not positions:
+        return None
+
+    def make() -> Tensor:
+        documents = None if call.documents is None else call.documents.number
+        chosen: Tensor = for_one_pass(at_positions(positions, call.real(k), documents, skips_padding))
+        return chosen
+
+    key = ("global positions", positions, skips_padding)
+    return BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make) if call.batch is None else call.batch.cached(key, make)
+
+
+def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:
+    """Raise :class:`OptionError` for negative positions or token ids."""
+    if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {values}, but {what} count from 0; for example {name}={example}.")

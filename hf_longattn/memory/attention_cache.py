@@ -1,0 +1,373 @@
+"""Cache layers that compute the attention of a step themselves, from what they keep in place of all keys.
+
+A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It holds the keys that a later token can
+still see, each with its column in the padded batch. Keys that :meth:`MaskedMechanism.retained` excludes are dropped. Positions count from
+each sequence's first real token, so rows with different padding hold different columns. A row with fewer keys has empty slots (column -1).
+
+A :class:`StateLayer` is for mechanisms with a state of constant size: linear states, ring buffers, segment memories.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from ..engines.batch import first_real
+from ..engines.call import AttentionCall, State
+from ..engines.sequences import advanced
+from ..errors import BackendError, InputError
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.registry import prototype
+from ..names import BACKEND, TESTED, warn_missing
+from .key_cache import ReservedLayer, compact
+
+STATE_LAYER = f"{BACKEND}_state"
+"""The cache layer type of a state in ``config.layer_types``."""
+NOT_STARTED = 1 << 40
+"""Start of a sequence without a real token so far. It is larger than every column."""
+SLACK = 64
+"""Number of tokens between two removals of unneeded keys."""
+
+
+class AttentionCacheLayer(DynamicLayer):
+    """A cache layer that can compute a step's attention instead of the mechanism.
+
+    It reads each sequence's first column from the padding masks.
+    """
+
+    keeps: ClassVar[str]
+    """Description of the cached data, for :func:`hf_longattn.explain`."""
+    computes_attention: bool
+    """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
+    is_croppable = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.starts: Tensor | None = None
+        """``(B,)``: column of the first real token; :data:`NOT_STARTED` if there is none yet."""
+        self._all_started = False
+        """Whether every sequence has started."""
+
+    @abstractmethod
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of the queries ``(B, H, Nq, D)`` of this step.
+
+        Args:
+            k, v: the keys and values that this layer's ``update`` returned.
+            call: has the padding of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
+        Returns:
+            ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
+        """
+
+    def note_padding(self, mask: Tensor | None) -> None:
+        """Read the padding mask ``(B, tokens seen so far)``. Called before every step."""
+        if self._all_started:
+            return
+        if self.starts is None:
+            self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)  # where the keys were before offloading
+        first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
+        self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
+        self._all_started = bool((self.starts != NOT_STARTED).all())
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise :class:`InputError`: the layer does not hold what earlier tokens see."""
+        raise InputError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
+
+    def restart(self, rows: Tensor) -> None:
+        """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
+        if self.starts is not None:
+            self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_STARTED)
+            self._all_started = False
+
+    def renumber(self, count: int) -> None:
+        """Renumber the columns, so that column ``count`` becomes column 0."""
+        if self.starts is not None:
+            self.starts = torch.where(self.starts == NOT_STARTED, NOT_STARTED, self.starts - count)
+
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``change`` to every tensor of the layer whose first dimension is the batch: to all but numbers."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.dim():
+                setattr(self, name, change(value))
+            elif isinstance(value, dict):
+                setattr(self, name, {key: change(tensor) for key, tensor in value.items()})
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.change_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.change_rows(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def reset(self) -> None:
+        super().reset()
+        self.starts, self._all_started = None, False
+
+
+def unread_cache(name: str) -> BackendError:
+    """The error if a model stored tokens in a cache that its attention function did not receive, so that they would be lost.
+
+    Args:
+        name: the class of the cache layer or of the attention module.
+    """
+    lowest, highest = TESTED["transformers"]
+    return BackendError(
+        f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install transformers {lowest} to "
+        f"{highest}, with which this is tested."
+    )
+
+
+def refuse_restricted_pairs(call: AttentionCall) -> None:
+    """Raise :class:`InputError` if the call has a score term, because the cache has dropped keys."""
+    if call.score_mod is not None:
+        raise InputError(
+            "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
+            "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
+        )
+
+
+class SparseCacheLayer(AttentionCacheLayer):
+    """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
+
+    ``mechanism`` and ``options`` (JSON) determine them; unneeded keys are removed once per :data:`SLACK` tokens. The layer computes the
+    attention once keys have been removed. ``seen`` is the number of tokens so far.
+    """
+
+    keeps = "retained keys"
+
+    def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
+        super().__init__()
+        self.mechanism, self.options = mechanism, options
+        self.seen = 0
+        self.computes_attention = False
+        self._clean_size = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new tokens and return all keys and values of the layer. Before that, unneeded keys are dropped if it is time."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.columns.shape[1] >= self._clean_size + SLACK:
+            self._prune()
+        new = torch.arange(self.seen, self.seen + key_states.shape[2], device=key_states.device)
+        self.columns = torch.cat([self.columns, new.expand(key_states.shape[0], -1)], 1)
+        self.seen += key_states.shape[2]
+        return super().update(key_states, value_states)
+
+    def positions(self) -> Tensor:
+        """Position of each key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
+        assert self.starts is not None
+        return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
+
+    def _prune(self) -> None:
+        """Drop the keys that no later token sees. The other slots are packed to the left, in order."""
+        if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
+            return
+        positions = self.positions()
+        upcoming = (self.seen - self.starts[:, None]).clamp(min=0)
+        visible_later = prototype(self.mechanism, self.options).retained(positions, upcoming)
+        assert visible_later is not None
+        selected = visible_later & (positions >= 0)  # (B, S)
+        size = int(selected.sum(1).max())
+        order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        self.columns = torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
+        slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
+        self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
+        self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
+        self.computes_attention, self._clean_size = True, self.columns.shape[1]
+
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(mechanism, MaskedMechanism)
+        assert self.starts is not None
+        refuse_restricted_pairs(call)
+        columns, k_positions = self.columns, self.positions()
+        real = k_positions >= 0
+        if call.key_mask is not None:
+            real = real & call.key_mask.gather(1, columns.clamp(min=0))
+        q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
+        positions = (q_positions, k_positions, real)
+        call = call.replace(causal=True)
+        out = mechanism.attend_retained(q, k, v, *positions, call)
+        if not weights_wanted:
+            return out, None
+
+        # With one-hot values of each key's column, the outputs are the weights.
+        one_hot = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
+        one_hot = one_hot[:, None].expand(-1, k.shape[1], -1, -1)
+        return out, mechanism.attend_retained(q, k, one_hot, *positions, call.replace(dropout=0.0))
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def unused(self) -> int:
+        """The number of columns at the start that no slot holds."""
+        filled = self.columns[self.columns >= 0] if self.is_initialized else None
+        return int(filled.min()) if filled is not None and len(filled) else self.seen
+
+    def renumber(self, count: int) -> None:
+        super().renumber(count)
+        self.seen -= count
+        if self.is_initialized:
+            self.columns = torch.where(self.columns < 0, -1, self.columns - count)
+
+    def reset(self) -> None:
+        self.__init__(self.mechanism, self.options)  # type: ignore[misc]
+
+
+class StateLayer(AttentionCacheLayer):
+    """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
+
+    keeps = "a state"
+    computes_attention = True  # the layer holds no keys
+    is_unread = False
+    """Whether tokens were added that the attention function has not read yet."""
+    cumulative_length: Any = 0
+    """The number of tokens so far: a Python number, or in a static cache a tensor ``()`` on its device."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.state: State | None = None
+        self._latest = NOT_STARTED
+        """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (key_states, value_states))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state.
+
+        Raises:
+            BackendError: earlier tokens were never read by the attention function.
+        """
+        if self.is_unread and not torch.compiler.is_exporting():
+            raise unread_cache(type(self).__name__)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[2]  # a tensor is changed in place
+        self.is_unread = True
+        return key_states, value_states
+
+    def note_padding(self, mask: Tensor | None) -> None:
+        self.is_unread = False
+        if self.is_compileable and torch.compiler.is_compiling():  # every sequence has started in the first call, which is not compiled
+            return
+        super().note_padding(mask)
+        if self._all_started and self._latest == NOT_STARTED:
+            assert self.starts is not None
+            self._latest = int(self.starts.max())
+
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        refuse_restricted_pairs(call)
+        total = int(self.cumulative_length)
+        before = total - q.shape[2]
+        if call.key_mask is not None:
+            call = call.with_mask(call.key_mask[:, before:total])
+        if weights_wanted and before:
+            raise InputError(
+                f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
+                "pass use_cache=False or output_attentions=False."
+            )
+        weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
+        padding = None  # tokens before each row's first real one
+        if self.starts is not None and self._latest > before:
+            padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())
+        out, state = advanced(mechanism.advance, q, k, v, self.state, call, padding)
+        self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
+        return out, weights
+
+    def get_seq_length(self) -> Any:
+        return self.cumulative_length if self.is_initialized else 0
+
+    def unused(self) -> int:
+        """The number of columns that the mask may drop: all of them, because the state contains their tokens."""
+        return int(self.cumulative_length)
+
+    def restart(self, rows: Tensor) -> None:
+        """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
+        super().restart(rows)
+        self._latest = NOT_STARTED
+        if self.state is not None:
+            over = {name: rows.to(x.device).view(-1, *[1] * (x.dim() - 1)) for name, x in self.state.items()}
+            self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
+
+    def renumber(self, count: int) -> None:
+        super().renumber(count)
+        self.cumulative_length -= count
+        self._latest -= count if self._all_started else 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.state, self._latest, self.is_unread = None, NOT_STARTED, False
+
+
+class DynamicStateLayer(StateLayer):
+    """The state layer for :class:`transformers.DynamicCache`."""
+
+    _layer_type = STATE_LAYER
+
+
+class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
+    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps are one graph."""
+
+    _layer_type = STATE_LAYER
+    is_compileable = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        stays_in_place(self.cumulative_length)
+
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.started or self.state is None or not self._all_started or weights_wanted:
+            out, weights = super().attend(mechanism, q, k, v, call, weights_wanted)
+            self.started = True
+            for tensor in (self.state or {}).values():
+                stays_in_place(tensor)
+            return out, weights
+        refuse_restricted_pairs(call)
+        if call.batch is not None and (mask := call.batch.mask) is not None:
+            count, total = q.shape[2], self.cumulative_length
+            new = call.batch.cached(
+                ("new tokens", count), lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
+            )
+            call = call.with_mask(new)
+        out, state = mechanism.advance(q, k, v, self.state, call)
+        for name, tensor in state.items():
+            self.state[name].copy_(tensor)
+        return out, None
+
+
+def stays_in_place(tensor: Tensor) -> None:
+    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing while a graph is compiled."""
+    import torch._dynamo
+
+    if torch.compiler.is_compiling():
+        return
+    mark = getattr(torch._dynamo, "mark_static_address", None)
+    if mark is None:
+        warn_missing("stays_in_place")
+        return
+    mark(tensor)

@@ -1,0 +1,148 @@
+"""The decode cache of a model: the argument that holds it, and the type of the cache layer for each decoder layer.
+
+transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing caches and another
+for static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, cache_utils
+
+from ..configuration import LongAttentionConfig
+from ..errors import BackendError
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.locality import keys_per_query
+from ..mechanisms.common.registry import prototype
+from ..names import BACKEND
+from .attention_cache import STATE_LAYER, SparseCacheLayer
+from .key_cache import GrowingWindowLayer, StaticKeysLayer, StaticWindowLayer
+
+# transformers renamed the argument in version 5.24.
+CACHE, OTHER_CACHE = "cache", "past_key_values"
+if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < (5, 24):
+    CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
+"""Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other versions."""
+FULL = "full_attention"
+"""transformers' name of the cache layer that holds all keys."""
+MAX_TYPE_NAMES = 1024
+"""Maximum number of layer types that this package keeps registered in transformers."""
+COUNTED_PACKAGES = ("transformers", "hf_longattn")
+"""Packages whose objects :func:`cache_bytes` searches for tensors."""
+
+
+def find_cache(values: Iterable[Any]) -> Any:
+    """The cache among the arguments of an attention module, or ``None``. Modules call it by several names, so its type tells."""
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def take_cache(arguments: dict[str, Any]) -> Any:
+    """Remove the cache, or the ``None`` that stands for it, from the keyword arguments of an attention module. Returns it."""
+    cache = find_cache(arguments.values())
+    for name in (CACHE, OTHER_CACHE):
+        arguments.pop(name, None)
+    return cache
+
+
+def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
+    """Bytes of the storages of all tensors in a cache. A view counts its whole storage; shared storage counts once.
+
+    counted: addresses of storages that do not count again.
+    """
+    counted = set() if counted is None else counted
+    if isinstance(cache, Tensor):
+        storage = cache.untyped_storage()
+        is_new = storage.data_ptr() not in counted
+        counted.add(storage.data_ptr())
+        return storage.nbytes() if is_new else 0
+    if isinstance(cache, dict):
+        return sum(cache_bytes(item, counted) for item in cache.values())
+    if isinstance(cache, list | tuple):
+        return sum(cache_bytes(item, counted) for item in cache)
+    inside = getattr(cache, "__dict__", None)
+    return cache_bytes(inside, counted) if inside and type(cache).__module__.startswith(COUNTED_PACKAGES) else 0
+
+
+def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
+    """The number of past keys that a token sees in ``layer``, itself included. ``None`` if unbounded, or without a causal form."""
+    built = prototype(*long_attention.for_layer(layer))
+    return keys_per_query(built) if _has_causal_form(built) else None
+
+
+def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
+    """The cache layer type of every layer, or ``None`` if all layers hold all keys.
+
+    plain_scores: whether the model leaves the scores q·k unchanged. Layers that hold scattered keys need this.
+    """
+    types = [_layer_type(*long_attention.for_layer(layer), plain_scores) for layer in range(num_layers)]
+    return None if set(types) <= {FULL} else types
+
+
+def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
+    """The cache layer type of a mechanism: a state, a window, scattered keys, or all keys."""
+    mechanism = prototype(name, options)
+    if not _has_causal_form(mechanism):
+        return FULL
+    if mechanism.capabilities.stateful:
+        return STATE_LAYER
+    reach = keys_per_query(mechanism)
+    if reach is not None:
+        return window_layer_type(reach)
+    first_token = torch.zeros(1, 1, dtype=torch.long)
+    if not plain_scores or mechanism.retained(first_token, first_token) is None:
+        return FULL
+
+    # A static cache holds all keys.
+    settings = json.dumps(options, sort_keys=True)
+    growing = partial(SparseCacheLayer, mechanism=name, options=settings)
+    return _enter_layer_type(f"{BACKEND}_{name}_{settings}", growing, StaticKeysLayer)
+
+
+def _has_causal_form(mechanism: Mechanism) -> bool:
+    return mechanism.causal in ("both", True)
+
+
+def window_layer_type(window: int) -> str:
+    """The cache layer type for a causal window of ``window`` tokens."""
+    growing, static = (partial(layer, window=window) for layer in (GrowingWindowLayer, StaticWindowLayer))
+    return _enter_layer_type(f"{BACKEND}_window_{window}", growing, static)
+
+
+_entered: OrderedDict[str, None] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
+    """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
+
+    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of module-level classes, so
+    that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names for every cache.
+    """
+    try:
+        tables: tuple[dict[str, Any], ...] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING
+    except AttributeError:
+        raise BackendError(
+            "This version of transformers has no tables of cache layers (cache_utils.DYNAMIC_LAYER_TYPE_MAPPING); "
+            "install one that hf_longattn names in its requirements, or pass use_cache=False."
+        ) from None
+    with _lock:
+        if name in _entered:
+            _entered.move_to_end(name)
+            return name
+        _entered[name] = None
+        for table, make in zip(tables, (growing, static), strict=True):
+            table[name] = make
+        while len(_entered) > MAX_TYPE_NAMES:
+            oldest, _ = _entered.popitem(last=False)
+            for table in tables:
+                table.pop(oldest, None)
+    return name

@@ -1,0 +1,156 @@
+"""Cache layers that return keys and values to the mechanism: the last w tokens, or all tokens in memory reserved once.
+
+A window of w tokens needs max(w - 1, 1) keys between steps. transformers' sliding layer takes one width for the whole model. Here the width
+is part of the layer type's name (``longattn_window_512``), so layers may differ.
+
+Memory of a static layer is reserved once and shapes never change, so every decoding step is the same graph. The number of tokens in the
+cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the device. A static window
+is a ring buffer: the token of column c is in slot c modulo w, and a new token overwrites the token that left the window.
+:func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for exactly
+these tokens (:meth:`hf_longattn.Mechanism.attend_step`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+
+from ..errors import InputError
+from ..mechanisms.common.decoding import NO_TOKEN, Columns
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it uses less than half of its storage, for example as a view of a prompt's last tokens."""
+    if torch.compiler.is_compiling():
+        return tensor
+    return tensor if 2 * tensor.nbytes >= tensor.untyped_storage().nbytes() else tensor.clone()
+
+
+class GrowingWindowLayer(DynamicSlidingWindowLayer):
+    """The last ``window - 1`` keys and values (at least one). ``update`` returns them together with the new ones."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, window: int, **kwargs: Any) -> None:
+        # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
+        super().__init__(sliding_window=max(window, 2))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = compact(self.keys), compact(self.values)
+        return keys, values
+
+    def unused(self) -> int:
+        """The number of columns at the start that the mask may drop. At least ``sliding_window`` columns remain."""
+        return max(0, int(self.cumulative_length) - self.sliding_window)
+
+    def renumber(self, count: int) -> None:
+        """Renumber the columns, so that column ``count`` becomes column 0."""
+        self.cumulative_length -= count
+
+
+class ReservedLayer(CacheLayerMixin):
+    """Memory reserved once. A mask is as long as the cache, as all layers of a model share one.
+
+    max_cache_len: maximum number of tokens in the cache, padding included.
+    """
+
+    is_croppable = False  # transformers' own static layers are, since 5.24
+    started = False
+    """Whether the layer has tokens; known without waiting for the device."""
+
+    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=max_cache_len, **kwargs)
+        self.longest = max_cache_len
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.longest, 0
+
+    def get_max_length(self) -> int:
+        return self.longest
+
+    def reset(self) -> None:
+        super().reset()
+        self.started = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise :class:`InputError`: transformers' graphs hold the number of tokens in a static cache."""
+        raise InputError(
+            "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
+        )
+
+
+class StaticKeysLayer(ReservedLayer, StaticLayer):
+    """All keys and values in memory reserved once."""
+
+
+class StaticWindowLayer(StaticKeysLayer):
+    """The last ``window`` keys and values in ``max_cache_len`` slots, as a ring buffer, which may be shorter than the cache."""
+
+    def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=min(max_cache_len, window))
+        self.longest = max_cache_len
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store new tokens and return the keys and values to attend to.
+
+        On the first call, these are the new tokens. Later, they are the ring (for one new token), or the old ring and the new tokens.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        count, started = key_states.shape[2], self.started
+
+        # Several new tokens overwrite keys that the first of them still see, so the old ring is copied first.
+        several = started and count > 1
+        before = self.cumulative_length.clone() if several else self.cumulative_length
+        seen = (torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)) if several else None
+
+        fitting = min(count, self.max_cache_len)
+        slots = (torch.arange(count - fitting, count, device=self.device) + before) % self.max_cache_len
+        self.keys.index_copy_(2, slots, key_states[:, :, count - fitting :])
+        self.values.index_copy_(2, slots, value_states[:, :, count - fitting :])
+        self.cumulative_length.add_(count)
+        self.started = True
+        if seen is not None:
+            return seen
+        return (self.keys, self.values) if started else (key_states, value_states)
+
+
+def tokens_in(layer: StaticLayer) -> Tensor | int:
+    """The number of tokens so far. transformers' sliding layer counts them on the host, other layers on the device."""
+    return layer.cumulative_length_int if isinstance(layer, StaticSlidingWindowLayer) else layer.cumulative_length
+
+
+def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
+    """The columns of a call's queries and keys. ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new tokens."""
+    layout = "all"
+    if isinstance(layer, StaticWindowLayer):
+        layout = "ring" if kv_len == layer.max_cache_len else "ring and more"
+    elif isinstance(layer, StaticSlidingWindowLayer):
+        layout = "rolled"
+
+    def find() -> tuple[Tensor, Tensor]:
+        total, device = tokens_in(layer), layer.device
+        queries = torch.arange(q_len, device=device) + (total - q_len)
+        if layout in ("all", "rolled"):  # "rolled": older tokens have been shifted out at the front
+            first = 0 if layout == "all" else max(0, layer.cumulative_length_int - kv_len)
+            return queries, torch.arange(first, first + kv_len, device=device)
+
+        # A slot of the ring holds the last token whose column is the slot's number modulo the number of slots.
+        last = total - 1 if layout == "ring" else total - q_len - 1
+        column = last - (last - torch.arange(layer.max_cache_len, device=device)) % layer.max_cache_len
+        keys = torch.where(column < 0, NO_TOKEN, column)
+        return queries, keys if layout == "ring" else torch.cat([keys, queries])
+
+    return Columns((layout, kv_len), find)
+
+
+def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
+    """A ring's keys and values in text order, without empty slots. Waits for the device."""
+    _, columns = slot_columns(layer, q_len, k.shape[2]).find()
+    order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
+    return k[:, :, order], v[:, :, order]

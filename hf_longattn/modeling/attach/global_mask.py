@@ -1,0 +1,271 @@
+"""Global tokens of a call, ``global_attention_mask``: found by their ids, or all text of a model that also reads images."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.utils import logging
+
+from ...engines.batch import Batch, in_graph
+from ...errors import InputError, OptionError, checkpoint_errors
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.exact import for_length
+from ...mechanisms.common.global_tokens import GlobalTokenIds
+from ...memory.decode_cache import CACHE
+from ...names import LOGGER
+from ..family.position_table import input_of
+from .attention_sites import Call, layer_mechanisms, with_members
+
+logger = logging.get_logger(LOGGER)
+
+LONGEST_QUESTION = 512
+"""Maximum length of a question, in tokens. A first text that is longer than this and than the second is probably the document."""
+TEXT_GLOBAL = "text_global"
+"""The key of ``long_attention`` that makes text tokens global."""
+TEXT_TOKENS = "text_tokens"
+"""Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
+"""Config fields with the ids of placeholder tokens for images, videos and sounds."""
+GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
+
+
+def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
+    """The rule by which layers of ``model`` choose global tokens by id. With the config's separators; ``None`` if none does.
+
+    Raises:
+        OptionError: layers have different rules, or a rule lacks its separator.
+    """
+    takers = _takers(model)
+    config = getattr(model, "config", None)
+    question = getattr(config, "question_separator_id", None)
+    marked = tuple(getattr(config, "global_token_ids", None) or ())
+    rules = {module.capabilities.global_token_ids for module in takers}
+    if rules <= {None}:
+        if not takers or (question is None and not marked):
+            return None
+        fixed = {position for part in with_members(takers) for position in getattr(part.options, "global_tokens", ())}
+        return GlobalTokenIds(tuple(sorted(fixed)), marked, question_separator=question)
+    if len(rules) > 1:
+        raise OptionError(
+            "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
+            "give every layer with global tokens the same global_tokens, global_token_ids and segments."
+        )
+    rule = rules.pop()
+    assert rule is not None
+    rule = rule.with_separator(getattr(config, "sep_token_id", None))
+    return dataclasses.replace(rule, token_ids=tuple(dict.fromkeys((*rule.token_ids, *marked))), question_separator=question)
+
+
+def _takers(model: nn.Module) -> list[Mechanism]:
+    """The mechanisms of ``model``, and members of composites, that take global tokens."""
+    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.capabilities.takes_globals]
+    return [mechanism for mechanism in with_members(outer) if mechanism.capabilities.takes_globals] if outer else []
+
+
+def chooses_by_ids(model: nn.Module) -> bool:
+    """Whether a mechanism of ``model`` chooses global tokens by id: by segments or given ids."""
+    return any(mechanism.capabilities.global_token_ids is not None for mechanism in _takers(model))
+
+
+def takes_globals(model: nn.Module) -> bool:
+    """Whether any layer of ``model`` takes global tokens."""
+    return any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
+
+
+def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes. Unless a layer sees the whole input anyway.
+
+    Raises:
+        InputError: the message names the mechanisms.
+    """
+    mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
+    if mask is None:
+        return
+    length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
+    if not any(mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
+        names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
+        raise InputError(
+            f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
+            "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+        )
+
+
+@checkpoint_errors("The tokenizer is damaged")
+def question_separator(tokenizer: Any) -> int | None:
+    """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2, Llama)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
+    if backend is None:
+        ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
+    else:
+        ids, document = _without_padding(backend.encode("a", "b")), _without_padding(backend.encode("b", add_special_tokens=False))
+    first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
+    if not first or ids[first - 1] not in tokenizer.all_special_ids:
+        return None
+    row = torch.tensor([ids])
+    question = GlobalTokenIds(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
+    return ids[first - 1] if int(question.sum()) == first else None
+
+
+def _without_padding(encoding: Any) -> list[int]:
+    return [token for token, is_real in zip(encoding.ids, encoding.attention_mask, strict=True) if is_real]
+
+
+def carry_question(model: nn.Module, tokenizer: Any) -> bool:
+    """Make the question before a document global in ``model``. Now, and when it is loaded again.
+
+    Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
+
+    Returns:
+        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two texts.
+    """
+    if not takes_globals(model):
+        return False
+    config: Any = model.config
+    if chooses_by_ids(model):
+        return True
+    if getattr(config, "question_separator_id", None) is None:
+        config.question_separator_id = question_separator(tokenizer)
+    return config.question_separator_id is not None
+
+
+def global_tokens_of(rule: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
+    """The ``global_attention_mask (B, N)`` of a forward pass that has none. Found separately in each of the packed ``documents (B, N)``.
+
+    Raises:
+        InputError: ids are unknown, for the input or for tokens in the cache.
+    """
+    ids = arguments.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise InputError(
+            "Tokens are global by their ids here, but inputs_embeds came without input_ids; "
+            "pass global_attention_mask (batch, tokens) with 1 for global tokens."
+        )
+    past = next((value for value in arguments.values() if isinstance(value, Cache)), None)
+    if past is not None and not torch.compiler.is_compiling() and int(past.get_seq_length()) > 0:
+        raise InputError(
+            "Tokens are global by their ids here, but the ids of the tokens in the cache are not known; "
+            "pass global_attention_mask (batch, tokens seen so far) with 1 for global tokens."
+        )
+    mask = arguments.get("attention_mask")
+    real = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        real = mask.bool()
+    types = arguments.get("token_type_ids")
+    types = types if isinstance(types, Tensor) and types.shape == ids.shape else None
+    if rule.question_separator is not None and not in_graph():
+        _warn_of_order(rule.question(ids, real), real)
+    if documents is None:
+        if rule.question_separator is not None and types is None and not in_graph():
+            _warn_of_separators((ids == rule.question_separator) & real)
+        return rule.mask(ids, real, types).long()
+    global_tokens = torch.zeros_like(ids)
+    for sequence in Batch(real, documents).sequences:
+        at = slice(sequence.row, sequence.row + 1), slice(sequence.start, sequence.stop)
+        global_tokens[at] = rule.mask(ids[at], real[at], None if types is None else types[at]).long()
+    return global_tokens
+
+
+def _warn_of_order(question: Tensor, real: Tensor) -> None:
+    """Warn if the first text is probably not the question. It is long, and longer than the second."""
+    if question.shape[-1] <= LONGEST_QUESTION:
+        return
+    counts = question.sum(-1)
+    if bool(((counts > LONGEST_QUESTION) & (2 * counts > real.sum(-1))).any()):
+        logger.warning_once(
+            "The first of the two texts is taken as the question, whose tokens are all global, but it is longer than the document; "
+            "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
+        )
+
+
+def _warn_of_separators(ends: Tensor) -> None:
+    """Warn if a text seems to contain a separator. Short inputs on a device are not read, since every call would wait for it."""
+    if ends.shape[-1] <= LONGEST_QUESTION and ends.device.type != "cpu":
+        return
+    begins = ends[:, 1:] & ~ends[:, :-1]
+    if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
+        logger.warning_once(
+            "A question or document seems to contain the token that separates the two, and the question is taken to end at the first one; "
+            "call tokenizer(question, document, split_special_tokens=True), or pass global_attention_mask (batch, tokens)."
+        )
+
+
+# ---- text tokens beside images
+
+
+def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:
+    """Make all tokens but image placeholders global in the language model of ``model``.
+
+    Raises:
+        OptionError: the model has no token for images, or no mechanism of the language model takes global tokens.
+    """
+    if not _image_tokens(model):
+        raise OptionError(f"{TEXT_GLOBAL} is for models that read images in place of a token, and a {type(model).__name__} has none.")
+    if language_model is None or not takes_globals(language_model):
+        raise OptionError(
+            f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it longformer, for example (--towers "
+            "text=longformer:window=1024)."
+        )
+    if vars(model).get("tells_text_tokens"):
+        return
+    model.tells_text_tokens = True
+    model.register_forward_pre_hook(_tell_text_tokens, with_kwargs=True)
+    language_model.register_forward_pre_hook(_take_text_tokens, with_kwargs=True)
+    language_model.register_forward_hook(_keep_text_tokens, with_kwargs=True)
+
+
+def _image_tokens(model: Any) -> list[int]:
+    ids = (getattr(model.config, name, None) for name in IMAGE_TOKENS)
+    return sorted({token for token in ids if isinstance(token, int)})
+
+
+def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``model.forward`` by name; ``args`` are positional."""
+    names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of the whole model: finds the text tokens. No other module sees token ids."""
+    if not (getattr(model.config, "long_attention", None) or {}).get(TEXT_GLOBAL) or GLOBAL_MASK in kwargs:
+        return None
+    ids = arguments_by_name(model, args, kwargs).get(IDS)
+    if not isinstance(ids, Tensor):
+        raise InputError(
+            "Text tokens are global here, but inputs_embeds came without input_ids, which say what is text; pass input_ids as well, or "
+            "global_attention_mask (batch, tokens)."
+        )
+    return args, {**kwargs, TEXT_TOKENS: ~torch.isin(ids, torch.tensor(_image_tokens(model), device=ids.device))}
+
+
+def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of the language model: appends new text tokens to the cache's."""
+    tokens: Tensor | None = kwargs.get(TEXT_TOKENS)
+    if tokens is None:
+        return None
+    cache = kwargs.get(CACHE)
+    seen = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+    if seen:
+        known = getattr(cache, TEXT_TOKENS, None)
+        if known is None or known.shape[1] < seen or len(known) != len(tokens):
+            raise InputError(
+                "Text tokens are global here, but which tokens of the cache are text is not known, since another model or batch filled it; "
+                "start with an empty cache."
+            )
+        tokens = torch.cat([known[:, :seen], tokens], 1)
+    padding = kwargs.get("attention_mask")
+    if isinstance(padding, Tensor) and padding.shape == tokens.shape:
+        tokens = tokens & padding.bool()
+    return args, {**{name: value for name, value in kwargs.items() if name != TEXT_TOKENS}, GLOBAL_MASK: tokens}
+
+
+def _keep_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the language model: stores in the cache which tokens are text."""
+    cache = getattr(output, CACHE, None)
+    if isinstance(cache, Cache) and GLOBAL_MASK in kwargs:
+        setattr(cache, TEXT_TOKENS, kwargs[GLOBAL_MASK])

@@ -1,0 +1,175 @@
+"""Runs parts of audio models on pieces of a long sound. Convolutions and feed-forward parts, if no gradients are needed.
+
+Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512 channels for each
+second of sound: 2 GB after the first convolution for five minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...engines.batch import in_graph
+from ..family.audio_spec import Convolution, outputs_of
+from ..family.definition import known_family
+from .custom_attention import ReplacedModules, replacing
+
+if TYPE_CHECKING:
+    _Module: Any = nn.Module
+else:
+    _Module = object
+
+FRAMES_PER_CHUNK = 512
+"""Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
+WINDOWS_OF_MOMENTS = 2**16
+"""Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows. Untuned."""
+FRAMES_PER_PRODUCT = 4096
+"""Maximum frames per call of a feed-forward module."""
+
+
+def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
+    """Whether ``module`` must compute ``states`` in one pass. If gradients are needed, or in a graph, whose input may have any length."""
+    if in_graph():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return states.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
+
+
+class InChunks(_Module):
+    """A module that gives what its base class gives, in pieces of a long sound, with any attention."""
+
+
+class FeatureEncoderInChunks(InChunks):
+    """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples, without padding.
+
+    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
+    (:class:`NormalisedConvolution`).
+    """
+
+    conv_layers: Any
+    training: bool
+    _requires_grad: bool
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        """Samples ``(B, N)`` to features ``(B, C, frames)``."""
+        recorded = torch.is_grad_enabled() and self.training and self._requires_grad  # the base then computes gradients for its input
+        if recorded or needs_one_pass(self, input_values):
+            return super().forward(input_values)
+        convolutions = [convolution_of(layer) for layer in self.conv_layers]
+        frames = outputs_of(convolutions, input_values.shape[1])
+        if frames <= FRAMES_PER_CHUNK:
+            return super().forward(input_values)
+        first, *others = self.conv_layers
+        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+            if not weights_at_hand(first, input_values):
+                return super().forward(input_values)
+            first = NormalisedConvolution(first, input_values)
+        features = None
+        for at, samples in chunks(input_values, convolutions, FRAMES_PER_CHUNK):
+            states = first(samples[:, None])
+            for layer in others:
+                states = layer(states)
+            if features is None:
+                features = states.new_empty(*states.shape[:2], frames)
+            features[:, :, at] = states
+        assert features is not None
+        return features
+
+
+def convolution_of(layer: Any) -> Convolution:
+    """The kernel size and stride of a layer of a feature encoder."""
+    return Convolution(layer.conv.kernel_size[0], layer.conv.stride[0])
+
+
+def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
+    total, stride = outputs_of(convolutions, inputs.shape[1]), math.prod(convolution.stride for convolution in convolutions)
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        needed = last - first
+        for convolution in reversed(convolutions):
+            needed = (needed - 1) * convolution.stride + convolution.kernel
+        yield slice(first, last), inputs[:, first * stride : first * stride + needed]
+
+
+def weights_at_hand(layer: Any, samples: Tensor) -> bool:
+    """Whether the weights of a layer can be read outside of ``forward``. Not sharded, not on another device, not in a wrapper."""
+    weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
+    plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
+    return plain and type(layer.conv) is nn.Conv1d
+
+
+class NormalisedConvolution:
+    """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group per channel.
+
+    Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean ``w·mean(u) + b`` and the
+    variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with separate weights for each sound of the batch.
+    """
+
+    def __init__(self, layer: Any, samples: Tensor) -> None:
+        self.layer, self.dtype = layer, samples.dtype
+        norm, convolution = layer.layer_norm, layer.conv
+        weight = convolution.weight[:, 0].double()
+        mean, covariance = moments_of_windows(samples, convolution_of(layer))
+        variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
+        scale, shift = (variance + norm.eps).rsqrt(), torch.zeros_like(variance)
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift + norm.bias
+        at_least = torch.promote_types(samples.dtype, torch.float32)
+        self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
+        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)  # the layer's own bias cancels in w·u - mean
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Samples ``(B, 1, n)`` to features ``(B, C, n')``."""
+        rows, stride = samples.to(self.weight.dtype).transpose(0, 1), self.layer.conv.stride
+        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(1, (len(samples), -1))[0]
+        activated: Tensor = self.layer.activation(states)
+        return activated.to(self.dtype)
+
+
+def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tensor, Tensor]:
+    """Mean ``(B, K)`` and covariance ``(B, K, K)`` over time of a convolution's windows. Of ``samples (B, N)``, in float64."""
+    centre = samples.double().mean(1, keepdim=True)
+    total: Any = 0.0
+    products: Any = 0.0
+    count = convolution.outputs(samples.shape[1])
+    for _, chunk in chunks(samples, [convolution], WINDOWS_OF_MOMENTS):
+        windows = (chunk - centre).unfold(1, convolution.kernel, convolution.stride)
+        total = total + windows.sum(1)
+        products = products + windows.transpose(1, 2) @ windows
+    mean = total / count
+    return mean + centre, products / count - mean[:, :, None] * mean[:, None]
+
+
+class FramesInChunks(InChunks):
+    """Mixin before a module of the base that computes each frame by itself."""
+
+    training: bool
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Hidden states ``(B, N, C)`` to ``(B, N, C')``."""
+        if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
+            return super().forward(hidden_states)
+        return torch.cat([super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
+
+
+def in_chunks(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
+    """A mixin for the family in ``module``, for pieces of a long sound. It runs the base's ``feature_encoder`` and ``feed_forward`` on
+    them."""
+    return replacing(module, {feature_encoder: FeatureEncoderInChunks, feed_forward: FramesInChunks})
+
+
+def run_in_chunks(model: nn.Module) -> None:
+    """Compute long sounds in pieces in the audio models of transformers that ``model`` contains, converted or not; in place."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
+            replaced = getattr(family.mixin, "replaced", {})
+            for module in part.modules():
+                if issubclass(replaced.get(type(module), object), InChunks):
+                    module.__class__ = replaced[type(module)]

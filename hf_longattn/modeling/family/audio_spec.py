@@ -1,0 +1,258 @@
+"""How sound becomes frames, the tokens of an audio model. A frame covers some samples, or some rows of a spectrogram."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import InputError
+from .definition import without_head
+from .input_spec import InputSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+COUNTED_SECONDS = 10.0
+"""Duration of the meta-device input on which the operations of convolutions are counted."""
+MASK = "attention_mask"
+"""The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Output t depends on ``kernel`` inputs from ``stride * t - left`` on.
+
+    left, right: number of zeros before the first input and after the last one.
+    """
+
+    kernel: int
+    stride: int = 1
+    left: int = 0
+    right: int = 0
+
+    def outputs(self, inputs: int) -> int:
+        """The number of outputs for this number of inputs."""
+        return max(0, (inputs + self.left + self.right - self.kernel) // self.stride + 1) if inputs else 0
+
+
+def outputs_of(convolutions: Sequence[Convolution], inputs: int) -> int:
+    """The number of outputs of convolutions in sequence."""
+    for convolution in convolutions:
+        inputs = convolution.outputs(inputs)
+    return inputs
+
+
+def unpadded_convolutions(config: Any) -> list[Convolution]:
+    """The convolutions of the feature encoder of wav2vec 2.0 and its successors."""
+    return [Convolution(kernel, stride) for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True)]
+
+
+def normalised_over_time(config: Any) -> str:
+    """Why a feature encoder needs the whole sound: its norm is over time. Empty if the norm is over the channels of each frame."""
+    if config.feat_extract_norm != "group":
+        return ""
+    return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
+
+
+def adapted(config: Any, length: int) -> int:
+    """Number of rows of the last hidden state for ``length`` samples. One per frame, fewer after Wav2Vec2's adapter."""
+    frames = outputs_of(unpadded_convolutions(config), length)
+    for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
+        frames = (frames - 1) // config.adapter_stride + 1
+    return frames
+
+
+@dataclass(frozen=True)
+class AudioSpec(InputSpec):
+    """The sound that a model reads, and the frames on which its attention runs.
+
+    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
+    rate: samples, or rows of features, per second.
+    features: ``config ->`` number of features per row; ``None`` for samples.
+    time_axis: the input's axis along time.
+    front: ``config ->`` the convolutions from the input to the tokens of the layers with attention.
+    outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
+    positions: the kind of positions, as one word.
+    why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
+    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
+        not known beforehand.
+    extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
+    hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
+    """
+
+    reads = "sound"
+    mixins = ("LongAudioMixin", "LongAudioModelMixin")
+    docstring = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+    counts_tokens = False
+    input: str = "input_values"
+    rate: int = 16_000
+    features: Callable[[Any], int] | None = None
+    time_axis: int = 1
+    front: Callable[[Any], Sequence[Convolution]] = unpadded_convolutions
+    outputs: Callable[[Any, int], int] | None = None
+    positions: str = "convolved"
+    why_padding_changes: Callable[[Any], str] = lambda config: ""
+    why_train: Callable[[Any, str], str] = lambda config, head: ""
+    extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
+    hands_keywords_down: bool = True
+    sampling_rate: ClassVar[int] = 16_000
+    """Samples per second of the recordings from which a feature extractor makes the input."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the input's length, as text."""
+        return "samples" if self.features is None else "rows of features"
+
+    def durations(self, config: Any) -> tuple[float, float]:
+        """Two durations in seconds: the base's maximum in training, and the converted model's."""
+        trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
+        return trained, trained if converted is None else converted
+
+    def trained_seconds(self, config: Any) -> float:
+        """Maximum duration in seconds in the checkpoints' training, for models without a limit."""
+        return 15
+
+    def base_reads(self, config: Any, seconds: float) -> bool:
+        """Whether the base reads a sound of this duration. It is longer than those in its training."""
+        return True
+
+    def most_tokens(self, family: Any, config: Any) -> int:
+        """Number of frames in a sound of the duration for which the model was converted."""
+        return self.frames(config, self.length(self.durations(config)[1]))
+
+    def further_operations(self, config: Any, skeleton: Any) -> int:
+        """Multiply-accumulate operations of all convolutions per frame."""
+        from torch import nn, no_grad
+
+        operations = 0
+
+        def count(module: Any, args: Any, output: Any) -> None:
+            nonlocal operations
+            frames = output[0] if isinstance(output, tuple) else output
+            operations += 2 * module.weight[0].numel() * frames.numel()
+
+        model = copy.deepcopy(skeleton).eval()  # a copy, so that use_base_attention does not change the skeleton's config
+        model.use_base_attention()
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                module.register_forward_hook(count)
+        stack = model.get_encoder() if config.is_encoder_decoder else without_head(model)
+        with no_grad():
+            stack(**self.arguments(self.seeded(config, COUNTED_SECONDS).to("meta")))
+        return operations // (2 * self.frames(config, self.length(COUNTED_SECONDS)))
+
+    def converted_seconds(self, seconds: float) -> float:
+        """The duration for which to convert a model that must read ``seconds``."""
+        return seconds
+
+    def step(self, config: Any) -> int:
+        """Samples, or rows of features, between rows of the last hidden state."""
+        hour = self.length(3600)
+        return round(hour / self.output_rows(config, hour))
+
+    def frame_seconds(self, config: Any) -> float:
+        """Seconds from one token of the layers with attention to the next."""
+        hour = self.length(3600)
+        return self.seconds(round(hour / self.frames(config, hour)))
+
+    def frames(self, config: Any, length: int) -> int:
+        """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""
+        return outputs_of(self.front(config), length)
+
+    def length(self, seconds: float) -> int:
+        """The length of an input of this duration."""
+        return round(seconds * self.rate)
+
+    def seconds(self, length: int) -> float:
+        """The duration, in seconds, of an input of this length."""
+        return length / self.rate
+
+    def output_rows(self, config: Any, length: int) -> int:
+        """Number of rows of the last hidden state for an input of this length."""
+        return (self.frames if self.outputs is None else self.outputs)(config, length)
+
+    def length_of(self, config: Any, frames: int) -> int:
+        """The length of the shortest input with this many frames."""
+        low, high = 0, 1
+        while self.frames(config, high) < frames:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.frames(config, middle) >= frames else (middle, high)
+        return high
+
+    def seeded(self, config: Any, seconds: float) -> Tensor:
+        """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""
+        import torch
+
+        length = max(self.length(seconds), self.length_of(config, 1))
+        shape = (length,) if self.features is None else (length, self.features(config))
+        return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
+
+    def as_input(self, rows: Tensor) -> Tensor:
+        """Move the axes of sounds ``(B, N, …)`` to the model's order. The same call moves them back."""
+        return rows.movedim(1, self.time_axis)
+
+    def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
+        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds' ``lengths`` are given."""
+        import torch
+
+        if lengths is None:
+            return {self.input: sound}
+        return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
+
+    def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
+        """Raise an error for an input that the model cannot read. Or for one whose padding it would take for sound.
+
+        Args:
+            values: whether the values of a mask can be read (not in a graph).
+
+        Raises:
+            InputError: the shape or type is wrong, or the sound is too short for one frame.
+            InputError: the mask does not fit, or has padding before the sound.
+        """
+        sound = arguments.get(self.input)
+        if sound is None:
+            return
+        axes = "(batch, samples)" if self.features is None else "(batch, rows, features)"
+        if sound.dim() != (2 if self.features is None else 3):
+            raise InputError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
+        if not sound.is_floating_point():
+            raise InputError(
+                f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's feature extractor does."
+            )
+        length, least = sound.shape[1], self.length_of(config, 1)
+        if length < least:
+            raise InputError(
+                f"The sound has {length} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
+                "pad it with zeros."
+            )
+        mask = arguments.get(MASK)
+        if mask is None:
+            return
+        if mask.shape != sound.shape[:2]:
+            raise InputError(
+                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {self.unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
+                "take it from the feature extractor with return_attention_mask=True."
+            )
+        if not values:
+            return
+        real = mask != 0
+        if bool((real[:, 1:] > real[:, :-1]).any()):
+            raise InputError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
+        if bool((shortest := real.sum(1).min()) < least):
+            raise InputError(
+                f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
+                "out, or pad it with zeros and a mask of 1."
+            )
+
+
+WAV2VEC2 = AudioSpec(outputs=adapted, why_padding_changes=normalised_over_time)
+"""The spec of wav2vec 2.0, and of bases that read sound as it does."""

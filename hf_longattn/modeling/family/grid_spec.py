@@ -1,0 +1,155 @@
+"""How the patches of an image lie on a grid, after class and register tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...engines.token_grid import Grid
+from ...errors import InputError
+from .input_spec import InputSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+PIXELS = "pixel_values"
+IMAGE_SIZE = "image_size"
+"""The config's field with the input's size."""
+INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
+"""The argument of ``forward`` that makes a base resize its position table."""
+PATCH_MASK = "bool_masked_pos"
+"""The argument of ``forward`` that marks the patches to rebuild, ``(B, patches)`` bool."""
+
+
+@dataclass(frozen=True)
+class GridSpec(InputSpec):
+    """The grid of an image, which the patch embedding cuts into patches without overlap. A size is ``(height, width)`` in pixels.
+
+    prefix: number of tokens before the patches, or a function of the config that returns it.
+    shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come as patches
+        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
+    square: heads of the base that arrange patches as a square image.
+    interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
+    adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
+        without prefix tokens.
+    """
+
+    reads = "grid"
+    mixins = ("LongGridMixin", "LongGridModelMixin")
+    counts_tokens = False
+    on_grid = True
+    prefix: int | Callable[[Any], int] = 0
+    shapes: str | None = None
+    interpolates: bool = True
+    adds_positions: bool = True
+    square: tuple[str, ...] = ()
+
+    def prefix_of(self, config: Any) -> int:
+        """Number of tokens before the patches with this config."""
+        return self.prefix if isinstance(self.prefix, int) else self.prefix(config)
+
+    def patch(self, config: Any) -> tuple[int, ...]:
+        """Size of a patch along each axis, in pixels.
+
+        Raises:
+            InputError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
+        """
+        size = config.patch_size
+        sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
+        return sides
+
+    def describe(self, size: tuple[int, ...]) -> str:
+        """A size as text, for example "768 × 1024 pixels"."""
+        return f"{' × '.join(map(str, size))} pixels"
+
+    def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes in pixels: of the table's training, and of the conversion."""
+        trained: Any = getattr(config, IMAGE_SIZE, None)
+        if trained is None:  # every size is read, and the table is a square
+            trained = round(config.num_patches**0.5) * self.patch(config)[0]
+        converted = getattr(config, "long_image_size", None)
+        return image_size(trained), image_size(trained if converted is None else converted)
+
+    def most_tokens(self, family: Any, config: Any) -> int:
+        """Number of tokens of the largest input for which a model was made. It has this config."""
+        return self.of_size(config, self.sizes(config)[1]).length
+
+    def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
+        """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
+        import torch
+
+        return torch.randn(1, int(config.num_channels), *size, generator=torch.Generator().manual_seed(0))
+
+    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` for ``pixels (B, channels, height, width)``, the pixels first."""
+        if self.shapes is None:
+            return {PIXELS: pixels}
+        rows, columns = self.of_size(config, tuple(pixels.shape[-2:])).sizes
+        cells = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
+        patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # a pixel's channels are neighbours, as in processors' outputs
+        return {PIXELS: patches, self.shapes: (rows, columns)}
+
+    def pixels_of(self, config: Any, patches: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Pixels ``(B, channels, height, width)`` of ``size``, made of patches ``(B, patches, D)``."""
+        cells = patches.unflatten(2, (*self.patch(config), -1)).unflatten(1, self.of_size(config, size).sizes)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *size)
+
+    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
+        """The grid of an input of this many pixels along each axis.
+
+        Raises:
+            InputError: an axis is not a multiple of the patch.
+        """
+        patch = self.patch(config)
+        for axis, pixels, side in zip(("height", "width"), size, patch, strict=True):
+            if pixels % side or not pixels:
+                nearest = max(side, round(pixels / side) * side)
+                raise InputError(
+                    f"The {axis} of an input is {pixels} pixels, which is not a multiple of the patch's {side}; "
+                    f"resize it, for example to {nearest}."
+                )
+        return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
+
+    def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise :class:`InputError` for an image that the base's class ``head`` does not read."""
+        pixels = arguments.get(PIXELS)
+        if pixels is None or head not in self.square:
+            return
+        height, width = pixels.shape[-2:]
+        if height != width:
+            raise InputError(
+                f"{head} puts the patches of an image together to a square, but this one has {height} × {width} pixels; "
+                f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model without this head."
+            )
+
+    def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
+        """The grid of a forward pass, or one per input. There are several if they differ or have padding; ``None`` without an input."""
+        pixels = arguments.get(PIXELS)
+        if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
+            return None
+        if self.shapes is None:
+            return self.of_size(config, tuple(pixels.shape[-2:]))
+        prefix = self.prefix_of(config)
+        if isinstance(arguments[self.shapes], tuple):
+            grid = Grid(arguments[self.shapes], prefix)
+            grid.check(prefix + pixels.shape[1])
+            return grid
+        grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
+        fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
+        return grids[0] if fills else grids
+
+
+def image_size(size: Any) -> tuple[int, ...]:
+    """A size in pixels as a tuple, the height first. Given as one number or several.
+
+    Raises:
+        InputError: ``size`` is neither.
+    """
+    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
+        raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
+    return sizes

@@ -1,0 +1,80 @@
+"""What the models of a family read: the spec of texts, and the base class of the specs of grids, sound and towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InputSpec:
+    """What the models of a family read: its :attr:`.definition.Family.spec`."""
+
+    reads: ClassVar[str]
+    """Name of what the models read, such as "sound", and of the file of :mod:`hf_longattn.inputs` with this modality."""
+    mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
+    """Names of the mixins of models with a head, and of the base model."""
+    docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
+numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+    """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
+    counts_tokens: ClassVar[bool] = True
+    """Whether the maximum length is stated in tokens."""
+    on_grid: ClassVar[bool] = False
+    """Whether tokens are the patches of an image."""
+    flash_windows: ClassVar[bool] = False
+    """Whether FlashAttention of transformers can compute windows over the tokens."""
+    further: Mapping[str, Callable[[Any], int]] = {}
+    """The arguments of ``forward`` with whole numbers for each token besides its id, mapped to ``config ->`` how many each token has."""
+
+    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
+        """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
+        return None
+
+    def most_tokens(self, family: Any, config: Any) -> int:
+        """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count."""
+        alone = family.two_stacks and not config.is_encoder_decoder
+        table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
+        if table is None:
+            return int(config.max_position_embeddings)
+        return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
+
+    def further_operations(self, config: Any, skeleton: Any) -> int:
+        """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta device."""
+        return 0
+
+    def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
+        """Deterministic values ``(rows, length, width)`` int64 of the arguments in :attr:`further`. They never fall along the width, and so
+        are boxes, too."""
+        import torch
+
+        random = torch.Generator().manual_seed(0)
+        return {name: torch.randint(2, (rows, length, width(config)), generator=random).cumsum(-1) for name, width in self.further.items()}
+
+
+@dataclass(frozen=True)
+class TextSpec(InputSpec):
+    """Token ids and, in some families, further numbers for each token (LayoutLM, MarkupLM)."""
+
+    reads = "text"
+    flash_windows = True
+    further: Mapping[str, Callable[[Any], int]] = field(default_factory=dict, compare=False)
+
+    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
+        stated = family.rope or family.relative or family.no_positions or family.position_tables
+        if stated or "max_position_embeddings" not in fields:
+            return None
+        return (
+            f"{family.config_class.__name__} has max_position_embeddings, but the entry does not say where positions are; give "
+            r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
+        )
+
+
+PLAIN_TEXT = TextSpec()
+"""The spec of models that read only token ids."""

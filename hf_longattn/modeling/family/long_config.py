@@ -1,0 +1,453 @@
+"""The fields and methods that Long configs add to their base's. Such as ``long_attention`` and cache layer types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers.utils import logging
+
+from ...configuration import LongAttentionConfig
+from ...errors import BackendError, OptionError
+from ...files import FORMAT, FORMAT_FIELD, check_config
+from ...names import BACKEND, LOGGER, missing
+from .rotary import plan_rotary
+from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _Base
+else:
+    _Base = object
+
+
+logger = logging.get_logger(LOGGER)
+
+IMPLEMENTATION_FIELD = "_attn_implementation_internal"
+"""The field that holds the attention implementation. :class:`LongConfig` checks values set there."""
+BASE_ATTENTION = "_base_attention"
+"""The attribute set by ``model.use_base_attention()``. It is not saved."""
+LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
+"""Fields of the base that change with the maximum length."""
+ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
+"""Fields that set rotary positions."""
+DEFAULTS = ("sdpa", "eager")
+"""transformers' default implementations. Scripts often pass them without meaning to replace the mechanisms."""
+
+
+class LongConfig(_Base):
+    """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
+
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The default is the first
+        that exists: :meth:`default_attention`; the base's sliding window, if all layers have one; Longformer's defaults. Layers with a
+        sliding window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises
+        :class:`OptionError` for a layer that does not exist, and for a mechanism that lacks the form (causal or bidirectional) that is
+        needed.
+    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
+        ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
+    question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
+        unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
+        ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.global_mask`).
+    global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
+        mechanism's options.
+    extended_from: the short model's values of changed fields; set automatically.
+
+    ``from_pretrained`` also reads the folder of a base model: ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096,
+    long_attention={"mechanism": "longformer", "window": 512})``. It then scales rotary positions as a conversion to that length does,
+    unless ``rope_parameters`` are given.
+    """
+
+    base_model_type: ClassVar[str]
+    adds: ClassVar[str] = "``long_attention``"
+    """What the class adds to its base, for its docstring."""
+    default_mechanism: ClassVar[str | None] = None
+    """The family's default mechanism, if Longformer's defaults do not suit it."""
+    default_extension: ClassVar[str] = "tile"
+    """The default way to extend the family's position tables."""
+    score_cap: ClassVar[str | None] = None
+    """The base's field with a cap on attention scores; ``None`` without one (Gemma 2 has one)."""
+    always_causal: ClassVar[bool] = False
+    """Whether every layer looks back only, whatever the field ``is_decoder`` says (GPT-NeoX)."""
+    writes_head_dim: ClassVar[bool] = False
+    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
+
+    if TYPE_CHECKING:
+        long_attention: LongAttentionConfig
+        position_extension: str
+        question_separator_id: int | None
+        global_token_ids: list[int] | None
+        auto_map: dict[str, Any]
+    else:
+        question_separator_id = None
+        global_token_ids = None
+
+    def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        base: Any = cls.__bases__[-1]
+        if view or not hasattr(base, "model_type"):
+            return  # not yet combined with a base
+        if not issubclass(base, LongConfig):
+            cls.base_model_type = base.model_type
+        if "layer_types" in cls.__dataclass_fields__:
+            setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
+        elif isinstance(of_base := getattr(base, "layer_types", None), property):  # computed from other fields (Jamba)
+            setattr(cls, "layer_types", of_base)  # noqa: B010
+        cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
+        strict(cls)  # as transformers does for every config; without it, the base's validators would run instead of the ones below
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if (base_windows := kwargs.pop(BASE_WINDOWS, None)) is not None:
+            if not isinstance(base_windows, Mapping) or not base_windows.keys() <= set(SERVING_WINDOW_FIELDS):
+                raise OptionError(
+                    f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of {', '.join(SERVING_WINDOW_FIELDS)}."
+                )
+            fields = self.__dataclass_fields__
+            kwargs = {name: value for name, value in kwargs.items() if name not in SERVING_WINDOW_FIELDS or name in base_windows}
+            for name in base_windows.keys() & fields.keys():
+                setattr(self, name, base_windows[name])
+            kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
+        check_config(kwargs)
+        kwargs.pop(FORMAT_FIELD, None)  # from the file of an outer config, or written by `to_dict`
+        if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        chosen: Any = kwargs.pop("long_attention", None)
+        self.position_extension = kwargs.pop("position_extension", self.default_extension)
+        for name in ("question_separator_id", "global_token_ids"):
+            if (value := kwargs.pop(name, None)) is not None:
+                setattr(self, name, value)
+        code = kwargs.pop("auto_map", None) or {}  # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
+        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # also if empty: TRL reads it of other classes
+        super().__post_init__(**kwargs)
+        self.long_attention = chosen
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "long_attention" and not torch.compiler.is_compiling():  # a cache made in a graph renames fields of a copy
+            value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
+            super().__setattr__(name, value)
+            value.check_forms(*self.attending)
+            self._check_implementation()
+        elif name == IMPLEMENTATION_FIELD:
+            super().__setattr__(name, value if value is None else self.resolve_implementation(value))
+        else:
+            super().__setattr__(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values.pop(BASE_ATTENTION, None)
+        if not self.auto_map:
+            values.pop("auto_map", None)
+        if torch.compiler.is_compiling():  # a cache made in a graph asks for the names of the base's fields
+            return values
+        base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
+        width = self.__dataclass_fields__.get("sliding_window")
+        nullable = width is None or "None" in str(width.type)
+        served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
+        changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
+        own = {FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
+        return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
+        if not cls.__module__.startswith("hf_longattn."):
+            super().register_for_auto_class(auto_class)
+
+    def resolve_implementation(self, requested: str | None) -> str:
+        """The attention implementation that runs if ``requested`` is chosen.
+
+        Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
+        FlashAttention may also be chosen for plain windows and full attention, because it gets each layer's window. Otherwise ``sdpa``
+        and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a different
+        attention; ``model.use_base_attention()`` selects that explicitly.
+
+        Raises:
+            BackendError: the implementation is refused.
+        """
+        if requested in (None, BACKEND):
+            self.__dict__.pop(BASE_ATTENTION, None)
+            return BACKEND
+        if "long_attention" not in self.__dict__ or self.base_attention_chosen or self._computes_as_base:
+            return str(requested)  # checked again when long_attention is set
+        if requested not in DEFAULTS and self._takes_windows(requested):
+            return str(requested)
+        if requested in DEFAULTS:
+            logger.warning_once(
+                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {BACKEND!r} "
+                "runs; model.use_base_attention() computes the attention of the plain base."
+            )
+            return BACKEND
+        raise BackendError(
+            f"attn_implementation={requested!r} does not compute the mechanism {self.long_attention.mechanism!r} of this "
+            f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention of the plain base."
+        )
+
+    def _check_implementation(self) -> None:
+        """Check the implementation again after the mechanisms have changed."""
+        if not self._runs_mechanisms:
+            setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
+
+    @property
+    def _computes_as_base(self) -> bool:
+        """Whether every layer's mechanism computes the same as the base's attention."""
+        layers, causal = self.attending
+        return equals_base(self.long_attention, own_windows(self)[:layers], causal)
+
+    @property
+    def base_attention_chosen(self) -> bool:
+        """Whether ``model.use_base_attention()`` was called, so that mechanisms do not run."""
+        return bool(self.__dict__.get(BASE_ATTENTION))
+
+    def _takes_windows(self, implementation: str) -> bool:
+        """Whether an implementation of transformers can compute these mechanisms if it gets each layer's window."""
+        from .flash_windows import takes_windows, tell_windows
+
+        if not takes_windows(self, implementation):
+            return False
+        tell_windows(implementation)
+        return True
+
+    @classmethod
+    def default_attention(cls) -> LongAttentionConfig | None:
+        """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
+        return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
+
+    def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
+        """The attention of this config if the user chose none."""
+        return self.default_attention()
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config file of the base as one of ours. Also as part of another config (CLIP's text tower)."""
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        check_config(values)
+        part = values.get(cls.base_config_key) if cls.base_config_key else None
+        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
+            values = {"model_type": cls.base_model_type, **part}
+        if values.get("model_type") == cls.base_model_type:
+            base_class: Any = cls.__bases__[-1]
+            base = base_class.from_dict(dict(values))
+            before = {name: getattr(base, name, None) for name in LENGTH_FIELDS}
+            values["extended_from"] = {name: value for name, value in before.items() if value is not None}
+            values["model_type"] = cls.model_type
+        return values, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_config`).
+
+        A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
+        check_config(config_dict)
+        chosen, values = kwargs.pop("long_attention", None), config_dict
+        result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
+        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+            config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})
+            config._scale_rotary(before)
+            if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
+                config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
+        return result
+
+    def _scale_rotary(self, before: Mapping[str, Any]) -> None:
+        """Scale the base's rotary positions as a conversion to this length does.
+
+        Args:
+            before: the base's values of :data:`LENGTH_FIELDS`.
+        """
+        from .definition import family_of
+
+        old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)
+        scales = "rope_parameters" in before and family_of(self).scales_rotations(self)
+        if not scales or old is None or new is None or new <= old:
+            return
+        try:
+            plan = plan_rotary(self, self.long_attention, "auto", old, new)
+            outcome = "" if plan.exact else f"are scaled by {plan.kind}, as in a conversion"
+        except OptionError:
+            plan = plan_rotary(self, self.long_attention, "rope:none", old, new)
+            outcome = "stay scaled as in the base"
+        plan.write(self)
+        if outcome:
+            logger.warning_once(f"Rotary positions {outcome}, for {new} tokens instead of {old}; pass rope_parameters to choose others.")
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The cache layer types that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
+
+        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property returns the base's,
+        because its forward looks up masks by them. Caches then get theirs from :meth:`get_text_config`, also for sliding windows.
+        """
+        types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
+        if types is None:
+            raise AttributeError("layer_types")
+        return types
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """The base's text config. The decoder's has cache layer types, because caches are built from it."""
+        config = super().get_text_config(decoder=decoder, encoder=encoder)
+        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
+            return config
+        caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
+        if not caching or getattr(config, "layer_types", None) == self._cache_layer_types:
+            return config
+        config_class: Any = type(config)
+        view = object.__new__(_seen_by_caches(config_class))
+        view.__dict__ = config.__dict__  # shared, because libraries set fields on the returned config (torchao unties embeddings)
+        return view
+
+    @property
+    def _cache_layer_types(self) -> list[str]:
+        from ...memory import FULL
+
+        return self._decode_layer_types() or [FULL] * self.num_hidden_layers
+
+    def _decode_layer_types(self) -> list[str] | None:
+        """The cache layer types; ``None`` if every cache layer holds all keys.
+
+        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses the same config; with
+        another attention implementation; and if no mechanism is bounded."""
+        from ...memory import decode_layer_types
+
+        crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
+        if not self._runs_mechanisms or not self._causal or crossing:
+            return None
+        capped = self.score_cap is not None and getattr(self, self.score_cap) is not None
+        return decode_layer_types(*self._decoding, plain_scores=not capped)
+
+    @property
+    def _causal(self) -> bool:
+        """Whether tokens see only past tokens."""
+        if self.always_causal:
+            return True
+        return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
+
+    @property
+    def attending(self) -> tuple[int, bool]:
+        """Number of layers that run ``long_attention``, and whether they are causal."""
+        return self.num_hidden_layers, self._causal
+
+    @property
+    def _decoding(self) -> tuple[LongAttentionConfig, int]:
+        """The attention and the number of layers of the stack that decodes."""
+        return self.long_attention, self.num_hidden_layers
+
+    def validate_layer_type(self) -> None:
+        """No check, because transformers knows only its own cache layer types. Ours follow from ``long_attention``."""
+
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether attentions are returned by default. The ``longattn`` backend returns them as ``eager`` does."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None) -> None:
+        self._output_attentions = value
+        self.validate_output_attentions()
+
+    def validate_output_attentions(self) -> None:
+        if not self._runs_mechanisms:
+            super().validate_output_attentions()
+
+    @property
+    def _runs_mechanisms(self) -> bool:
+        return self.__dict__.get(IMPLEMENTATION_FIELD) in (None, BACKEND)
+
+
+@cache
+def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
+    """``config_class`` with the ``layer_types`` of its caches."""
+
+    class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
+        layer_types = property(lambda self: self._cache_layer_types)
+
+    View.__name__, View.__qualname__, View.__module__ = config_class.__name__, config_class.__qualname__, config_class.__module__
+    return View
+
+
+class LongEncoderConfig(LongConfig):
+    """:class:`LongConfig` for a base that is always an encoder and whose config has no ``is_decoder``."""
+
+    is_decoder = False
+
+
+class LongEncoderDecoderConfig(LongConfig):
+    """Mixin before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
+
+    long_attention: attention of the encoder, or of the decoder in a model without an encoder (``LongBartForCausalLM``).
+    decoder_long_attention: self-attention of the decoder beside an encoder; ``None`` for full attention. Cross-attention is full.
+    max_position_embeddings: maximum number of tokens of the encoder.
+    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` for the encoder's. A config read from a folder of
+        the base keeps the base's number, since a summary does not grow with its document.
+    """
+
+    if TYPE_CHECKING:
+        decoder_long_attention: LongAttentionConfig | None
+        max_decoder_position_embeddings: int
+    else:
+        decoder_long_attention = None  # `get_text_config(decoder=True)` removes this field of a copy
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
+        decoder_length = kwargs.pop("max_decoder_position_embeddings", None)
+        super().__post_init__(**kwargs)
+        self.max_decoder_position_embeddings = self.max_position_embeddings if decoder_length is None else decoder_length
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "decoder_long_attention" and value is not None:
+            value = LongAttentionConfig.from_dict(value)
+            value.check_forms(self.decoder_layers, True)
+        super().__setattr__(name, value)
+        if name == "decoder_long_attention":
+            self._check_implementation()
+
+    @property
+    def _computes_as_base(self) -> bool:
+        decodes = equals_base(self.decoder_attention, [None] * self.decoder_layers, True)
+        return decodes and (not self.is_encoder_decoder or super()._computes_as_base)
+
+    def to_dict(self) -> dict[str, Any]:
+        values, chosen = super().to_dict(), self.decoder_long_attention
+        return values if chosen is None else {**values, "decoder_long_attention": chosen.to_dict()}
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if "long_attention" not in values:
+            values.setdefault("max_decoder_position_embeddings", cls.length_in(values))
+        return values, kwargs
+
+    @classmethod
+    def length_in(cls, values: Mapping[str, Any]) -> int:
+        """The base's maximum number of tokens with these config values."""
+        default = cls.__dataclass_fields__["max_position_embeddings"].default
+        return int(values.get("max_position_embeddings", default))
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        """The mechanisms of the decoder's self-attention."""
+        if self.decoder_long_attention is not None:
+            return self.decoder_long_attention
+        return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention
+
+    @property
+    def attending(self) -> tuple[int, bool]:
+        return (self.encoder_layers, False) if self.is_encoder_decoder else (self.decoder_layers, True)
+
+    @property
+    def _decoding(self) -> tuple[LongAttentionConfig, int]:
+        return self.decoder_attention, self.decoder_layers
+
+
+def attention_implementation(config: Any) -> str | None:
+    """A config's attention implementation; ``None`` without a config."""
+    if config is None:
+        return None
+    try:
+        return config._attn_implementation
+    except AttributeError:
+        raise missing("attention_implementation") from None
+
+
+def runs_mechanisms(module: Any) -> bool:
+    """Whether a model or attention module runs mechanisms, rather than an attention implementation of transformers."""
+    return attention_implementation(getattr(module, "config", None)) == BACKEND

@@ -1,0 +1,478 @@
+"""Makes whole models fast on a CPU: :func:`optimize_for_inference` computes linear layers in bf16 or 8 bits.
+
+At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. ``nn.Linear`` packs its weight again
+in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits. :class:`Int8Linear` stores 8 bits per weight.
+(A single product for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
+
+In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token, computed in every call
+(dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's result therefore depends on no other token of
+its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from ..engines.batch import differentiated, in_graph
+from ..engines.cpu.onednn import check_bf16, has_amx, int8_product, pack_int8, pack_weight, packed_product
+from ..errors import BackendError, OptionError, nearest
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.masked import has_hooks
+from ..names import LOGGER
+from .attach.sound_chunks import run_in_chunks
+
+logger = logging.get_logger(LOGGER)
+Model = TypeVar("Model", bound=nn.Module)
+PRECISIONS = ("fp32", "bf16", "int8")
+"""Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
+TOKENS_PER_PIECE = 512
+"""Maximum tokens, of all rows, per call of feed-forward block and attention's output layer. Chosen by measurement (128 to 2,048)."""
+PRECISION_ATTRIBUTE = "inference_precision"
+"""The attribute with the precision of a model after :func:`optimize_for_inference`."""
+INT8_IS_SLOWER = (
+    "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory for weights "
+    "but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
+)
+"""Warning for processors with AMX (measured on an Intel Xeon of 2023). Without AMX, int8 is the fastest at every length."""
+APPLY_METHOD = "_apply"
+"""The method of modules by which torch moves and converts tensors."""
+ROTARY_FREQUENCIES = "inv_freq"
+"""The suffix of rotary frequencies' names. They stay in float32, because rounding would mix up distant positions."""
+LARGEST_CODE = 127
+"""The largest magnitude of a symmetric 8-bit number."""
+ROWS_PER_PRODUCT = 512
+"""Maximum rows per 8-bit product. With fewer, the weight is read too often (measured: 32 to 2,048 rows of 768 and 3,072 values)."""
+VALUES_PER_ROUNDING = 3 * 2**16
+"""Number of input values to quantise at a time, so that they stay in the CPU cache between the steps of rounding."""
+SMALLEST_SCALE = 1e-8
+"""The smallest scale, used for rows of zeros."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context, ``model`` is in eval mode. Afterwards every module has its earlier mode, even if modes are mixed."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
+    """Make ``model`` fast for inference on the CPU, in place.
+
+        model = LongBertModel.from_pretrained("longformer-base")
+        hf_longattn.optimize_for_inference(model)             # the same as model.optimize_for_inference()
+
+    - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)`` does, with rotary
+      frequencies in float32. ``int8`` has 8-bit weights with one scale per output, and 8-bit inputs with one scale per token. It is the
+      fastest without AMX. With AMX, bf16 is the fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens
+      stays in bf16, and so do heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
+      replaces no layer.
+    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, which
+      then stay in the CPU cache. This changes no result.
+    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM …), converted or not, run
+      these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a fraction of its memory.
+
+    The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can be saved after
+    ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers (``fullgraph=True`` is an error); to compile the
+    whole model, load it in bf16 instead.
+
+    Args:
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or any model of transformers or
+            sentence-transformers. Further modules of the latter then compute in float32.
+        precision: ``fp32``, ``bf16`` or ``int8``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: the precision is unknown.
+        BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or the processor has no
+            bf16.
+    """
+    first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
+    if isinstance(transformer := getattr(first, "auto_model", None), PreTrainedModel):  # of sentence-transformers
+        optimize_for_inference(transformer, precision)
+        first.register_forward_hook(_in_float32)
+        return model.eval()
+    _check(model, precision)
+    if precision == "int8" and has_amx():
+        logger.warning_once(INT8_IS_SLOWER)
+    model.eval().requires_grad_(False)
+    run_in_chunks(model)
+    if precision != "fp32":
+        _cast(model, torch.bfloat16)
+        _replace(model, Int8Linear if precision == "int8" else PackedLinear)
+    elif any(parameter.is_floating_point() and parameter.element_size() < torch.float32.itemsize for parameter in model.parameters()):
+        _cast(model, torch.float32)
+    if precision == "int8":
+        _run_in_pieces(model)
+    setattr(model, PRECISION_ATTRIBUTE, precision)
+    if precision != "fp32":
+        setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
+    return model
+
+
+def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
+    """Replaces ``_apply``, which ``to``, ``half`` … call. Before any tensor changes, refuses another dtype or device for packed layers."""
+    for module in model.modules():
+        if isinstance(module, InferenceLinear):
+            module.check_stays(fn)
+    return type(model)._apply(model, fn, recurse)
+
+
+def _check(model: Any, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise OptionError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}")
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"optimize_for_inference takes a model of transformers or sentence-transformers, not {type(model).__name__}.")
+    if (before := getattr(model, PRECISION_ATTRIBUTE, None)) is not None:
+        raise BackendError(f"This model was optimised for inference already ({before}); load it again to choose anew.")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise BackendError(f"This {type(model).__name__} is quantised already; load the checkpoint that it was made from.")
+    if precision == "fp32":
+        return
+    if (device := next((p.device.type for p in model.parameters() if p.device.type != "cpu"), None)) is not None:
+        raise BackendError(
+            f"optimize_for_inference({precision!r}) is for CPUs, but this model is on {device!r}; "
+            "call model.to('cpu') before, or load it with dtype=torch.bfloat16."
+        )
+    check_bf16("precision='fp32'")
+
+
+# ---- linear layers
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does. Rotary frequencies and others stay in float32."""
+    float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    for name, values in model.named_buffers():
+        if (
+            values.is_floating_point()
+            and not name.endswith(ROTARY_FREQUENCIES)
+            and not any(part in float32_modules for part in name.split("."))
+        ):
+            values.data = values.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding, which gets float32 pixels from processors
+            module.register_forward_pre_hook(_as_its_weight)
+    model.config.dtype = dtype
+
+
+def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Forward hook of a sentence-transformers module: cast features to float32. For modules that pool and normalise them."""
+    return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
+
+
+def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A layer's inputs, cast to the dtype of its weight."""
+    weight: Any = module.weight
+    return tuple(x.to(weight.dtype) for x in inputs)
+
+
+def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
+    """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by :class:`PackedLinear`."""
+    inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # models read the embeddings' dtype
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for module, parent, name in _linears(model):
+        places.setdefault(module, []).append((parent, name))
+    for module, owners in places.items():
+        transposed, bias = isinstance(module, Conv1D), cast("Tensor | None", module.bias)
+        weight = cast(Tensor, module.weight).detach()
+        weight = weight.t() if transposed else weight  # (out_features, in_features)
+        if layer is Int8Linear and id(module) in inside:
+            replacement: InferenceLinear = Int8Linear(weight, bias)
+        else:
+            replacement = PackedLinear(weight, bias, transposed=transposed)
+        for parent, name in owners:
+            setattr(parent, name, replacement)
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # the base has several embeddings
+        return None
+
+
+def _run_in_pieces(model: nn.Module) -> None:
+    """Run the feed-forward block on some tokens at a time. Also the output layer between attention and it.
+
+    Applies to models of transformers with a method for pieces of any length. In 8 bits a token's result depends on no other token, so this
+    changes no bit; products in bf16 may depend on their number of rows.
+    """
+    for module in model.modules():
+        if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
+            setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
+            output = getattr(getattr(module, "attention", None), "output", None)
+            if isinstance(output, nn.Module):
+                output.forward = partial(_in_pieces, output.forward)
+
+
+def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
+    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time. For other arguments, call it once.
+
+    ``function`` computes each token by itself. transformers counts the parameters of ``feed_forward_chunk``, and counts ``*tensors`` as
+    one.
+    """
+    shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
+    rows, length = shapes.pop() or (0, 0)
+    size = max(1, TOKENS_PER_PIECE // max(1, rows))
+    if shapes or in_graph() or length <= size:
+        return function(*tensors)
+    out = None
+    for start in range(0, length, size):
+        piece = function(*(x[:, start : start + size] for x in tensors))
+        if out is None:
+            out = piece.new_empty(rows, length, *piece.shape[2:])
+        out[:, start : start + size] = piece
+    assert out is not None
+    return out
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """``(layer, parent, name)`` of every linear layer to replace.
+
+    Excludes parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in float32."""
+    excluded = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
+    excluded.add(id(model.get_output_embeddings()))
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            plain = type(module) in (nn.Linear, Conv1D) and id(module) not in excluded and not has_hooks(module)
+            if plain and all(len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
+                yield module, parent, name
+
+
+# ---- models with 8-bit layers of torchao
+
+PRODUCTS_OVERFLOW = (
+    "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a model of torchao's int8 "
+    "are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with --method int8-weight-only or bf16."
+)
+"""Warning for processors whose 8-bit products overflow."""
+
+
+@cache
+@torch.no_grad()
+def products_overflow() -> bool:
+    """Whether 8-bit products of torchao's layers are wrong on this CPU.
+
+    Without VNNI instructions, pairs of products are summed in 16 bits, which can overflow.
+    """
+    from torchao import quantization as ao
+
+    layer = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    layer.weight.fill_(1.0)
+    ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())
+    return abs(float(layer(torch.ones(1, 64, dtype=torch.bfloat16)).mean()) - 64) > 1
+
+
+def warn_of_overflow(model: Any) -> None:
+    """Warn if 8-bit products of ``model`` are wrong on this CPU."""
+    quantisation = getattr(model.config, "quantization_config", None)
+    kind = type(getattr(quantisation, "quant_type", None)).__name__
+    if kind == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():
+        logger.warning(PRODUCTS_OVERFLOW)
+
+
+# ---- packed linear layers
+
+
+@torch.compiler.disable(reason="Layers after optimize_for_inference run between graphs; compile without fullgraph=True.")
+def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
+    """The output of ``layer``, computed between two graphs of torch.compile, since Inductor cannot read oneDNN's layout."""
+    out: Tensor = layer(x)
+    return out
+
+
+class InferenceLinear(nn.Module):
+    """Base class of linear layers without gradients. On a fixed device and in a fixed dtype."""
+
+    in_features: int
+    out_features: int
+    bias: Tensor | None
+    dtype: torch.dtype
+    """The dtype of inputs and outputs."""
+    packed: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x (…, in_features)`` -> ``(…, out_features)``.
+
+        Raises:
+            BackendError: the input needs gradients, or the model is being exported.
+        """
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                raise BackendError(
+                    "A model after optimize_for_inference cannot be exported, since its weights are packed; export it before."
+                )
+            return _run_uncompiled(self, x)
+        return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """``x`` as rows, ``(…, in_features)`` -> ``(M, in_features)``."""
+        if differentiated(x):
+            raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
+        return x.reshape(-1, self.in_features)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The product of rows, ``(M, in_features)`` -> ``(M, out_features)``."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.check_stays(fn)
+        return self
+
+    def check_stays(self, fn: Any) -> None:
+        """Raise :class:`BackendError` if ``fn`` would change packed weights. ``to``, ``half``, ``cuda`` … apply it to all tensors.
+
+        Raises:
+            BackendError: the dtype or the device would change.
+        """
+        probe = torch.empty(0, dtype=self.dtype)
+        if (moved := fn(probe)).dtype != probe.dtype or moved.device != probe.device:
+            raise BackendError(
+                f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or convert it."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
+        """The copy shares the weight, which never changes."""
+        duplicate = type(self).__new__(type(self))
+        duplicate.__dict__ |= {name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()}
+        memo[id(self)] = duplicate
+        return duplicate
+
+    @property
+    def weight(self) -> Tensor:
+        """The packed weight in oneDNN's layout. T5 reads its dtype in every call."""
+        return self.packed
+
+
+class PackedLinear(InferenceLinear):
+    """``nn.Linear`` with its weight packed for oneDNN; the same results, bit for bit.
+
+    Args:
+        weight: ``(out_features, in_features)``, on the CPU.
+        bias: ``(out_features,)``, or ``None``.
+        transposed: whether to save the weight as ``(in_features, out_features)``, the layout of the replaced layer (Conv1D).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype, self.transposed = weight.dtype, transposed
+        self.packed = pack_weight(weight.detach().contiguous())
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def product(self, x: Tensor) -> Tensor:
+        return packed_product(x, self.packed, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": self.packed.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = pack_weight(state["packed"])
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        weight = self.packed.to_dense()
+        destination[f"{prefix}weight"] = weight.t().contiguous() if self.transposed else weight
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = self.bias
+
+
+class Int8Linear(InferenceLinear):
+    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
+
+    Args:
+        weight: ``(out_features, in_features)``, on the CPU.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        quantised, scale = quantise(weight.detach())
+        self.scale = scale.flatten()
+        self.packed = pack_int8(quantised)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def product(self, x: Tensor) -> Tensor:
+        out = x.new_empty(x.shape[0], self.out_features)
+        for start in range(0, x.shape[0], ROWS_PER_PRODUCT):
+            rows = slice(start, start + ROWS_PER_PRODUCT)
+            codes, scale = quantise_in_pieces(x[rows])
+            sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
+            if self.bias is None:
+                torch.mul(sums, scale.to(self.dtype), out=out[rows])
+            else:
+                torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[rows])
+        return out
+
+    def __getstate__(self) -> NoReturn:
+        refuse_saving()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        refuse_saving()
+
+
+def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantise every row of ``x (M, K)``. int8 codes ``(M, K)`` and float32 scales ``(M, 1)``. Codes are x · (1 / scale), as in torchao.
+
+    ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
+    """
+    scale = largest_magnitudes(x).div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
+    # the product reads rows, even if x is a transposed weight (Conv1D)
+    values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
+    values.mul_(scale.reciprocal()).round_()
+    return values.to(torch.int8) if codes is None else codes.copy_(values), scale
+
+
+def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise ``x (M, K)`` as :func:`quantise` does, about :data:`VALUES_PER_ROUNDING` values at a time."""
+    rows = max(1, VALUES_PER_ROUNDING // x.shape[1])
+    if x.shape[0] <= rows:
+        return quantise(x)
+    codes, space = torch.empty(x.shape, dtype=torch.int8), torch.empty(rows, x.shape[1])
+    scales = [
+        quantise(x[start : start + rows], codes[start : start + rows], space[: len(x) - start])[1] for start in range(0, len(x), rows)
+    ]
+    return codes, torch.cat(scales)
+
+
+def largest_magnitudes(x: Tensor) -> Tensor:
+    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bit patterns are compared: they have the same order, and
+    comparing integers is faster."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
+
+
+def refuse_saving() -> NoReturn:
+    raise BackendError(
+        "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write a "
+        "quantised checkpoint with `longattn compress`."
+    )

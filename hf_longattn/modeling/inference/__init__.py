@@ -1,1 +1,0 @@
-"""A model made faster or smaller for inference. Packed linear layers, and attention with fewer heads."""

@@ -1,0 +1,72 @@
+"""A head's training loss. Terms that mechanisms add, and a batch's share of the loss of a whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..mechanisms.common.capabilities import AddsLoss
+from .family.definition import CAUSAL_LANGUAGE_MODELS
+
+IGNORED_LABEL = -100
+"""The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""
+LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT", "ForQuestionAnswering", "ForQuestionAnsweringSimple")
+"""Suffixes of classes whose loss is a mean over rows, whatever their number of labels."""
+
+
+def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Number of labels over which a head averages; ``None`` if it averages over rows.
+
+    Args:
+        head: the name of the model class.
+        inputs: the batch, with ``labels`` (or ``shift_labels``, as Trainer counts them).
+    """
+    labels = inputs.get("shift_labels")
+    if labels is None and isinstance(labels := inputs.get("labels"), Tensor) and head.endswith(CAUSAL_LANGUAGE_MODELS):
+        labels = labels[..., 1:]  # nothing predicts the first token
+    if not isinstance(labels, Tensor) or head.endswith(LOSS_BY_ROW):
+        return None
+    return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # every float is a number to predict
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without any."""
+    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, AddsLoss))
+    # Outside of its layer, a parameter may be one process's share (a DTensor, under FSDP). So is a loss that is made of it.
+    terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
+    """A batch's part of a step's mean, ``loss`` times ``count / items``. ``loss`` is a mean over ``count`` labels.
+
+    The parts of all batches add up to that mean. A batch without labels has a part of 0; its mean is NaN.
+    """
+    share = count / torch.where(count > 0, torch.as_tensor(items, device=count.device), 1)
+    return torch.where(count > 0, loss, 0.0) * share.to(loss)
+
+
+def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
+    """``outputs`` of a forward pass with the training loss in place of the base's. Only if they have a loss.
+
+    Args:
+        model: while it trains, its mechanisms' auxiliary losses are added.
+        outputs: the base's outputs, whose loss is the mean over the batch.
+        arguments: arguments of the forward pass, without ``num_items_in_batch``.
+        items: ``num_items_in_batch``, Trainer's number of labels in a step. If given, the loss becomes the batch's share.
+    """
+    by_name = hasattr(outputs, "loss")
+    loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        return outputs
+    if model.training and model.runs_mechanisms and (added := auxiliary_loss(model)) is not None:
+        loss = loss + added.to(loss)
+    if items is not None and (count := label_count(type(model).__name__, arguments)) is not None:
+        loss = share_of_step(loss, count, items)
+    if not by_name:
+        return (loss, *outputs[1:])
+    outputs.loss = loss
+    return outputs

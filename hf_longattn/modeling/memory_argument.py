@@ -1,0 +1,117 @@
+"""A Long model whose memory passes from call to call: ``model(input_ids, memory=memory).memory``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, OptionError
+from ..memory import CacheMemory, SegmentMemory, TokenMemory
+from ..memory.decode_cache import CACHE
+from .attach.attention_sites import attention_sites
+from .attach.memory_tokens import TOKEN_MEMORY_ARGUMENT, MemoryTokens, wants_tuple
+from .backend import BACKEND
+from .family.long_config import attention_implementation, runs_mechanisms
+from .family.position_table import input_of
+
+MEMORY_MASK_ARGUMENT = "mask_of_memory"
+"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new tokens only."""
+POSITION_COUNTS = ("continue", "restart")
+
+
+def new_memory(model: Any, positions: str | None) -> SegmentMemory:
+    """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
+    if not runs_mechanisms(model):
+        raise InputError(
+            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
+            f"choose model.set_attn_implementation({BACKEND!r})."
+        )
+    if any(isinstance(module, MemoryTokens) for module in model.modules()):
+        if positions is not None:
+            raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
+        return TokenMemory()
+    if model.config.is_encoder_decoder or not all(site.causal and not site.cross for site in attention_sites(model)):
+        raise InputError(
+            f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
+            "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."
+        )
+    if positions not in (None, *POSITION_COUNTS):
+        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITION_COUNTS)}.")
+    return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
+
+
+def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory, reset: Tensor | None) -> Any:
+    """The outputs of the outermost model, called with the memory of the previous call. ``outputs.memory`` is for the next call.
+
+    Args:
+        memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.
+        reset: ``(B,)``, rows that start a new document.
+    """
+    if not isinstance(memory, SegmentMemory):
+        raise InputError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
+        raise InputError("The memory is from another kind of model; start with memory=model.new_memory().")
+    if arguments.get(CACHE) is not None:
+        raise InputError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
+    if arguments.get("position_ids") is not None:
+        raise InputError("position_ids were given with a memory, which counts positions by itself; leave them out.")
+    tokens = input_of(arguments)
+    if tokens is None:
+        raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+    following = memory.begin(tokens.shape[0], reset)
+    added: dict[str, Any] = {"return_dict": True}
+    if isinstance(following, TokenMemory):
+        added[TOKEN_MEMORY_ARGUMENT] = following
+    elif isinstance(following, CacheMemory):
+        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise InputError(
+                "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with "
+                "one."
+            )
+        added |= following.extend(_real(arguments.get("attention_mask"), tokens))
+        table = next((table for table in model.family.position_tables if not table.decoder), None)
+        if model.hands_globals_down:
+            added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
+        if table is not None:
+            added["position_ids"] = added["position_ids"] + table.first_id(model.config)
+            table.check_positions(model.config, added["position_ids"])
+    outputs = forward(model, **{**arguments, **added})
+    if isinstance(following, CacheMemory):
+        following.close()
+    kind: Any = type(outputs)
+    outputs = _remembering(kind)(**outputs, memory=following)
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+
+
+@cache
+def _remembering(kind: type[Any]) -> type[Any]:
+    """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs (DDP)."""
+    namespace = {
+        "__annotations__": {"memory": SegmentMemory | None},
+        "__module__": __name__,
+        "__doc__": kind.__doc__,
+        "__reduce__": lambda self: (_remembered, (kind, dict(self))),  # pickle would look for the class in its module
+        "memory": None,
+    }
+    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), namespace))
+
+
+def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
+    """Unpickle outputs with a memory."""
+    return _remembering(kind)(**fields)
+
+
+def _real(mask: Any, tokens: Tensor) -> Tensor:
+    """The real tokens, ``(B, N)`` bool."""
+    if mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if mask.shape != tokens.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
+        )
+    return mask.bool()

@@ -1,0 +1,173 @@
+"""Several documents packed into one row. How a base model finds them, and calls that are refused because nothing separates them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.batch import for_one_pass, in_graph, positions_in
+from ..errors import InputError
+from ..mechanisms.common.base import Mechanism
+from ..memory.decode_cache import CACHE
+from ..names import warn_missing
+from .attach.attention_sites import is_causal
+from .backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
+from .family.position_table import input_of
+
+PACKED_DOCUMENTS = "Several documents are packed into one row, but"
+OWN_ROWS = "give each document its own row with padding."
+WITH_A_CACHE = f"{PACKED_DOCUMENTS} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+MIXED = f"{PACKED_DOCUMENTS} convolutions or recurrent layers of this model read across their borders;"
+CANNOT_TELL = "cannot tell its attention where each starts"
+
+
+def find_documents(model: Any, arguments: dict[str, Any]) -> None:
+    """Set ``documents (B, N)`` for attention of a Long base model, found from document numbers, offsets or positions that restart."""
+    if not in_graph():
+        for name, value in arguments.items():
+            if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
+                arguments[name] = for_one_pass(value)
+    tokens = input_of(arguments)
+    if tokens is None:
+        return
+    shape = (tokens.shape[0], tokens.shape[1])
+    documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
+    if (documents is not None or _begins_anew(model, arguments)) and seen_before(arguments):
+        raise InputError(WITH_A_CACHE)
+    if documents is None:
+        restarts = _restarts(arguments, shape)
+        if restarts is None:
+            return
+        if in_graph():
+            if (refusal := _refusal_of_packing(model, shape[1], arguments.get("use_cache"))) is not None:
+                assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
+                rule_out_packing(arguments)
+            return
+        if not restarts.any():
+            return
+        documents = restarts.cumsum(1).expand(shape)
+    if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
+        return
+    if (refusal := refusal_of_documents(model, arguments)) is not None:
+        raise InputError(refusal)
+    arguments["documents"] = for_one_pass(documents)
+    if positions is None and model.takes_positions:
+        arguments["position_ids"] = positions_in(documents) + model.first_position_id
+    if arguments.get("use_cache") is None and getattr(model.config, "use_cache", False):
+        arguments["use_cache"] = False
+    rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
+
+
+def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+    """Real tokens, ``(B or 1, N)`` bool, whose position is not after the previous one's.
+
+    ``None`` if positions or padding say nothing about documents."""
+    positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get(CACHE) is not None:
+        return None
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
+        return None
+    if mask is None:
+        return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
+    if mask.dim() != 2 or mask.shape != shape:
+        return None
+    real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
+    before = torch.where(real, places, -1).cummax(1).values[:, :-1]
+    positions = positions.expand(shape)
+    return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
+
+
+def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a row's next token has the first position. The cache already holds tokens of that row."""
+    positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get(CACHE)
+    if (
+        cache is None
+        or in_graph()
+        or getattr(cache, "positions_restart", False)
+        or not isinstance(positions, Tensor)
+        or positions.dim() != 2
+    ):
+        return False
+    first = positions[:, 0] <= model.first_position_id
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
+        first = first & mask[:, : -positions.shape[1]].bool().any(1)
+    return bool(first.any())
+
+
+def refusal_of_documents(model: Any, arguments: dict[str, Any]) -> str | None:
+    """Why this call cannot have documents packed into one row; ``None`` if it can."""
+    if model.recursion is not None:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} runs in segments with memory tokens; {OWN_ROWS}"
+    if model.config.is_encoder_decoder or not model.hands_globals_down:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}"
+    if model.mixes_beside_attention:
+        return f"{MIXED} {OWN_ROWS}"
+    if arguments.get("use_cache") or arguments.get(CACHE) is not None:
+        return WITH_A_CACHE
+    if model.position_table is not None and not model.takes_positions:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+    return None
+
+
+def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str | None:
+    """Why a traced graph cannot have rows of ``length`` tokens with several documents.
+
+    ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
+    if model.mixes_beside_attention:
+        return f"{MIXED} {OWN_ROWS}"
+    causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))
+    if not causal:
+        return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
+    for mechanism in model.modules():
+        if isinstance(mechanism, Mechanism) and (model.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
+            return packing_refused(mechanism)
+    if getattr(model.config, "use_cache", False) if use_cache is None else use_cache:
+        return WITH_A_CACHE
+    return None
+
+
+def rule_out_packing(arguments: dict[str, Any]) -> None:
+    """Pass a mask of ones, because transformers makes an N×N one for packed documents in a causal model without it."""
+    tokens = input_of(arguments)
+    if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
+        arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+
+def seen_before(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call's cache contains tokens. In a graph, whether the call has a cache."""
+    cache = arguments.get(CACHE)
+    return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
+
+
+def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
+    """Refuse global tokens and packed documents that a model does not pass to its layers. One document per row is accepted.
+
+    Raises:
+        InputError: global tokens or several documents in a row were given.
+    """
+    if arguments.get("global_attention_mask") is not None and not (model.marks_globals or model.hands_globals_down):
+        raise InputError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
+    tokens = input_of(arguments)
+    if tokens is None or DOCUMENTS.isdisjoint(arguments):
+        return
+    if seen_before(arguments):
+        raise InputError(WITH_A_CACHE)
+    of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
+    rows = tokens.flatten(0, 1) if of_choices else tokens
+    numbers = {name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()}
+    documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
+    if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
+        raise InputError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
+    for name in DOCUMENTS:
+        arguments.pop(name, None)
+
+
+def assert_in_graph(condition: Tensor, message: str) -> None:
+    """Raise RuntimeError with ``message`` if ``condition ()`` is False when a compiled graph runs."""
+    if hasattr(torch, "_assert_async"):
+        torch._assert_async(condition, message)
+    else:
+        warn_missing("assert_in_graph")

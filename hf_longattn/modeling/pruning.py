@@ -1,0 +1,174 @@
+"""Attention with fewer heads in some layers. Removes heads, and builds models whose config says that heads are removed.
+
+``kept_heads`` in a Long config maps these layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
+key-value heads, each with its queries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+from ..mechanisms.common.base import Mechanism
+from .attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
+
+KEPT_HEADS = "kept_heads"
+"""The field of a Long config with the number of heads of pruned layers."""
+QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size",)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one layer. The projections that compute them, and the one that reads them.
+
+    count: number of key-value heads, each with ``queries`` query heads.
+    width: width of a head.
+    """
+
+    site: AttentionSite
+    projections: tuple[nn.Linear, nn.Linear, nn.Linear]
+    output: nn.Linear
+    count: int
+    queries: int
+    width: int
+
+    @property
+    def columns(self) -> int:
+        """Number of inputs of the output projection per key-value head."""
+        return self.queries * self.width
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Remove all heads except ``heads``, in place."""
+        index = torch.tensor(sorted(heads))
+        for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
+            cut(layer, spread(index, width), 0)
+        cut(self.output, spread(index, self.columns), 1)
+        module: Any = self.site.module
+        counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
+        counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * self.columns)
+        for name, value in counts.items():
+            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # which mechanisms read first
+                setattr(module, name, value)
+        for values in self._tensors_by_head():
+            values.data = values.data[spread(index, self.queries)].clone()
+
+    def check(self) -> None:
+        """Raise :class:`OptionError` if heads cannot be removed. A norm spans all heads, or a mechanism's parameters cannot be divided by
+        heads."""
+        mechanism = getattr(self.site.module, "long_attention", None)
+        widths = {layer.out_features for layer in self.projections} - {self.width}
+        for name, module in self.site.module.named_children():
+            if module in (*self.projections, self.output, mechanism):
+                continue
+            if any(values.dim() == 1 and len(values) in widths for values in module.parameters()):
+                raise OptionError(
+                    f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut out; choose --method "
+                    "prune-ffn, or bf16."
+                )
+        if not isinstance(mechanism, Mechanism):
+            return
+        by_head = mechanism.relative is not None and mechanism.relative.differs_by_head
+        if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
+            what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
+            raise OptionError(f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or int8.")
+
+    def _tensors_by_head(self) -> list[Tensor]:
+        mechanism = getattr(self.site.module, "long_attention", None)
+        if not isinstance(mechanism, Mechanism):
+            return []
+        named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
+        return [named[name] for name in mechanism.per_head_tensors or ()]
+
+
+def spread(index: Tensor, width: int) -> Tensor:
+    """Entry indices of the given units (heads, for example). Unit ``i`` has the ``width`` entries that start at ``i * width``."""
+    return (index[:, None] * width + torch.arange(width)).flatten()
+
+
+@torch.no_grad()
+def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
+    """Reduce a linear layer to some outputs (``dim=0``) or inputs (``dim=1``), in place."""
+    layer.weight = nn.Parameter(layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad)
+    if dim == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.index_select(0, index.to(layer.bias.device)), layer.bias.requires_grad)
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def heads_of(model: nn.Module) -> list[Heads]:
+    """The heads of every self-attention.
+
+    Raises:
+        OptionError: there is a layer whose heads cannot be removed.
+    """
+    layers = []
+    for site in attention_sites(model):
+        if site.cross:
+            continue
+        projections_by_kind = own_projections(site.module)
+        names = [projections_by_kind[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in projections_by_kind]
+        parts: Any = [site.module.get_submodule(projection.name.rpartition(".")[0]) for projection in names if projection.split is None]
+        projections = attention_projections(model, site.name)
+        output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
+        widths = (getattr(site.module, name, None) for name in ("head_dim", "attention_head_size"))
+        width = next((width for width in widths if isinstance(width, int)), None)
+        if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
+            raise OptionError(
+                f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
+                "by four linear layers; choose --method prune-ffn, or bf16."
+            )
+        count = parts[1].out_features // width
+        layers.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
+    return layers
+
+
+def cut_as_configured(model: Any) -> None:
+    """Remove heads from a new model. Each layer then has as many as ``config.kept_heads`` says.
+
+    Raises:
+        OptionError: ``kept_heads`` is not a mapping from layers to possible numbers of heads.
+    """
+    counts = getattr(model.config, KEPT_HEADS)
+    if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
+        raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
+    layers = {str(heads.site.layer): heads for heads in heads_of(model)}
+    for layer, count in counts.items():
+        heads = layers.get(str(layer))
+        if heads is None or not 1 <= count <= _configured(model.config, heads):
+            raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
+        if count < heads.count:
+            heads.keep(range(count))
+
+
+def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Name of every tensor that is smaller because heads were removed -> its shape before."""
+    if not getattr(model.config, KEPT_HEADS, None):
+        return {}
+    config = copy.deepcopy(model.config)
+    setattr(config, KEPT_HEADS, None)
+    with torch.device("meta"):
+        tensors = type(model)(config).state_dict()
+    cut = model.state_dict()
+    return {name: tuple(values.shape) for name, values in tensors.items() if name in cut and cut[name].shape != values.shape}
+
+
+def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``values`` followed by zeros for the removed heads. Such heads add nothing, whatever they attend to."""
+    padded = values.new_zeros(shape)
+    padded[tuple(slice(size) for size in values.shape)] = values
+    return padded
+
+
+def _configured(config: Any, heads: Heads) -> int:
+    """Number of key-value heads of a layer that is not pruned."""
+    for name in (*KEY_COUNTS, *QUERY_COUNTS):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    return heads.count

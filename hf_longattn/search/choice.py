@@ -1,0 +1,283 @@
+"""What each candidate is worth in each layer, the best choice of one per layer under a budget, and what a design does to predictions.
+
+The best choice under every budget at once is a multiple-choice knapsack, solved by dynamic programming (:func:`front`):
+
+    maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
+
+Layer by layer, those partial choices stay that no other beats in value at the same cost or less; costs are not rounded. If more than
+20,000 remain, the best one in each 20,000th of the largest budget stays. A choice is therefore always within its budget, and no other
+choice that is cheaper by such a part per layer is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..data.tokenization import special_ids
+from ..errors import OptionError, in_a_line
+from ..evaluation.divergence import kl_divergence
+from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
+from ..inspect import Candidate, captured_mass
+from ..inspect.attention import Progress
+from .costs import FAILURES
+from .design import Design, DesignCosts
+from .model import SearchedModel, SearchInputs, SearchText
+
+FRONT = 40
+"""Maximum number of best designs under every budget that the result has."""
+PREDICTIONS_COMPARED = 256
+"""Predictions of a piece that are compared."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of candidates by layer; greater is better.
+
+    scores: ``[layer][candidate's text]``; candidates that cannot be judged are missing.
+    reasons: why those cannot be judged, by text. failed: why no layer can run a candidate, by text.
+    """
+
+    scores: list[dict[str, float]]
+    reasons: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def total(self, design: Design) -> float | None:
+        """The sum over a design's layers; ``None`` if one of them was not judged."""
+        pairs = list(zip(self.scores, design.names, strict=True))
+        return sum(row[name] for row, name in pairs) if all(name in row for row, name in pairs) else None
+
+
+def mass_table(
+    model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
+    progress: Progress,
+) -> ScoreTable:  # fmt: skip
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and pieces of ``length`` tokens, or
+    images or sounds of this size."""
+    masses, reasons = list[torch.Tensor](), dict[str, str]()
+    of_text: Sequence[Any] = text.pieces(length, pieces)
+    for number, piece in enumerate(of_text):
+        progress(f"captured mass, piece {number + 1}")
+        measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=queries, seed=number)
+        reasons |= dict(measured.reasons)
+        masses.append(measured.mass.mean(1))
+    mean = torch.stack(masses).mean(0)
+    judged = [(number, str(candidate)) for number, candidate in enumerate(candidates) if str(candidate) not in reasons]
+    return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
+
+
+def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
+    """Minus the KL divergence of the model in which this layer alone runs the candidate. The others run the checkpoint's ``base``."""
+    table: list[dict[str, float]] = [{} for _ in base.layers]
+    failed: dict[str, str] = {}
+    for candidate in candidates:
+        name = str(candidate)
+        for layer, row in enumerate(table):
+            progress(f"layer {layer}: {name}")
+            try:
+                value = divergence(replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
+                why = "" if math.isfinite(value) else f"its loss is {value}"
+            except FAILURES as error:
+                why = in_a_line(error)
+            if why:
+                failed[name] = f"It failed in layer {layer}: {why}."
+                break
+            row[name] = -value
+    return ScoreTable([{name: value for name, value in row.items() if name not in failed} for row in table], failed=failed)
+
+
+def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> tuple[Design, list[Design]]:
+    """The best design within the budget, and the best ones under every budget, cheapest first.
+
+    Raises:
+        OptionError: nothing meets the budget; the sentence says what the cheapest design costs.
+    """
+    judged = [candidate for candidate in candidates if any(str(candidate) in row for row in table.scores)]
+    if not judged:
+        why = next(iter(table.reasons.values()), "")
+        raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
+    names = list(map(str, judged))
+    values: Numbers = np.array([[row.get(name, np.nan) for name in names] for row in table.scores])
+    amounts: Numbers = np.array([list(map(costs.of_layer, names))] * costs.layers)
+    seconds: Numbers = np.array([[costs.by_candidate[name].seconds for name in names]] * costs.layers)
+    if costs.peak:
+        best = best_under_peak(values, seconds, amounts, costs.limit)
+        solutions = [best_under_peak(values, seconds, amounts, peak) for peak in np.unique(amounts)]
+    else:
+        best = next(iter(front(values, amounts, costs.limit)[-1:]), None)
+        solutions = list(front(values, amounts))
+    if best is None:
+        cheapest = costs.uniform(min(judged, key=lambda candidate: costs.of_layer(str(candidate))))
+        enough = costs.budget.like((max if costs.peak else sum)(map(costs.of_layer, cheapest.names)), costs.full_seconds)
+        raise OptionError(
+            f"No design meets the budget of {costs.budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
+            "--candidate of `longattn search`."
+        )
+
+    def design(solution: Solution) -> Design:
+        return Design(tuple(judged[number] for number in solution.candidates), costs.named)
+
+    designs = map(design, thinned([one for one in solutions if one is not None], FRONT))
+    return design(best), list({design.names: design for design in designs}.values())
+
+
+def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
+    """The change of the held-out loss at the target length, from the checkpoint, which reads chunks of at most its own maximum length, to
+    the converted model without training. ``None`` if no token is predicted.
+
+    Args:
+        model: to convert; it must predict tokens.
+        pieces: how many of ``text`` are read, at most.
+    """
+    special = ([], []) if model.tokenizer is None else special_ids(model.tokenizer)
+    causal, texts = model.original.shape.causal, []
+    for ids, labels in text.predicted(model.length, pieces, causal=causal):
+        chunk = min(len(ids), model.trained_length)
+        tokens = len(ids) // chunk * chunk
+        texts.append((ids[None, :tokens].to(model.device), labels[None, :tokens], chunk))
+    original = model.run_with(model.base_attention, short=True)
+    before = []
+    for ids, labels, chunk in texts:
+        losses = chunk_losses(original, ids, labels, chunk, causal=causal, special=special)
+        before.append(with_context(losses, chunk, causal=causal))
+    converted = model.run_with(design.attention())
+    after = [token_losses(converted, ids, labels, causal=causal) for ids, labels, _ in texts]
+    return LossChange.of(torch.cat(before), torch.cat(after))
+
+
+class Divergence:
+    """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
+
+    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text, of its tokens, of
+    the image or of its places.
+
+    Args:
+        model: with any head. text: or images or recordings. pieces: how many are read, at most.
+        length: of the pieces, or the size of the images or sounds.
+    Raises:
+        OptionError: the checkpoint has no head.
+    """
+
+    def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
+        self.model, self.text = model, text
+        masked = model.predicts_tokens and not model.original.shape.causal
+        self.inputs = [(piece, _places(labels)) for piece, labels in text.predicted(length, pieces, causal=not masked)]
+        self.expected = self._logits(model.run_with(model.base_attention, short=True))
+
+    def __call__(self, design: Design) -> float:
+        """The divergence, mean over pieces."""
+        model = self.model.run_with(design.attention(), short=True)
+        divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
+        return sum(divergences) / len(divergences)
+
+    @torch.no_grad()
+    def _logits(self, model: Any) -> list[Tensor]:
+        """The logits of each piece, ``(predictions, classes)`` float32."""
+        rows = []
+        for piece, places in self.inputs:
+            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)  # type: ignore[arg-type]
+            if not isinstance(logits, Tensor):
+                raise OptionError(
+                    f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
+                    "language-modelling or classification head, or leave --score kl out."
+                )
+            logits = logits[0].float().cpu()
+            if logits.dim() == 3:  # (classes, height, width)
+                logits = logits.flatten(1).T
+            rows.append(logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
+        return rows
+
+
+def _places(labels: Tensor | None) -> Tensor | slice:
+    """The places whose predictions are compared: some of those with a label, or all places of an input without labels."""
+    if labels is None:
+        return slice(None)
+    predicted = torch.nonzero(labels >= 0).flatten()
+    return predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED]
+
+
+MAX_PARTIAL = 20_000
+"""Partial choices kept, at most."""
+TOLERANCE = 1e-9
+"""Relative difference of costs that counts as none, and of values."""
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One candidate for each layer.
+
+    candidates: their numbers, by layer.
+    value, cost: the sums over layers.
+    """
+
+    candidates: tuple[int, ...]
+    value: float
+    cost: float
+
+
+def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list[Solution]:
+    """The best choice for every budget up to ``largest``, cheapest first: no other has more value at the same cost or less.
+
+    Args:
+        values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
+        costs: ``(layers, candidates)`` of at least 0; inf where impossible.
+        largest: budget; the cost of the most expensive choice if not given.
+    Returns:
+        Choices in ascending order of cost and value; empty if even the cheapest exceeds ``largest``.
+    """
+    possible = np.isfinite(values) & np.isfinite(costs)
+    if largest is None:
+        largest = float(np.where(possible, costs, 0.0).max(1).sum())
+    limit = largest * (1 + TOLERANCE)
+    cost, value = np.zeros(1), np.zeros(1)
+    steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for layer in range(len(values)):
+        numbers = np.flatnonzero(possible[layer])
+        total, worth = (cost[:, None] + costs[layer, numbers]).ravel(), (value[:, None] + values[layer, numbers]).ravel()
+        order = np.lexsort((-worth, total))
+        order = order[total[order] <= limit]
+        if not len(order):
+            return []
+        highest = np.maximum.accumulate(worth[order])
+        order = order[np.concatenate([[True], highest[1:] > highest[:-1] + TOLERANCE])]
+        if len(order) > MAX_PARTIAL:
+            cell = np.floor(total[order] / limit * MAX_PARTIAL)
+            order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]  # values rise, so the last of a cell is its best
+        steps.append((order // len(numbers), numbers[order % len(numbers)]))
+        cost, value = total[order], worth[order]
+    solutions = []
+    for last in range(len(cost)):
+        at, candidates = last, []
+        for parents, chosen in reversed(steps):
+            candidates.append(int(chosen[at]))
+            at = int(parents[at])
+        solutions.append(Solution(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
+    return solutions
+
+
+def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
+    """The choice with the greatest value where no layer alone exceeds ``limit``. This suits memory that one layer frees before the next.
+    Of equal values, the cheaper. ``None`` if some layer has no candidate."""
+    allowed = np.isfinite(values) & (peaks <= limit)
+    if not allowed.any(1).all():
+        return None
+    numbers = np.lexsort((costs, -np.where(allowed, values, -np.inf)))[:, 0].tolist()
+    layers = range(len(numbers))
+    return Solution(tuple(numbers), float(values[layers, numbers].sum()), float(costs[layers, numbers].sum()))
+
+
+def thinned(solutions: list[Solution], count: int) -> list[Solution]:
+    """At most ``count`` of a front, the first and the last among them, evenly spaced in value."""
+    if len(solutions) <= count:
+        return solutions
+    values = np.array([solution.value for solution in solutions])
+    numbers = {int(abs(values - mark).argmin()) for mark in np.linspace(values[0], values[-1], count)}
+    return [solutions[number] for number in sorted(numbers)]

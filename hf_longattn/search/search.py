@@ -1,0 +1,385 @@
+"""Search for a design for a checkpoint: measure candidates, choose one per layer, and report the result with its JSON form."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..configuration import LongAttentionConfig
+from ..conversion.folders import versions
+from ..conversion.plan import ConversionPlan
+from ..conversion.settings import ConversionConfig
+from ..conversion.source_models import Source, chosen_device, quiet_libraries
+from ..errors import InputError, OptionError, in_a_line
+from ..evaluation.token_loss import LossChange
+from ..files import check_new_file, write_text
+from ..inputs.modality import InputSize
+from ..inputs.sized import affordable_size
+from ..inspect import Candidate
+from ..inspect.attention import Progress, silent
+from ..inspect.candidates import unique_candidates
+from .budget import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
+from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
+from .costs import FAILURES, LayerCost, LayerCosts
+from .design import FULL, CostedDesign, Design, DesignCosts, read_candidates, unsuitable, usual_candidates
+from .model import SearchedModel, SearchText, read_inputs
+
+FORMAT = 2
+"""Number of the JSON form; it changes when a key changes its meaning or goes."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: what each candidate is worth there, by its text; a candidate that cannot be judged is missing."""
+
+    scores: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        model: its name.
+        text: the name of what was read.
+        length: of the target, in tokens.
+        compared_at: tokens at which ``score`` was measured.
+        sizes: of a model of images or sound, the size of the target's and of those at which ``score`` was measured.
+        full_seconds: of full attention in every layer.
+        full_bytes: the same, its memory.
+        chosen: the design.
+        reason: why, in a sentence.
+        front: the best designs by ``score`` under every budget, cheapest first.
+        uniform: designs with one candidate in every layer.
+        rows: the layers.
+        costs: seconds and bytes of one layer, by candidate.
+        reasons: why candidates were left out, by candidate.
+        loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
+        no_loss: why it was not measured.
+        recipe: flags of `longattn convert`. file: in which they were written.
+        machine: where it ran.
+    """
+
+    model: str
+    text: str
+    length: int
+    compared_at: int
+    budget: Budget
+    score: str
+    full_seconds: float
+    full_bytes: int | None
+    chosen: CostedDesign
+    reason: str
+    front: tuple[CostedDesign, ...]
+    uniform: tuple[CostedDesign, ...]
+    rows: tuple[LayerRow, ...]
+    costs: Mapping[str, LayerCost]
+    reasons: Mapping[str, str]
+    machine: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    file: str | None = None
+    loss_change: LossChange | None = None
+    no_loss: str = ""
+    sizes: tuple[InputSize, InputSize] | None = None
+    material: str = "texts"
+
+    @property
+    def target(self) -> str:
+        """What the result reads, in words."""
+        return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
+
+    def compared_sizes(self) -> dict[str, Any]:
+        """The sizes of the target's inputs and of those compared, by name; none of texts."""
+        if self.sizes is None:
+            return {}
+        new, compared = self.sizes
+        return {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
+
+    @property
+    def command(self) -> str:
+        """The command that converts the checkpoint to the design, as a shell reads it."""
+        destination = f"{Path(self.model).name}-long"
+        return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
+
+    @property
+    def loss_sentence(self) -> str:
+        """What the design does to the predictions, or why that was not measured."""
+        if self.loss_change is None:
+            return f"No held-out loss was measured: {self.no_loss}" if self.no_loss else ""
+        verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
+        return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
+
+    def cost_of(self, costed: CostedDesign) -> str:
+        """A design's cost in words."""
+        if self.budget.of_memory:
+            return readable_bytes(costed.bytes or 0)
+        return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        full = self.full_seconds
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "text": self.text,
+            "length": self.length,
+            "compared_at": self.compared_at,
+            **self.compared_sizes(),
+            "budget": str(self.budget),
+            "score": self.score,
+            "chosen": self.chosen.to_dict(full),
+            "reason": self.reason,
+            "loss_change": None if self.loss_change is None else self.loss_change.to_dict(),
+            **({"no_loss": self.no_loss} if self.no_loss else {}),
+            "long_attention": self.chosen.design.attention().to_dict(),
+            "recipe": dict(self.recipe),
+            "command": self.command,
+            "full_seconds": full,
+            **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
+            "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
+            "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
+            "front": [costed.to_dict(full) for costed in self.front],
+            "uniform": [costed.to_dict(full) for costed in self.uniform],
+            "left_out": dict(self.reasons),
+            "notes": list(self.notes),
+            "machine": dict(self.machine),
+        }
+
+
+REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
+"""What plan and report keep of a search's JSON form, besides the size of the inputs compared."""
+
+
+@quiet_libraries()
+def search_design(
+    model: str | Path,
+    text: str | Path | Tensor,
+    output: str | Path | None = None,
+    config: SearchConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Search a mechanism for every layer of ``model`` under a budget of time or memory at a target length.
+
+        result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
+        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
+
+    The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
+    are summed over layers, so the best choice under every budget is found exactly.
+
+    Args:
+        model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images an image or a
+            folder of images (``Path``), for one of sound a recording or a folder of recordings.
+        output: a new YAML file for the design, a recipe of ``longattn convert --config``; ``None`` writes none.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
+        progress: called with a sentence before each step.
+    Returns:
+        The result.
+    Raises:
+        OptionError: settings or candidates that do not exist, or a budget that nothing meets.
+        InputError: the text is too short.
+        CheckpointError: ``output`` exists.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    config = SearchConfig.from_keywords(config, settings)
+    if output is not None:
+        check_new_file(Path(output))
+    result = Search(str(model), text, config, progress).run()
+    if output is not None:
+        result = replace(result, file=str(output))
+        head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
+        recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
+        write_text(Path(output), head + recipe)
+    return result
+
+
+def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
+    """The attention of every layer, chosen by a text, images or recordings, and for plan and report what was chosen and why.
+
+    Args:
+        source: the opened checkpoint.
+        config: the settings of the conversion.
+    Raises:
+        OptionError: a budget that nothing meets.
+        InputError: a text that is too short.
+        DataError, CheckpointError: no image or recording, or a model without its processor.
+    """
+    result = Search(
+        source,
+        None if config.search_input is None else Path(config.search_input),
+        SearchConfig(budget=config.budget or BUDGET),
+        conversion=config.without_search(),
+    ).run()
+    values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
+    return result.chosen.design.attention(), {**values, result.material: result.text}
+
+
+def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
+    """The size at which mechanisms are compared: the user's ``value``, or the largest that the checkpoint reads in little time.
+
+    Raises:
+        InputError: the checkpoint or the result does not read this size.
+    """
+    sizes = plan.inputs
+    most = sizes.new if sizes.reads_new else sizes.old
+    size = sizes.at(value) if value is not None else affordable_size(plan) if sizes.reads_new else sizes.old
+    if not 0 < size.tokens <= most.tokens:
+        raise InputError(
+            f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; "
+            "change --compare-at, or leave it out."
+        )
+    return size
+
+
+class Search:
+    """One search, step by step: what is known so far of the candidates, and the designs found.
+
+    Args:
+        model: a folder, a Hub repository or an opened checkpoint.
+        text: or images, or recordings; ``None`` for those that come with packages.
+        config: the settings.
+        progress: called with a sentence before each step.
+        conversion: settings of the conversion, if ``config`` does not have them.
+
+    length: tokens of the pieces by which candidates are judged, or the size of images or sounds.
+    candidates: those that single layers can run. reasons: why others were left out, by their text. notes: for the report.
+    costs, table: of the candidates. front: the best designs under every budget.
+    """
+
+    costs: DesignCosts
+
+    def __init__(
+        self, model: str | Source, text: str | Path | Tensor | None, config: SearchConfig, progress: Progress | None = None,
+        conversion: ConversionConfig | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.progress, self.budget = config, progress or silent, Budget.read(config.budget)
+        self.asked = None if config.candidates is None else read_candidates(config.candidates)
+        self.conversion = conversion or config.conversion()
+        self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
+        original = self.model.original
+        size = compared_size(original, config.compare_at)
+        self.length: int | InputSize = size if size.name else size.tokens
+        self.text = read_inputs(text, self.model, config.pieces)
+        self.notes: list[str] = []
+        self.reasons: dict[str, str] = {}
+        self.candidates: list[Candidate] = []
+        self.table = ScoreTable([{} for _ in range(self.model.layers)])
+        self.front: list[CostedDesign] = []
+
+    def run(self) -> SearchResult:
+        """Measure candidates, and choose a design."""
+        config = self.config
+        pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
+        if pieces < config.pieces:
+            self.notes.append(f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice.")
+        self._take_candidates()
+        model, budget = self.model, self.budget
+        shape = model.original.shape
+        layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
+        measured = layers.measure(unique_candidates([*self.candidates, FULL]), self.progress, budget.of_memory)
+        self._leave_out(layers.refused)
+        self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
+        if config.score == "mass":
+            self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
+        else:
+            divergence = Divergence(model, self.text, config.pieces, self.length)
+            self.table = divergence_table(divergence, self.candidates, model.base_design, self.progress)
+        self._leave_out(self.table.failed)
+        self.reasons |= self.table.reasons
+        design, front = choose(self.table, self.candidates, self.costs)
+        best, self.front = self._costed(design), list(map(self._costed, front))
+        what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
+        return self._result(best, f"{design} {what} within {self.budget}.")
+
+    def _take_candidates(self) -> None:
+        """Keep the candidates that single layers can run and that positions hold for.
+
+        Raises:
+            OptionError: one that the user named cannot run, or none is left.
+        """
+        shape, sizes = self.model.original.shape, self.model.original.inputs
+        for candidate in usual_candidates(sizes, shape.causal) if self.asked is None else self.asked:
+            why = unsuitable(candidate, shape.causal, sizes)
+            if why and candidate.by_user:
+                raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
+            untrained = ""  # why the result's positions need training with it
+            if not why:
+                mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
+                planned, chosen = self.model.original.positions, self.conversion.positions
+                untrained = sizes.modality.untrained(sizes, mechanism, planned, chosen, shape.causal)
+            if why or untrained:
+                self.reasons[str(candidate)] = why or f"{untrained}."
+                continue
+            self.candidates.append(candidate)
+        if str(FULL) in map(str, self.candidates):  # a layer with a window of the base can keep that, too
+            base = self.model.base_design.layers
+            self.candidates += [base[layer] for layer in sorted(self.model.named)]
+        if not self.candidates:
+            name, why = next(iter(self.reasons.items()))
+            raise OptionError(f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less with --candidate.")
+        self.candidates = unique_candidates(self.candidates)
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Continue without candidates that failed.
+
+        Raises:
+            OptionError: none is left.
+        """
+        self.reasons |= reasons
+        self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
+        if not self.candidates:
+            raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
+
+    def _costed(self, design: Design) -> CostedDesign:
+        """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
+        total = self.table.total(design)
+        if total is not None and self.config.score == "mass":
+            total /= self.model.layers
+        return self.costs.costed(design, total)
+
+    def _result(self, chosen: CostedDesign, reason: str) -> SearchResult:
+        """The result, with the chosen design's loss at the target length."""
+        config, model, costs, sizes = self.config, self.model, self.costs, self.model.original.inputs
+        conversion = self.conversion
+        compared = self.length if isinstance(self.length, int) else self.length.tokens
+        recipe = chosen.design.recipe(
+            max_length=conversion.max_length,
+            image_size=None if conversion.image_size is None else "x".join(map(str, sizes.new.value)),
+            audio_seconds=conversion.audio_seconds,
+            positions=None if conversion.positions == "auto" else conversion.positions,
+        )
+        full = costs.costed(costs.uniform(FULL))
+        change, no_loss = None, ""  # of the held-out loss at the target length
+        if isinstance(self.text, SearchText) and model.no_loss:
+            no_loss = f"{model.no_loss}."
+        elif isinstance(self.text, SearchText):
+            self.progress(f"held-out loss of {chosen.design}")
+            try:
+                change = loss_change(model, self.text, config.pieces, chosen.design)
+            except FAILURES as error:
+                no_loss = f"{in_a_line(error)}."
+        on_gpu = model.device.type == "cuda"
+        device = torch.cuda.get_device_name(model.device) if on_gpu else platform.processor() or platform.machine()
+        machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
+        uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
+        return SearchResult(
+            model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
+            score=config.score, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
+            front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
+            rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
+            machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.modality.nouns,
+        )  # fmt: skip

@@ -1,0 +1,204 @@
+"""Which path runs, and why others do not: explained for a model, and logged."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn import attend, build_mechanism, explain, list_mechanisms
+from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
+from hf_longattn.engines.cuda import flex_kernel
+from hf_longattn.engines.cuda.flex_kernel import NoKernel
+from hf_longattn.engines.dispatch import PATHS, first_path, try_path
+from hf_longattn.engines.path_reports import GPU_RECORD, OBSERVERS, PathChoice, observe
+from hf_longattn.errors import BackendError
+from hf_longattn.families import LongViTConfig, LongViTModel
+from hf_longattn.functional import run_batch
+from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
+from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+
+
+def paths(run: Any) -> list[str]:
+    found: list[PathChoice] = []
+    with observe(lambda _, choice: found.append(choice)):
+        run()
+    return [choice.path for choice in found]
+
+
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "short": ("window", {"window": 32}, ["dense-masked"]),
+    "covered": ("window", {"window": 4000}, ["dense"]),
+    "long": ("window", {"window": 32}, ["cpu-band"]),
+    "dropout": ("window", {"window": 32, "dropout_p": 0.1}, ["cpu-band"]),
+    "score term": ("window", {"window": 32, "score_mod": lambda score, b, h, i, j: score}, ["blockwise"]),
+    "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
+    "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
+    "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["blockwise"]),
+    "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
+    "tiles": ("bigbird", {"block_size": 16}, ["sparse", "tiles", "cpu-gathered"]),
+    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
+    "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
+    "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
+    "linear": ("linear", {"causal": True}, ["linear-chunks"]),
+    "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["masked", "cpu-band"]),
+    "padding of tiles": (
+        "bigbird",
+        {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
+        ["split", "sparse", "tiles", "cpu-gathered"],
+    ),
+    "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
+}
+
+
+@every_case("case", CASES)
+def test_attend_takes_the_expected_path(case: str) -> None:
+    name, arguments, expected = CASES[case]
+    x = torch.randn(1, 2, 200 if case == "short" else 300, 16)
+    found = paths(lambda: attend(x, x, x, name, **arguments))
+    assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
+    rows, nameless = {"split", "masked", "rolled", "packed", "stacked"}, []
+    q = torch.randn(1, 2, 300, 16)
+    for name in list_mechanisms():
+        cls = mechanism_class(name)
+        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.capabilities.needs_grid else {}
+        arguments |= {"padding_mask": torch.arange(300)[None] < 280} if padded else {}
+        for causal in (False, True):
+            if cls.causal not in ("both", causal):
+                continue
+            found = {*paths(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.sample))} - rows  # noqa: B023
+            if not found or "its own" in found:
+                nameless.append((name, causal, found))
+    assert not nameless
+
+
+def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
+    call = AttentionCall()
+    for kind, listed in PATHS.items():
+        assert listed[-1][1](DispatchContext("cpu", 2, 2, call)) is None, kind
+        assert len({name for name, _ in listed}) == len(listed)
+
+
+def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
+    """Listeners are told once, of what ran."""
+    context, answers = DispatchContext("cuda", 512, 512, AttentionCall(), features=64), []
+    out = torch.ones(1)
+
+    def run(lacks: bool) -> torch.Tensor:
+        if lacks:
+            raise NoKernel("there is none")
+        return out
+
+    with observe(lambda _, choice: answers.append(str(choice))):
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
+    elsewhere = "no cpu-gathered: the tensors are on another device"
+    assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
+
+
+@pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
+def test_flex_attention_takes_no_small_heads_and_no_dropout(head_dim: int, dropout: float, reason: str) -> None:
+    """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
+    context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
+    assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("blockwise", "plain-gathered")
+    assert reason in str(flex_kernel.why_not(context))
+
+
+def test_a_model_is_explained_layer_by_layer() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 32, "layers": {"1": {"mechanism": "linear"}}}).eval()
+    mask = torch.ones(2, 300, dtype=torch.long)
+    mask[0, :100] = 0
+    found = explain(model, {"input_ids": tokens(2, 300), "attention_mask": mask})
+    assert {(one.layer.split(".")[2], one.mechanism) for one in found} == {("0", "window"), ("1", "linear"), ("2", "window")}
+    assert "cpu-band" in [one.path for one in found if one.mechanism == "window"]
+    assert {"masked", "split"} <= {one.path for one in found}
+    table = str(found).splitlines()
+    assert table[0].split() == ["layer", "mechanism", "path", "reason"]
+    assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
+
+
+def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record names paths that can run, and none that the CPU runs."""
+    on_gpu = {path for table in PATHS.values() for path, _ in table if path.startswith(("flash", "flex", "fla-")) or path.endswith("-fla")}
+    assert set(GPU_RECORD) < on_gpu
+    assert not [
+        answer
+        for answer in explain(long_model("bert", None, {"mechanism": "window", "window": 32}), tokens(1, 40))
+        if "GPU" in answer.reason
+    ]
+    monkeypatch.setitem(GPU_RECORD, "dense", "never timed")
+    (answer, *_) = explain(long_model("bert", None, {"mechanism": "window", "window": 4000}), tokens(1, 40))
+    assert answer.reason.endswith("; never timed")
+
+
+def test_explain_names_the_decode_cache() -> None:
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"}).eval()
+    assert "cache of a state" in [one.path for one in explain(model, tokens(1, 30))]
+
+
+def test_paths_of_two_threads_are_recorded_apart() -> None:
+    x, both = torch.randn(1, 2, 300, 16), threading.Barrier(2, timeout=60)
+
+    def record(name: str) -> set[str]:
+        found: set[str] = set()
+        with observe(lambda mechanism, choice: found.add(mechanism.name)):
+            for _ in range(20):
+                both.wait()
+                attend(x, x, x, name, causal=True)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(record, ("window", "linear"))) == [{"window"}, {"linear"}]
+    assert not OBSERVERS
+
+
+def test_a_graph_compiles_while_paths_are_recorded() -> None:
+    x, module = torch.randn(1, 2, 300, 16), build_mechanism("window", num_heads=2, head_dim=16, window=32)
+    compiled = torch.compile(run_batch, backend="eager", fullgraph=True)
+    with observe(lambda mechanism, choice: None):
+        torch.testing.assert_close(compiled(module, x, x, x, AttentionCall()), attend(x, x, x, module))
+
+
+def test_explain_refuses_a_model_without_mechanisms() -> None:
+    with pytest.raises(BackendError, match="No attention mechanism ran in"):
+        explain(plain_model("bert", "BertModel"), tokens(1, 8))
+
+
+def test_paths_are_logged_once() -> None:
+    program = (
+        "import torch; from hf_longattn import attend; x = torch.randn(1, 2, 300, 16); "
+        "[attend(x, x, x, 'window', window=32) for _ in range(3)]"
+    )
+    environment = {**os.environ, "HF_LONGATTN_LOG": "paths"}
+    done = run_fresh("-c", program, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "cpu-band" in line]
+    assert len(lines) == 1
+    assert "window: cpu-band; no dense: the band leaves keys out" in lines[0]
+
+
+def test_explain_gives_a_model_of_images_its_pixels() -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 4,
+    }
+    model = LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d", "window": 4})).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    answers = explain(model, pixels)
+    assert explain(model, {"pixel_values": pixels}) == answers
+    assert {(answer.mechanism, answer.path) for answer in answers} == {("window2d", "windows")}

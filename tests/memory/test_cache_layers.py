@@ -1,0 +1,242 @@
+"""Cache layers: what each holds, returns and refuses, and how it is copied."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from hf_longattn import LongGPT2Config, LongGPT2Model, attend
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.errors import BackendError, InputError, OptionError
+from hf_longattn.mechanisms.common import registry
+from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.memory import cache_bytes, decode_layer_types, decode_reach
+from hf_longattn.memory.attention_cache import SLACK
+from hf_longattn.memory.key_cache import in_text_order, slot_columns
+from hf_longattn.modeling.attach import attachment
+from tests.cases import every_case
+from tests.grids import alternately
+from tests.reference.small_models import (
+    DECODERS,
+    LANGUAGE_MODELS,
+    in_one_pass,
+    in_pieces,
+    long_config,
+    long_like,
+    padding,
+    plain_model,
+    singly,
+    tokens,
+)
+
+
+def test_cache_bytes_count_shared_memory_once() -> None:
+    cache, keys = DynamicCache(), torch.zeros(1, 2, 8, 4)
+    cache.update(keys, keys, 0)
+    size = keys.untyped_storage().nbytes()
+    assert cache_bytes(cache) == 2 * size
+    assert cache_bytes([keys, keys[:, :1], {"again": keys}]) == size
+
+
+@pytest.mark.parametrize("mechanism", ["window", "hybrid"])
+def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: str) -> None:
+    config = LongGPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=1024, long_attention={"mechanism": mechanism, "window": 8})
+    sizes = []
+    for length in (64, 1024):
+        cache = LongGPT2Model(config).eval()(torch.zeros(1, length, dtype=torch.long), use_cache=True).past_key_values
+        sizes.append(cache_bytes(cache))
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "cache"),
+    [
+        ("linear", "dynamic"),
+        ("linear", "static"),
+        ("taylor", "dynamic"),
+        ("window", "static"),
+        ("longformer", "static"),
+        ("top_k", "static"),
+    ],
+)
+def test_decoding_refuses_a_cache_layer_that_attention_never_reads(mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where transformers passes the cache in a way that this package does not know."""
+    plain = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)
+    model = long_like(plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).sample}, num_hidden_layers=1)
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "cache_implementation": cache, "disable_compile": True}
+    expected = model.generate(tokens(2, 30), **{**settings, "use_cache": False, "cache_implementation": None})
+    assert torch.equal(expected, model.generate(tokens(2, 30), **settings))
+    monkeypatch.setattr(attachment, "find_cache", lambda values: None)
+    with pytest.raises(BackendError, match=r"that its attention never read; pass use_cache=False, or install transformers"):
+        model.generate(tokens(2, 30), **settings)
+
+
+def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
+    model = long_like(plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1), "llama", {"mechanism": "linear"}, num_hidden_layers=1)
+    ids, logits = tokens(2, 30), []
+    for name in ("cache", "past_key_values"):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            logits.append(torch.cat([model(part, **{name: cache}).logits for part in ids.split([20, 10], 1)], 1))
+        assert cache.get_seq_length() == 30
+    assert torch.equal(*logits)
+    assert (logits[0] - model(ids).logits).abs().max() < 1e-4
+
+
+def test_the_decoding_reach_of_a_layer_is_that_of_its_mechanism() -> None:
+    config = LongAttentionConfig("window", window=64, layers={1: {"window": 8}, 2: {"mechanism": "full"}, 3: {"mechanism": "longformer"}})
+    assert [decode_reach(config, layer) for layer in range(4)] == [64, 8, None, None]
+
+
+def test_layers_of_windows_have_window_cache_types() -> None:
+    config = LongAttentionConfig("window", window=64, layers={1: {"mechanism": "full"}})
+    assert decode_layer_types(config, 3) == ["longattn_window_64", "full_attention", "longattn_window_64"]
+    assert decode_layer_types(LongAttentionConfig("full"), 3) is None
+
+
+def test_a_window_cache_returns_the_keys_that_the_window_sees() -> None:
+    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
+    keys = torch.randn(2, 4, 40, 16)
+    for i in range(40):
+        found, _ = cache.update(keys[:, :, i : i + 1], keys[:, :, i : i + 1], 0)
+        assert torch.equal(found, keys[:, :, max(0, i - 5) : i + 1])
+    assert cache.get_seq_length() == 40
+
+
+@every_case("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
+def test_a_static_window_cache_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
+    cache = StaticCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}), max_cache_len=100)
+    keys, at = torch.randn(2, 4, 40, 16), 0
+    layer = cache.layers[0]
+    for count in pieces:
+        place, at = None if layer.keys is None else layer.keys.data_ptr(), at + count
+        found, _ = cache.update(keys[:, :, at - count : at], keys[:, :, at - count : at], 0)
+        kept = slot_columns(layer, count, found.shape[2]).find() if found.shape[2] > count else None
+        where = torch.arange(count) if kept is None else kept[1]
+        assert torch.equal(found[:, :, where < at], keys[:, :, where[where < at]])
+        seen = set(range(max(0, at - 5 - count), at))  # by the first of the new tokens, and all of them
+        assert seen <= set(where.tolist())
+        assert kept is None or kept[0].tolist() == list(range(at - count, at))
+        assert place in (None, layer.keys.data_ptr())
+    assert cache.get_seq_length() == 40
+    ordered, _ = in_text_order(layer, layer.keys, layer.values, 1)
+    assert torch.equal(ordered, keys[:, :, -6:])
+
+
+def test_a_window_cache_returns_a_longer_prompt_whole() -> None:
+    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
+    keys = torch.randn(1, 4, 40, 16)
+    assert torch.equal(cache.update(keys, keys, 1)[0], keys)
+    assert cache.layers[1].keys.shape[2] == 5
+
+
+def linear_and_window(base: str) -> Any:
+    return long_like(
+        plain_model(base, LANGUAGE_MODELS[base]), base, {"mechanism": "linear", "layers": {1: {"mechanism": "window", "window": 9}}}
+    )
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_decoding_from_a_state_equals_the_full_forward_pass(base: str) -> None:
+    longer, length = linear_and_window(base), 60
+    ids, mask = tokens(3, length), padding(3, length, left=True)
+    cache = DynamicCache(config=longer.config)
+    steps = in_pieces(longer, cache, ids, mask, [(0, 5), (5, 30), *singly(30, length)])
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
+
+
+def test_a_cached_state_is_copied_and_moved_but_not_cropped() -> None:
+    longer, ids = linear_and_window("gpt2"), tokens(2, 40)
+    cache = DynamicCache(config=longer.config)
+    with torch.no_grad():
+        longer(ids, past_key_values=cache)
+    layer = cache.layers[0]
+    copied, before = copy.deepcopy(layer), dict(layer.state)
+    layer.offload()  # which comes between update and attend
+    assert all(layer.state[name] is tensor for name, tensor in before.items())
+    layer.prefetch()
+    layer.batch_repeat_interleave(2)
+    layer.batch_select_indices(torch.tensor([0, 2]))
+    assert layer.state is not None
+    for name, tensor in layer.state.items():
+        assert torch.equal(tensor, copied.state[name])
+    assert not cache.is_croppable
+    with pytest.raises(InputError, match="Tokens of this cache cannot be removed"):
+        layer.crop(-3)
+
+
+def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
+    longer, ids = linear_and_window("gpt2"), tokens(2, 20)
+    cache = DynamicCache(config=longer.config)
+    longer(ids, past_key_values=cache)
+    with pytest.raises(InputError, match="keeps a state in place of the earlier keys"):
+        longer(ids[:, :1], past_key_values=cache, output_attentions=True)
+    with pytest.raises(InputError, match="four-dimensional"):
+        longer(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool))
+    with pytest.raises(InputError, match="four-dimensional"):
+        longer(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool), use_cache=False)
+    q = torch.randn(1, 2, 5, 4)
+    with pytest.raises(OptionError, match="no scores"):
+        attend(q, q, q, "linear", causal=True, score_mod=lambda score, b, h, i, j: score)
+    full, capped = (
+        registry.build_mechanism("full", num_heads=2, head_dim=4),
+        AttentionCall(score_mod=lambda score, b, h, i, j: score.tanh()),
+    )
+    with pytest.raises(OptionError, match="not from a state"):
+        full.advance(q, q, q, None, AttentionCall.of())
+    with pytest.raises(InputError, match=r"a cap on the scores \(softcap\) was given together with a cache"):
+        cache.layers[0].attend(full, q, q, q, capped, False)
+
+
+PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
+    "sinks": ({"mechanism": "window", "window": 9, "num_sinks": 3}, 9 + 3),
+    "segments with a memory": ({"mechanism": "transformer_xl", "segment_length": 12, "memory_length": 7}, 12 + 7),
+    "dilated, with sinks": ({"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2}, 13 + 2),
+}
+ALL_KEPT: dict[str, dict[str, Any]] = {
+    "absolute columns": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},
+    "summary columns": {"mechanism": "fixed", "block_size": 10, "num_summary": 2},
+    "blocks": {"mechanism": "segmented", "block_size": 12, "integration": "none"},
+    "relative columns": {"mechanism": "strided", "window": 9, "stride": 7},
+    "summaries": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
+}
+
+
+@every_case(("pattern", "left"), alternately([*PATTERNS, *ALL_KEPT]))
+def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, left: bool) -> None:
+    length = 170
+    attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
+    plain = plain_model("gpt2", "GPT2LMHeadModel", num_hidden_layers=2)
+    longer, ids = long_like(plain, "gpt2", attention, num_hidden_layers=2), tokens(3, length)
+    mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
+    cache = DynamicCache(config=longer.config)
+    steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, 90), (90, 140), *singly(140, length)])
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
+    assert getattr(cache.layers[0], "computes_attention", False) == (pattern in PATTERNS)
+
+
+@pytest.mark.thorough
+@every_case("pattern", PATTERNS)
+def test_a_cache_of_a_static_pattern_is_as_large_as_its_reach(pattern: str) -> None:
+    attention, reachable = PATTERNS[pattern]
+    cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)
+    for _ in range(400):
+        new = torch.randn(1, 4, 1, 16)
+        cache.update(new, new, 0)
+        cache.layers[0].note_padding(None)
+        assert cache.layers[0].keys.shape[2] <= reachable + SLACK
+
+
+def test_attentions_from_a_cache_of_retained_keys_stand_at_their_columns() -> None:
+    longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", PATTERNS["sinks"][0]), tokens(2, 150)
+    cache = DynamicCache(config=longer.config)
+    in_pieces(longer, cache, ids, torch.ones_like(ids), [(0, 100), *singly(100, 149)])
+    with torch.no_grad():
+        step = longer(ids[:, 149:], past_key_values=cache, output_attentions=True).attentions[0]
+        whole = longer(ids, output_attentions=True, use_cache=False).attentions[0]
+    torch.testing.assert_close(step, whole[:, :, -1:], atol=1e-5, rtol=0)
