@@ -24,10 +24,9 @@ from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
-from .mechanisms.common.exact import by_length, check_form, full_of
 from .mechanisms.common.options import LARGEST, SEED
-from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .mechanisms.common.shared_options import by_length, check_form, full_of, in_order
 
 
 def attend(

@@ -22,9 +22,9 @@ from ..inputs.modality import modality_of
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
-from ..mechanisms.common.exact import full_of
-from ..mechanisms.common.locality import band_of
+from ..mechanisms.common.capabilities import band_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window

@@ -14,11 +14,10 @@ from ..files import RERANKER, check_destination, sentence_kind
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.choice_text import write_choice, write_numbers
-from ..mechanisms.common.exact import why_not_in_full
-from ..mechanisms.common.locality import keys_per_query, needs_training_by
-from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
+from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
+from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
+from ..mechanisms.common.shared_options import why_not_in_full
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows

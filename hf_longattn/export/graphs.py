@@ -41,8 +41,8 @@ from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..inspect import inspect_checkpoint
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import mechanism_class
+from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows

@@ -28,13 +28,12 @@ from ..engines.gathered import gathered_attention
 from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.base import Mechanism
+from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import AddsLoss, Handling
 from .common.layout import band_pairs
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 QUERIES_PER_BLOCK = 64
 """Queries per block. The visited span is rounded up to a multiple of it."""

@@ -35,14 +35,14 @@ from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
+from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import Handling
 from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 if TYPE_CHECKING:
     from typing_extensions import Self

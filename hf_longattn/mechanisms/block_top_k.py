@@ -24,13 +24,12 @@ from ..engines.dispatch import choose
 from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
-from .common.base import Mechanism
+from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import Handling
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 
 @dataclasses.dataclass(frozen=True)

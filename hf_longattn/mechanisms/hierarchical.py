@@ -33,11 +33,10 @@ from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
-from .common.base import Mechanism
+from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, softmax_over, visible_to_all
 
 
 @dataclasses.dataclass(frozen=True)

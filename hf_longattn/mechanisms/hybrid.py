@@ -26,14 +26,12 @@ from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from .common.base import Mechanism
+from .common.base import Mechanism, drop_keys, normalised, visible_to_all
 from .common.capabilities import Handling
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
-from .common.mechanism_spec import MechanismSpec
 from .common.options import Options, option
-from .common.registry import mechanism_class, register_mechanism
-from .common.scores import drop_keys, normalised, visible_to_all
+from .common.registry import MechanismSpec, mechanism_class, register_mechanism
 from .hedgehog import HedgehogOptions
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default

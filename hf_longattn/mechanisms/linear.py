@@ -20,10 +20,10 @@ from ..engines.batch import differentiated, no_fused_kernels
 from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
 from ..engines.linear_attention import Feature, packed_linear_attention
+from .common.base import drop_keys
 from .common.feature_map import LinearMechanism, elu_plus_one
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import drop_keys
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,10 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
-from .common.base import Mechanism
+from .common.base import Mechanism, softmax_over
 from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import softmax_over
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 

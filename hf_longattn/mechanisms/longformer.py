@@ -32,7 +32,7 @@ from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.options import option
 from .common.registry import register_mechanism
-from .common.relative_terms import with_dense_terms
+from .common.shared_options import with_dense_terms
 from .window import BandOptions
 
 

@@ -24,11 +24,10 @@ from ..engines.batch import of_any_length
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
-from .common.base import Mechanism
+from .common.base import Mechanism, drop_keys, softmax_over
 from .common.capabilities import Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import drop_keys, softmax_over
 from .linformer import project_length, segment_matrix, segment_means
 
 

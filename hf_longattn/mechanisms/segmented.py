@@ -37,12 +37,12 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
+from .common.base import pad_queries, softmax_over, visible_to_all
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 SUMMARISING = ("pooled", "attention")
 

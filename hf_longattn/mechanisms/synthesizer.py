@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
-from .common.base import Mechanism, reset
+from .common.base import Mechanism, reset, softmax_over, visible_to_all
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.scores import softmax_over, visible_to_all
 
 
 @dataclasses.dataclass(frozen=True)

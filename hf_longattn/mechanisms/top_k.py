@@ -22,12 +22,11 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
-from .common.base import Mechanism
+from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import Handling
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,13 +31,12 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod, chain_score_mods
 from ..positions.trained_distances import Locality
+from .common.base import pad_queries, scaled_scores, softmax_over
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.relative_terms import relative_term, with_dense_terms, with_relative
-from .common.scores import pad_queries, scaled_scores, softmax_over
+from .common.shared_options import KeysOrWeights, relative_term, with_dense_terms, with_relative
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 

@@ -22,9 +22,8 @@ from ..positions.trained_distances import Locality
 from .common.capabilities import Handling
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .common.mechanism_spec import MechanismSpec
 from .common.options import Options, option
-from .common.registry import mechanism_class, register_mechanism
+from .common.registry import MechanismSpec, mechanism_class, register_mechanism
 from .strided import StridedOptions
 from .window import WindowOptions
 

@@ -39,12 +39,11 @@ from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..engines.score_terms import ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
+from .common.base import scaled_scores, softmax_over
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.relative_terms import with_dense_terms
-from .common.scores import scaled_scores, softmax_over
+from .common.shared_options import KeysOrWeights, with_dense_terms
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -41,12 +41,11 @@ from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.decoding import Columns
-from ..mechanisms.common.exact import for_length
-from ..mechanisms.common.locality import keys_per_query
-from ..mechanisms.common.masked import SparseMechanism
+from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.masked import Columns, SparseMechanism
 from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import for_length
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in

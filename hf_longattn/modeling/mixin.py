@@ -18,8 +18,8 @@ from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion
-from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing

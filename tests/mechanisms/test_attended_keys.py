@@ -11,9 +11,9 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
-from hf_longattn.mechanisms.common.ordered import keys_or_weights
+from hf_longattn.mechanisms.common.base import scaled_scores, softmax_over, visible_to_all
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
+from hf_longattn.mechanisms.common.shared_options import keys_or_weights
 from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16

@@ -13,8 +13,8 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.functional import reference_attend
-from hf_longattn.mechanisms.common.ordered import token_order
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.shared_options import token_order
 from tests.cases import every_case
 from tests.grids import grid
 

@@ -13,7 +13,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mecha
 from hf_longattn.engines.call import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
-from hf_longattn.mechanisms.common.locality import keys_per_query
+from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case

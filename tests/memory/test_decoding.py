@@ -16,7 +16,7 @@ from hf_longattn import list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
-from hf_longattn.mechanisms.common.decoding import Columns
+from hf_longattn.mechanisms.common.masked import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.cases import every_case

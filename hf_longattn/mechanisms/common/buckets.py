@@ -25,10 +25,9 @@ from ...engines.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import add_term
-from .base import Mechanism
+from .base import Mechanism, pad_queries, scaled_scores, softmax_over
 from .capabilities import Handling
-from .ordered import KeysOrWeights
-from .scores import pad_queries, scaled_scores, softmax_over
+from .shared_options import KeysOrWeights
 
 
 class BucketedMechanism(Mechanism):

@@ -42,11 +42,10 @@ from ...engines.linear_attention import (
 )
 from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
-from .base import Mechanism
+from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
 from .capabilities import Handling
 from .layout import full_pairs
 from .options import Options
-from .scores import drop_keys, normalised, softmax_over, visible_to_all
 
 
 class HeadwiseLinear(nn.Module):
