@@ -275,7 +275,7 @@ def test_convert_native_keeps_a_folder_beside_its_result_and_is_cleaned_up_after
     assert run_fresh(convert_native_until_killed, source, tmp_path / "out").returncode == -9
     assert len([path for path in tmp_path.iterdir() if path.name.startswith(".out.partial-")]) == 1
     report = convert_checkpoint(source, tmp_path / "out", mechanism="full", max_length=128, native=True, verify=False)
-    assert report.plan["class"] == "BertModel"
+    assert (report.plan["class"], report.verified, report.to_dict()["verified"]) == ("BertModel", False, False)
     assert {path.name for path in tmp_path.iterdir() if path != source} == {".out.long", "out"}
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     assert beside.read_text() == "mine"
