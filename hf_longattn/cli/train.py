@@ -1,6 +1,6 @@
 """The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL DOCUMENTS --output DIR`.
 
-Each task is a command (:mod:`hf_longattn.training.task`). Its options are model arguments, data arguments and transformers'
+Each task is a command (:mod:`hf_longattn.training.tasks`). Its options are model arguments, data arguments and transformers'
 TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import check_extra
-from ..training.task import load_task, task_names, task_summary
+from ..training.tasks import load_task, task_names, task_summary
 from . import flags
 from .terminal import Line, progress, show
 
@@ -24,7 +24,7 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
     task = load_task(name)
     for extra in getattr(task, "EXTRAS", ()):
         check_extra(extra)
-    from ..training.run import run_task
+    from ..training.training_run import run_task
 
     return run_task(task, sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
 
-from ..data.masking import MASKED, masked_tokens
+from ..data.batching import MASKED, masked_tokens
 from ..data.tokenization import IGNORED
 from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.english import verification_text
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
+from ..evaluation.token_loss import verification_text
 from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_kind, staged_folder
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS

@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..data.english import verification_text
 from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
+from ..evaluation.token_loss import verification_text
 from ..files import is_long, staged_folder
 from ..hub import origin_of
 from ..inputs.modality import modality_of

@@ -32,9 +32,9 @@ from ..conversion.source_models import (
     quiet_libraries,
     refuse_quantised,
 )
-from ..data.english import verification_text
 from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import SentencePooling, sentence_pooling, write_for_servers
+from ..evaluation.token_loss import verification_text
 from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text

@@ -35,7 +35,7 @@ from ..engines.dense_masks import (
     only_hides,
     shows_later_keys,
 )
-from ..engines.path_reports import OBSERVERS, PathChoice, notify, running
+from ..engines.dispatch import OBSERVERS, PathChoice, notify, running
 from ..engines.score_terms import ScoreMod, as_term, device_scalar
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError

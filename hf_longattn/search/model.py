@@ -16,9 +16,9 @@ from ..conversion.adopt import ADOPTIONS
 from ..conversion.plan import ConversionPlan
 from ..conversion.settings import ConversionConfig
 from ..conversion.source_models import Source, load_as_result, open_source
-from ..data.english import verification_text
-from ..data.masking import masked_tokens
+from ..data.batching import masked_tokens
 from ..errors import CheckpointError, InputError
+from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
 from ..inputs.modality import InputSize, modality_in
 from ..inputs.running import with_decoder_input

@@ -11,7 +11,7 @@ import transformers
 
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
 
 LENGTH = 64

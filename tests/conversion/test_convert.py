@@ -17,7 +17,7 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
 from tests.reports import tensor_counts
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import path_reports
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
@@ -137,7 +137,7 @@ TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
 def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
     """Nor one for every length. None runs uncompiled, which would be refused and left for plain operations."""
     causal, kernel, options = TILED[name]
-    answers: list[path_reports.PathChoice] = []
+    answers: list[dispatch.PathChoice] = []
 
     def run(mode: str, padded: bool = False, **shape: Any) -> None:
         with MODES[mode]():
@@ -147,7 +147,7 @@ def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name:
             module = build_mechanism(name, num_heads=q.shape[1], head_dim=q.shape[3], **options).eval()
             attend(q, k, v, module, causal=causal, padding_mask=mask)
 
-    with path_reports.observe(lambda _, choice: answers.append(choice)):
+    with dispatch.observe(lambda _, choice: answers.append(choice)):
         for length in (700, 1000):
             run("no_grad", length=length)
         of_lengths = len(graphs)
@@ -163,8 +163,8 @@ def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), path_reports.observe(lambda *answer: answers.append(answer[1])):
-        answers: list[path_reports.PathChoice] = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
+        answers: list[dispatch.PathChoice] = []
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
@@ -173,7 +173,7 @@ def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.
                 atol=1e-5,
                 rtol=0,
             )
-    assert [answer.path for answer in answers] == ["flex", "blockwise", "blockwise"]
+    assert [answer.path for answer in answers] == ["flex", "plain", "plain"]
     assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
     assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
@@ -248,9 +248,9 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
         raise REFUSALS[1]
 
     stub(monkeypatch, refuses)
-    answers: list[path_reports.PathChoice] = []
+    answers: list[dispatch.PathChoice] = []
     q, k, v = tensors(length=300)
-    with torch.no_grad(), path_reports.observe(lambda _, choice: answers.append(choice)):
+    with torch.no_grad(), dispatch.observe(lambda _, choice: answers.append(choice)):
         attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
     assert [answer.path for answer in answers] == ["dense"]
 

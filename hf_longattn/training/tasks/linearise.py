@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.batching import RepeatableMasks
 from hf_longattn.data.rows import read_texts
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.tokenization import input_length, to_inputs
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error
@@ -34,8 +33,8 @@ from hf_longattn.modeling.family.sliding_window import base_attention, own_windo
 from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
-from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, rows_of
+from hf_longattn.training.training_run import begin, finish
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
