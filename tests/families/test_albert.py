@@ -11,8 +11,8 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
+from hf_longattn.training.run import low_rank_updates
 from hf_longattn.training.tasks.linearise import prepared_layers, transferring
-from hf_longattn.training.training_run import low_rank_updates
 from tests.reference.small_models import pair, plain_model, tokens
 
 MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}

@@ -10,7 +10,7 @@ import pytest
 
 import hf_longattn
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import choose_mechanisms, search_design
