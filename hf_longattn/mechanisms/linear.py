@@ -21,6 +21,7 @@ from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
 from ..engines.linear_attention import Feature, packed_linear_attention
 from .common.base import drop_keys
+from .common.capabilities import About
 from .common.feature_map import LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism

@@ -17,7 +17,6 @@ outputs zeros if its relu features share no direction with those of its keys.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 import torch.nn.functional as F
