@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.common.choice_text import HIGHEST_LAYER, IN_TURN, read_choice, read_rules, write_choices
-from .mechanisms.common.exact import check_form
-from .mechanisms.common.options import OptionInfo
+from .mechanisms.common.options import HIGHEST_LAYER, IN_TURN, OptionInfo, read_choice, read_rules, write_choices
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
+from .mechanisms.common.shared_options import check_form
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
 """Accepted types of ``layers``; see :class:`LongAttentionConfig`."""
@@ -29,7 +28,7 @@ class LongAttentionConfig:
     Args:
         mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise ``longformer``.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.choice_text`).
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.options`).
         options: of the default mechanism.
 
     Raises:
@@ -115,7 +114,8 @@ class LongAttentionConfig:
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            full, infos = check_options(name, options), {info.name: info for info in mechanism_class(name).options_type.infos()}
+            full = check_options(name, options)
+            infos = {info.name: info for info in full.infos()}
             in_force = {key: value for key, value in full.to_dict().items() if value is not None}
             text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in in_force.items())
             if rows and rows[-1][2] == text:

@@ -7,7 +7,7 @@ import pytest
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
-from hf_longattn.mechanisms.common.choice_text import TOWERS, read_towers
+from hf_longattn.mechanisms.common.options import TOWERS, read_towers
 from tests.cases import every_case
 
 

@@ -12,7 +12,7 @@ import typer
 from ..conversion import ConversionConfig
 from ..conversion.settings import Settings
 from ..errors import OptionError, flag
-from ..mechanisms.common.choice_text import read_choice, read_pairs, read_rules, read_towers
+from ..mechanisms.common.options import read_choice, read_pairs, read_rules, read_towers
 from ..training.recipes import read_recipe, recipe_names
 
 C = TypeVar("C", bound=Callable[..., None])

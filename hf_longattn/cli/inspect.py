@@ -99,7 +99,7 @@ def inspect(
 def _inspection_report(model: Inspection) -> Iterator[Part]:
     """A checkpoint: its model, mechanisms, state and cost."""
     from ..inspect.layers import COLUMNS, planned_length, planned_paths
-    from ..mechanisms.common.choice_text import write_numbers
+    from ..mechanisms.common.options import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
@@ -131,7 +131,7 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
 
 def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
     """What the layers of a stock model or of its towers declare, what runs for them, and the memory that it needs."""
-    from ..mechanisms.common.choice_text import write_numbers
+    from ..mechanisms.common.options import write_numbers
 
     runs = "sdpa" if model.implementation == "sdpa" else f"eager, since {model.class_name} does not support SDPA"
     yield {

@@ -14,10 +14,10 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
 from ..modeling.family.definition import known_family
 

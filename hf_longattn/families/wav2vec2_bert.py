@@ -19,7 +19,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 )
 
 from ..engines.score_terms import DistanceTerm
-from ..mechanisms.common.locality import largest_distances
+from ..mechanisms.common.capabilities import largest_distances
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.sound_chunks import FramesInChunks
 from ..modeling.classes import Family, long_config

@@ -41,8 +41,8 @@ from ..files import (
 )
 from ..inputs.modality import Modality, modality_in
 from ..loading import read_config
-from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
 from ..modeling.generic import TOWERS

@@ -11,11 +11,10 @@ from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..inputs.modality import Modality
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.choice_text import read_choice, write_choice
-from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
+from ..mechanisms.common.options import read_choice, write_choice
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
+from ..mechanisms.common.shared_options import KeysOrWeights, check_form, keys_or_weights
 from .layer_attention import LayerAttention
 
 USUAL = (

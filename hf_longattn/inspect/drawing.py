@@ -15,7 +15,7 @@ from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, check_extra
 from ..files import staged_file
 from ..mechanisms import Mechanism
-from ..mechanisms.common.choice_text import write_numbers
+from ..mechanisms.common.options import write_numbers
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of an image and its class token, on which a mechanism on a grid is drawn."""

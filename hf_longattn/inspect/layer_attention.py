@@ -25,7 +25,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32
 from ..engines.dense_masks import hidden_pairs
 from ..engines.token_grid import Grid
-from ..mechanisms.common.ordered import KeysOrWeights
+from ..mechanisms.common.shared_options import KeysOrWeights
 from ..positions.relative import RelativePositions
 
 SINK = 4

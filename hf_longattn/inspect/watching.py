@@ -26,9 +26,8 @@ from ..errors import BackendError, InputError
 from ..inputs.modality import modality_of_model
 from ..inputs.plain_inputs import text_tower
 from ..mechanisms import Mechanism
-from ..mechanisms.common.exact import full_of
-from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import full_of, in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_positions import packs_images

@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,14 +35,14 @@ from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.capabilities import Handling
+from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.capabilities import About, Handling
 from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
-from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.shared_options import KeysOrWeights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,21 +90,21 @@ class BigBirdOptions(Options):
 class BigBird(MaskedMechanism):
     """A window of blocks, a few random blocks, and global blocks at both ends."""
 
-    summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
-    paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
-    when = (
-        "a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
-        "tokens of your own"
+    about = About(
+        summary="a window of blocks, random blocks, and global blocks that attend to and are attended by all",
+        paper="Zaheer et al. 2020, Big Bird, §2 and appendix D",
+        when="a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
+        "tokens of your own",
+        engine="gathered",
+        cost="N·b·(w+r+2g)",
+        sample={"block_size": 4, "num_random_blocks": 2},
+        covering=lambda length, causal: {"block_size": length},
     )
-    engine = "gathered"
-    cost = "N·b·(w+r+2g)"
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
     handling = Handling(hides_padding=True, exports_definition=True)
     per_head_tensors = ()
     drawn_by_layer = True
     _kept: tuple[Any, Tensor] | None = None
-    sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: BigBirdOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
@@ -240,7 +240,7 @@ class BigBird(MaskedMechanism):
             key = (type(self), self.options, self.num_heads, self.layer + call.seed)
             return flex_block_table(padded, k, v, key, lambda: self.table(kv_len, call, q.device), size, table_call)
 
-        out, _ = try_path("table of blocks", context, {"flex-blocks": by_table})
+        out, _ = try_path("blocks", context, {"flex": by_table})
         if out is None:
             parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
             out = gathered_attention(padded, k, v, parts, call)

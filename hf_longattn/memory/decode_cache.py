@@ -21,7 +21,7 @@ from transformers import Cache, cache_utils
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import keys_per_query
+from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND
 from .attention_cache import STATE_LAYER, SparseCacheLayer

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from ..errors import InputError
-from ..mechanisms.common.decoding import NO_TOKEN, Columns
+from ..mechanisms.common.masked import NO_TOKEN, Columns
 
 
 def compact(tensor: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from ..evaluation.flops import ModelShape, state_bytes
 from ..functional import run_batch
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
-from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.shared_options import check_form
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """Errors of a mechanism while it is measured, which leave it out of the search."""

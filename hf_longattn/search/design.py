@@ -16,7 +16,7 @@ from ..inputs.modality import InputSizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
-from ..mechanisms.common.choice_text import write_numbers
+from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
 from .budget import Budget
 from .costs import LayerCost

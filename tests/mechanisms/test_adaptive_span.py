@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
-from hf_longattn.mechanisms.common.locality import keys_per_query
+from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from tests.cases import every_case
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)

@@ -11,9 +11,9 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
-from hf_longattn.mechanisms.common.ordered import keys_or_weights
+from hf_longattn.mechanisms.common.base import scaled_scores, softmax_over, visible_to_all
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
+from hf_longattn.mechanisms.common.shared_options import keys_or_weights
 from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
@@ -65,7 +65,7 @@ def built(name: str, options: dict[str, Any]) -> Mechanism:
 @every_case("causal", [False, True], ids=["both", "causal"])
 @every_case(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
 def test_attended_keys_have_the_weights_of_the_definition(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
-    mechanism = built(name, mechanism_class(name).sample if options is None else options)
+    mechanism = built(name, mechanism_class(name).about.sample if options is None else options)
     if mechanism.causal not in ("both", causal):
         pytest.skip("has no such form")
     if causal and (options or {}).get("per") == "query_block":

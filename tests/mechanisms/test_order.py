@@ -13,8 +13,8 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.functional import reference_attend
-from hf_longattn.mechanisms.common.ordered import token_order
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.shared_options import token_order
 from tests.cases import every_case
 from tests.grids import grid
 
@@ -79,7 +79,7 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
 def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, order: str) -> None:
     kind = mechanism_class(name)
     length = 1 + 12 * 20
-    options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.sample}
+    options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.about.sample}
     module, ordered = build_mechanism(name, **options).eval().double(), build_mechanism(name, order=order, **options).eval().double()
     ordered.load_state_dict(module.state_dict())
     q, k, v = qkv(length)

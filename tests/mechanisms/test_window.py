@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.mechanisms.common.locality import keys_per_query
+from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 from tests.mechanisms.listed import image, visible

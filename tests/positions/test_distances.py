@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.common.locality import needs_training_by
+from hf_longattn.mechanisms.common.capabilities import needs_training_by
 from hf_longattn.positions.trained_distances import Locality, untrained_distances
 from tests.cases import every_case
 

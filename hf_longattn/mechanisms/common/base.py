@@ -6,8 +6,8 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 
 - ``capabilities``, ``handling`` (:mod:`.capabilities`): its inputs, what it needs from its model, and what ``forward`` does by itself.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
-  with the length that positions were trained for (:mod:`.locality`).
-- ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
+  with the length that positions were trained for (:mod:`.capabilities`).
+- ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
 - ``advance``, ``attend_step``: how it decodes with a cache.
 """
 
@@ -17,26 +17,24 @@ import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...engines.call import AttentionCall, State, clear_padding
-from ...engines.dense import repeat_heads
+from ...engines.dense import grid_of, index_grid, repeat_heads, softmax_beside
 from ...engines.sequences import weights_per_sequence
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
 from ...positions.trained_distances import Locality
-from .capabilities import Capabilities, Handling, aligns_sequences
-from .decoding import AttendStep
-from .exact import full_of, weights_by_length
+from .capabilities import About, Capabilities, Handling, aligns_sequences
 from .layout import full_pairs
 from .options import Options
-from .ordered import KeysOrWeights, weights_in_order
-from .relative_terms import add_relative, with_dense_terms
+from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, weights_in_order, with_dense_terms
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -51,24 +49,10 @@ class Mechanism(nn.Module, ABC):
 
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
-    summary: ClassVar[str] = ""
-    """One line for lists of mechanisms."""
-    paper: ClassVar[str] = ""
-    """Author, year, title, section or equation."""
-    when: ClassVar[str] = ""
-    """Good use cases, as a noun or a clause without a full stop."""
-    engine: str = "its own"
-    """Engine that ``forward`` runs on, for lists of mechanisms."""
-    cost: ClassVar[str] = "not stated"
-    """How time grows with the length N, such as ``"N·w"``."""
+    about: ClassVar[About] = About()
+    """What lists and pages of mechanisms say."""
     causal: bool | str = "both"
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
-    options_type: ClassVar[type[Options]] = Options
-    """The class of :attr:`options`. A subclass names it once, in its annotation ``options: MineOptions``."""
-    sample: ClassVar[dict[str, Any]] = {}
-    """Options that suit inputs of a few hundred tokens, for tests and plots."""
-    covering_options: ClassVar[Mapping[str, int]] = {}
-    """Options of :meth:`covering`, each as a multiple of the length."""
     capabilities: Capabilities = Capabilities()
     """The mechanism's inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
@@ -76,23 +60,19 @@ class Mechanism(nn.Module, ABC):
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
     heads depend on each other, on their index or on their number."""
+    _options_type: ClassVar[type[Options]] = Options  # the class of `options`, from the annotation `options: MineOptions` of a subclass
     _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if (named := inspect.get_annotations(cls).get("options")) is not None and "options_type" not in vars(cls):
+        if (named := inspect.get_annotations(cls).get("options")) is not None:
             found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
             if found is None:
                 raise OptionError(
                     f"{cls.__name__} has options of {named}, which its module does not define; define it there, above the class."
                 )
-            cls.options_type = found
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
-        """Options with which the mechanism equals full softmax attention up to ``length`` tokens. ``None`` if none are known."""
-        return {name: multiple * length for name, multiple in cls.covering_options.items()} or None
+            cls._options_type = found
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()
@@ -225,7 +205,7 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """A function that returns a mask of the attended keys, or the weights of all keys (:data:`~.ordered.KeysOrWeights`).
+        """A function that returns a mask of the attended keys, or the weights of all keys (:data:`~.shared_options.KeysOrWeights`).
 
         ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full attention's weight
         falls on these keys. It calls the function for some queries at a time, in memory linear in N.
@@ -249,7 +229,7 @@ class Mechanism(nn.Module, ABC):
         return None
 
     @property
-    def attend_step(self) -> AttendStep | None:
+    def attend_step(self) -> Callable[..., Tensor] | None:
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None
 
@@ -257,7 +237,7 @@ class Mechanism(nn.Module, ABC):
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
 
         Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
-        the last :func:`~.locality.keys_per_query` keys, or all.
+        the last :func:`~.capabilities.keys_per_query` keys, or all.
         """
         return None
 
@@ -291,3 +271,42 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
             yield child
         else:
             yield from _parts(child)
+
+
+def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """``q·k · scale`` for all pairs, with the call's score term applied, ``(B, H, Nq, Nk)``."""
+    scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
+    return scores if call.score_mod is None else call.score_mod(scores, *grid_of(q, k))
+
+
+def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """Mask of the pairs that causality and padding leave visible, ``(B or 1, 1, Nq, Nk)`` bool."""
+    _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+    seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
+    return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
+
+
+def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible``; rows that see nothing are zeros.
+
+    sink_scores: ``(H,)``, a further column of scores, whose weights are left out of the result.
+    """
+    weights = softmax_beside(scores.masked_fill(~visible, float("-inf")), sink_scores)
+    return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Non-negative ``weights (…, Nk)`` divided by their row sums; rows of zeros stay zeros."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
+def pad_queries(q: Tensor, length: int) -> Tensor:
+    """``q (B, H, Nq, D)``, the last queries of a sequence, padded in front with zeros to ``length`` tokens."""
+    missing = length - q.shape[2]
+    return F.pad(q, (0, 0, missing, 0)) if missing else q
+
+
+def drop_keys(v: Tensor, dropout_p: float) -> Tensor:
+    """Values ``(B, H, Nk, D)`` after dropout of whole keys. For mechanisms without a weight matrix to apply dropout to."""
+    return v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p) if dropout_p else v

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from ...engines.call import UNBOUNDED
+from ...positions.trained_distances import Locality, untrained_distances
 from .global_tokens import GlobalTokenIds
 
 if TYPE_CHECKING:
     from ...engines.call import AttentionCall
+    from ...positions.relative import Span
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What lists and pages of mechanisms say about a mechanism.
+
+    summary: one line on which keys a query attends to.
+    paper: author, year, title, section or equation.
+    when: good use cases, as a noun or a clause without a full stop.
+    engine: engine that ``forward`` runs on.
+    cost: how time grows with the length N, such as ``"N·w"``.
+    sample: options that suit inputs of a few hundred tokens, for tests and plots.
+    covering: a function ``(length, causal)`` that returns options with which the mechanism equals full softmax attention up to ``length``
+        tokens; of a mechanism on a grid, a function of the grid. ``None`` if no such options are known.
+    """
+
+    summary: str = ""
+    paper: str = ""
+    when: str = ""
+    engine: str = "its own"
+    cost: str = "not stated"
+    sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    covering: Callable[..., dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +168,41 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
         return True
     return mechanism.capabilities.ignores_padding and not (call.grid is not None and mechanism.reads_grid)
+
+
+def _distances(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality if queries see only keys in its range, without global tokens or other extra keys; else ``None``."""
+    local = mechanism.locality(causal)
+    return local if local is not None and not local.beside else None
+
+
+def keys_per_query(mechanism: Any) -> int | None:
+    """The maximum number of keys that a causal query sees, its own included. Sizes the decode cache. ``None`` if unbounded, if the keys
+    are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
+    local = _distances(mechanism, True)
+    return None if local is None or local.period > 1 else local.back + 1
+
+
+def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
+    """The largest visible distances of a call: back (query - key) and ahead (key - query). Sizes tables of relative positions."""
+    local = _distances(mechanism, causal)
+    if local is None:
+        return kv_len - 1, 0 if causal else q_len - 1
+    return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
+
+
+def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
+    """``(back, ahead)`` if the mechanism is exactly a sliding window or full attention at every length.
+    ``None`` for other mechanisms, and for any with relative positions."""
+    if mechanism.relative is not None:
+        return None
+    local = mechanism.locality(causal)
+    if mechanism.covers(UNBOUNDED, causal):
+        return UNBOUNDED, 0 if causal else UNBOUNDED
+    return (local.back, local.ahead) if local is not None and local.is_window else None
+
+
+def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
+    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
+    return untrained_distances(rule, trained, length, mechanism.locality(causal), keys_per_query(mechanism))

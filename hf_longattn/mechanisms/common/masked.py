@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,35 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...names import warn_missing
 from ...positions.trained_distances import Locality
-from .base import Mechanism
+from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .capabilities import Handling
-from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
-from .ordered import KeysOrWeights
-from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .shared_options import KeysOrWeights
+
+NO_TOKEN = 1 << 40
+"""Column of a slot without a token. It lies after every query, so that causality hides the slot."""
+
+
+class Columns(NamedTuple):
+    """Columns of the padded batch that hold the queries and keys of a decoding step.
+
+    layout: a name for the order in which the cache holds its keys, and the number of keys. Layers with the same layout have the same
+        columns in a forward pass. In the layout named ``"all"``, key s is in column s.
+    find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
+        a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal layout and options reuse the results.
+    """
+
+    layout: tuple[str, int]
+    find: Callable[[], tuple[Tensor, Tensor]]
+
+
+AttendStep = Callable[..., Tensor]
+"""``step(q, k, v, call, columns=None)``: causal attention of the tokens of a decoding step.
+
+``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)`` cover all
+columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are columns 0 … S - 1,
+and the queries are in the last Nq of them. Returns ``(B, H, Nq, D)``; outputs at padding are finite and arbitrary.
+"""
 
 
 class MaskedMechanism(Mechanism):
@@ -196,8 +219,6 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
-    engine = "block_sparse"
-
     @property
     def handling(self) -> Handling:  # type: ignore[override]
         return self.band_handling()
@@ -277,7 +298,6 @@ class GatheredMechanism(MaskedMechanism):
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
 
-    engine = "gathered"
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:

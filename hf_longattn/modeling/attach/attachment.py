@@ -19,8 +19,8 @@ from ...configuration import LongAttentionConfig
 from ...engines.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
+from ...mechanisms.common.shared_options import check_form
 from ...memory.decode_cache import find_cache
 from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER

@@ -15,8 +15,8 @@ from transformers.utils import logging
 from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.global_tokens import GlobalTokenIds
+from ...mechanisms.common.shared_options import for_length
 from ...memory.decode_cache import CACHE
 from ...names import LOGGER
 from ..family.position_table import input_of

@@ -15,7 +15,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from ...engines.call import UNBOUNDED
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.locality import band_of
+from ...mechanisms.common.capabilities import band_of
 from ...mechanisms.common.registry import prototype
 
 

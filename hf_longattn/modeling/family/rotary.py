@@ -7,7 +7,7 @@ from typing import Any
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.locality import keys_per_query
+from ...mechanisms.common.capabilities import keys_per_query
 from ...mechanisms.common.registry import prototype
 from ...positions.relative import relative_kind
 from ...positions.rope import RopePlan, rope_parameters

@@ -17,7 +17,7 @@ from ...configuration import LongAttentionConfig
 from ...engines.call import UNBOUNDED
 from ...errors import CheckpointError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.locality import band_of
+from ...mechanisms.common.capabilities import band_of
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.longformer import Longformer
 

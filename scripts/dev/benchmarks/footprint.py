@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.choice_text import read_choice
+from hf_longattn.mechanisms.common.options import read_choice
 
 from .case import Case
 from .memory import Memory, exponent, measure_memory

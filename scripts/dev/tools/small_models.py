@@ -69,7 +69,7 @@ _STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf
 IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_name(base) in module_names("families"))
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
 OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "whisper", "clip")
-"""Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""
+"""Families of which slow tests run every check; ``run_transformers_tests`` stores the checks of all."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}

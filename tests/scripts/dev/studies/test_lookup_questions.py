@@ -1,0 +1,66 @@
+"""Lookup questions: every one can be answered by following the lines, and two hops lie further apart than a window."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.errors import InputError
+from scripts.dev.studies.demo import LOOKUP_LINE, Answer, share_right
+from scripts.dev.studies.lookup_questions import GAP, Filler, count_lines, lookup_document, lookup_questions
+from tests.training.conftest import SOURCES
+
+
+@pytest.fixture(scope="module")
+def filler(tokenizer: PreTrainedTokenizerBase) -> Filler:
+    return count_lines("\n".join(SOURCES).splitlines(), tokenizer)
+
+
+def follow(context: str, question: str) -> tuple[str, int]:
+    """The answer by following the lines, and the number of hops."""
+    lines, word, hops = dict(LOOKUP_LINE.findall(context)), question.split()[-1], 0
+    while word in lines:
+        word, hops = lines[word], hops + 1
+    return word, hops
+
+
+@pytest.mark.parametrize("tokens", [1024, 2048])
+def test_lookup_answers_follow_from_the_lines(tokens: int, filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+    for seed in range(3):
+        records = lookup_document(filler, tokens, random.Random(seed), tokenizer)
+        assert [record["hops"] for record in records] == [2] * 4 + [1] * 4
+        assert len({record["answers"]["text"][0] for record in records}) == 8
+        for record in records:
+            (answer,), (start,) = record["answers"]["text"], record["answers"]["answer_start"]
+            assert follow(record["context"], record["question"]) == (answer, record["hops"])
+            assert record["context"].startswith(answer, start)
+            assert 0.85 * tokens < len(tokenizer(record["question"], record["context"])["input_ids"]) <= tokens
+
+
+def test_hops_of_a_lookup_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+    for record in lookup_document(filler, 1024, random.Random(0), tokenizer)[:4]:
+        lines = {line[1]: line for line in LOOKUP_LINE.finditer(record["context"])}
+        first = lines[record["question"].split()[-1]]
+        between = sorted((first.start(), lines[first[2]].start()))
+        assert len(tokenizer(record["context"][slice(*between)], add_special_tokens=False)["input_ids"]) > 0.95 * GAP
+
+
+@pytest.mark.slow
+def test_lookup_questions_have_each_length_and_hop(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = lookup_questions("validation", tokenizer, lengths=(1024, 2048), documents=2)
+    assert [record["length"] for record in data] == [1024] * 8 + [2048] * 8
+    assert [record["hops"] for record in data] == [1, 1, 2, 2] * 4
+    assert len({record["id"] for record in data}) == len(data)
+    assert data == lookup_questions("validation", tokenizer, lengths=(1024, 2048), documents=2)
+
+
+def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InputError, match="make documents of at least 1,024 tokens"):
+        lookup_document(filler, 300, random.Random(0), tokenizer)
+
+
+def test_demo_counts_right_answers_with_their_standard_error() -> None:
+    answers = [Answer("ours", 2, 1024, right, 1.0) for right in (True, True, True, False)] + [Answer("ours", 1, 1024, False, 1.0)]
+    assert share_right(answers, "ours", 2) == (75.0, pytest.approx(21.65, abs=0.01), 4)
