@@ -19,7 +19,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -56,18 +57,16 @@ class SynthesizerOptions(Options):
 class Synthesizer(Mechanism):
     """Attention weights from the token alone or a learned matrix, optionally mixed with dot products."""
 
-    summary = "attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
-    paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
-    when = "experiments with attention that does not compare tokens; inputs of a fixed greatest length"
-    engine = "dense"
-    cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
+    about = About(
+        summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
+        paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
+        when="experiments with attention that does not compare tokens; inputs of a fixed greatest length",
+        engine="dense",
+        cost="N²; without an N×N matrix for dense, factorized_random and dot_product",
+        sample={"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640},
+        covering=lambda length, causal: {"variant": ("dot_product",)},
+    )
     capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"variant": ("dot_product",)}
-
     options: SynthesizerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
@@ -119,11 +118,15 @@ class Synthesizer(Mechanism):
             else:
                 features.append((share * vectors[0], vectors[1]))
         v = repeat_heads(v, heads)
-        joined = _joined(features, batch, max(width, v.shape[-1])) if features else None
-        if joined is not None and isinstance(table, float):
-            padded = F.pad(v, (0, joined[0].shape[-1] - v.shape[-1]))
-            return dense_attention(*joined, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
-        scores = table if joined is None else table + products(*joined)
+        scores = table
+        if features:  # the vectors of all kinds side by side
+            left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
+            missing = max(0, max(width, v.shape[-1]) - left.shape[-1])
+            left, right = F.pad(left, (0, missing)), F.pad(right, (0, missing))
+            if isinstance(table, float):  # all kinds have vectors, so that a fused kernel computes the softmax
+                padded = F.pad(v, (0, left.shape[-1] - v.shape[-1]))
+                return dense_attention(left, right, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
+            scores = table + products(left, right)
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
         if call.score_mod is not None:
@@ -141,13 +144,6 @@ class Synthesizer(Mechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.variant == ("dot_product",)
-
-
-def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tuple[Tensor, Tensor]:
-    """Query and key vectors of several kinds, concatenated to ``(B, H, N, F)`` with F at least ``least``."""
-    left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
-    missing = max(0, least - left.shape[-1])
-    return F.pad(left, (0, missing)), F.pad(right, (0, missing))
 
 
 @dataclasses.dataclass(frozen=True)
