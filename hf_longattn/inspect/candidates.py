@@ -85,10 +85,9 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
         for candidate in chosen:
             modality.check_mechanism(candidate.mechanism, candidate.options)
         return chosen
+    usual = built_in_candidates(USUAL_ON_GRIDS if modality.drawn else USUAL_FOR_SOUND)
     fitting = []
-    for candidate in (
-        built_in_candidates(USUAL_ON_GRIDS) if modality.drawn else [*built_in_candidates(USUAL_FOR_SOUND), *usual_candidates()]
-    ):
+    for candidate in usual if modality.drawn else [*usual, *usual_candidates()]:
         with suppress(OptionError):
             modality.check_mechanism(candidate.mechanism, candidate.options)
             fitting.append(candidate)
