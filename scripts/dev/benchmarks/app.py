@@ -116,23 +116,24 @@ def measure(
 ) -> None:  # fmt: skip
     """Run, print and store; a refusal is one sentence and exit code 1."""
     from .case import Case
-    from .run import run_attention, run_model
+    from .run import run_benchmark
 
     with measuring(folder, threads):
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
-        run = run_attention if kind == "attention" else run_model
-        finish(run(case, parse_lengths(lengths), names, repeats=repeats, processor_time=processor_time, log=typer.echo), folder)
+        settings: dict[str, Any] = {"repeats": repeats, "processor_time": processor_time, "log": typer.echo}
+        finish(run_benchmark(kind, case, parse_lengths(lengths), names, **settings), folder)
 
 
 @contextmanager
 def measuring(folder: Path, threads: int | None) -> Iterator[None]:
     """With this many threads; what is refused, does not fit into memory or cannot be written into ``folder`` is one sentence and exit
     code 1."""
-    from .run import set_threads
+    import torch
 
     try:
-        set_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
@@ -201,7 +202,7 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
     ) -> None:
         fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
         fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward, "base": base}
-        measure("model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
+        measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
     app.command(name, help=summary)(command)
 
@@ -255,7 +256,7 @@ def memory(
 ) -> None:
     """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
     from .case import Case
-    from .footprint import footprint_table, run_footprint
+    from .memory import footprint_table, run_footprint
     from .report import store_study
 
     with measuring(output_dir, threads):

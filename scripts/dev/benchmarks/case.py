@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +37,6 @@ class Case:
     device: str = "cpu"
     base: str = "bert"
     """The family of whole models."""
-    grid: tuple[int, ...] = ()
-    """Sizes of the grid on which the tokens lie, if they do."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -72,10 +68,6 @@ class Case:
     def at(self, **changes: Any) -> Case:
         """The same case with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-    def on_grid(self, sizes: Sequence[int]) -> Case:
-        """The same case on a grid of these sizes."""
-        return self.at(grid=tuple(sizes), length=math.prod(sizes))
 
     def build(self) -> Mechanism:
         """The mechanism, on the device."""
@@ -123,8 +115,6 @@ class AttentionInputs:
     def beyond(self) -> dict[str, Any]:
         """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
         arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
-        if self.case.grid:
-            arguments["grid"] = tuple(self.case.grid)
         return {**arguments, "hidden_states": self.hidden} if self.mechanism.capabilities.takes_hidden_states else arguments
 
     def split(self, x: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import write_text
 
+from .attention import Check
 from .case import Case
-from .timing import Timing
-from .verify import Check
+from .run import Timing
 
 
 def machine() -> dict[str, Any]:

@@ -21,8 +21,8 @@ from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
-from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
+from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
