@@ -40,8 +40,6 @@ Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
 
@@ -163,20 +161,11 @@ def attention(
     head_dim: HeadDim = 64,
     repeats: Repeats = 5,
     threads: Threads = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
-    fields: dict[str, Any] = {
-        "mechanism": mechanism,
-        "backward": backward,
-        "causal": causal,
-        "num_globals": num_globals,
-        "dtype": dtype,
-        "batch": batch,
-    }
-    fields |= {"heads": heads, "head_dim": head_dim, "device": device, "seed": seed}
+    fields: dict[str, Any] = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals}
+    fields |= {"dtype": dtype, "batch": batch, "heads": heads, "head_dim": head_dim}
     measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
 
@@ -196,12 +185,10 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
         repeats: Repeats = 5,
         processor_time: ProcessorTime = False,
         threads: Threads = None,
-        device: Device = "cpu",
-        seed: Seed = 0,
         output_dir: OutputDir = Path("scripts/dev/results"),
     ) -> None:
         fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
-        fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward, "base": base}
+        fields |= {"head_dim": head_dim, "backward": backward, "base": base}
         measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
     app.command(name, help=summary)(command)
@@ -226,7 +213,6 @@ def decode(
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
     full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
     threads: Threads = None,
-    seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
@@ -236,7 +222,7 @@ def decode(
     from .report import store_study
 
     with measuring(output_dir, threads):
-        shape = DecodeShape(layers, heads, head_dim, steps, seed)
+        shape = DecodeShape(layers, heads, head_dim, steps)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         show(store_study(output_dir / "decode.json", record), decoding_table(record))

@@ -43,15 +43,6 @@ class Case:
             raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
         if self.base not in FAMILIES:
             raise OptionError(f"The family {self.base!r} is not known; choose one such as bert.{nearest(self.base, FAMILIES)}")
-        kind = self.device.partition(":")[0]
-        if kind not in ("cpu", "cuda"):
-            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise OptionError("There is no CUDA device here; leave --device out.")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.") from error
         if not 0 <= self.num_globals <= self.length:
             raise OptionError(
                 f"There cannot be {self.num_globals} global tokens in {self.length}; give --globals between 0 and the length."

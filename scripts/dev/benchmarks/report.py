@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import write_text
 
 from .attention import Check
@@ -101,20 +98,6 @@ class BenchmarkResult:
                 for t in self.timings
             ],
         }
-
-
-def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """Decorator of a script's main: an error of this package is one sentence on stderr, and exit code 1."""
-
-    @functools.wraps(main)
-    def told(arguments: list[str] | None = None) -> int:
-        try:
-            return main(arguments)
-        except LongAttentionError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-
-    return told
 
 
 ROW = 480
