@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from .engines import accelerator
 from .engines.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
 from .engines.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.dense import dtype_in_attention
-from .engines.dispatch import choose
-from .engines.path_reports import OBSERVERS, Kind, reporting, running
+from .engines.dispatch import OBSERVERS, choose, reporting, running
 from .engines.score_terms import ScoreMod
 from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
@@ -312,16 +311,16 @@ def run_mechanism(
         handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
         single_call = cross or (run is None and needs_whole_batch(mechanism))
         separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-        kind: Kind = "documents" if packed else "rows"
+        separates: Literal["", "labels", "band"] = ""
         by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
         if packed and run is None and order is None and not cross:
             if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
-                kind = "packed rows"
+                separates = "labels"
             elif handling.is_plain_band and not (separate_calls or single_call):
-                kind = "packed bands"
+                separates = "band"
         layout = choose(
-            kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=by_position,
-            single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
+            "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
+            by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
         hides_padding = handling.hides_padding and call.finite_padding and accelerator.accelerated(q)
         clears_padding = handling.clears_padding or hides_padding

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.data.answers import normalised_alias, occurrences
-from hf_longattn.data.qa_schemas import save_qa
+from hf_longattn.data.qa_schemas import normalised_alias, occurrences, save_qa
 from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file

@@ -23,8 +23,8 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
     import pytest
     from transformers import AutoTokenizer
 
-    from hf_longattn.data.pairs import labelled_pairs, relevant_texts, reranking, retrieval
     from hf_longattn.data.rows import rows_of
+    from hf_longattn.training.tasks.embed import labelled_pairs, relevant_texts, reranking, retrieval
     from tests.data import test_loaders as loaders
 
     models, patch = loaders.Models(folder, AutoTokenizer.from_pretrained(checkpoint)), pytest.MonkeyPatch()

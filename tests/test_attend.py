@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import (
     InputError,

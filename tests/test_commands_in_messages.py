@@ -15,7 +15,7 @@ import typer
 
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError, UsageError
-from hf_longattn.training.task import load_task, task_names, task_parser
+from hf_longattn.training.tasks import load_task, task_names, task_parser
 from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ import pytest
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, check_extra
 from hf_longattn.evaluation import load_metric
-from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.tasks import load_task, task_names
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 

@@ -55,6 +55,7 @@ CONVERSION = (
 )
 # And inside `modeling`.
 MODELING = (
+    ("masks",),
     ("declared",),
     ("family",),
     ("backend",),
@@ -162,7 +163,7 @@ REGISTRIES = {
     "inputs/modality.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
-    "training/task.py": "training.tasks",
+    "training/tasks/__init__.py": "training.tasks",
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {

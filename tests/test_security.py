@@ -18,7 +18,7 @@ from transformers import BertForMaskedLM
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
-from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.tasks import load_task, task_names
 from tests.cases import every_case
 from tests.grids import ONLY_QUICK
 

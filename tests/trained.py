@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 
-from hf_longattn.data.english import PARAGRAPHS
+from hf_longattn.evaluation.token_loss import PARAGRAPHS
 
 REAL_TEXT = PARAGRAPHS + (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")
 PAGE_TAGS = {"MarkupLMTokenizer": {"tags_dict": {tag: number for number, tag in enumerate(("html", "body", "p", "span"))}}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 EXAMPLE = (["ab"], ["xy"], "same_length")

@@ -1,6 +1,6 @@
 """The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL DOCUMENTS --output DIR`.
 
-Each task is a command (:mod:`hf_longattn.training.task`). Its options are model arguments, data arguments and transformers'
+Each task is a command (:mod:`hf_longattn.training.tasks`). Its options are model arguments, data arguments and transformers'
 TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import check_extra
-from ..training.task import load_task, task_names, task_summary
+from ..training.tasks import load_task, task_names, task_summary
 from . import flags
 from .terminal import Line, progress, show
 

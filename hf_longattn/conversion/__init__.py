@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..names import public_names
 
 if TYPE_CHECKING:
-    from ..data.english import verification_text as verification_text
+    from ..evaluation.token_loss import verification_text as verification_text
     from ..reports import Check as Check
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import ConversionReport as ConversionReport

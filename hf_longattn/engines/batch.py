@@ -1,7 +1,7 @@
 """Where the sequences of a batch lie, with left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. :mod:`.sequences` arranges the calls by it. Unless rows run unchanged (layouts ``masked``
-and ``packed``), sequences start at index 0. Padding then follows a sequence or is inside it, as a key mask.
+A :class:`Batch` is made once per forward pass. :mod:`.sequences` arranges the calls by it. Unless rows run unchanged, sequences start at
+index 0. Padding then follows a sequence or is inside it, as a key mask.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         if mask is not None:
             return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
-    if path == "blockwise":
+    if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
@@ -82,7 +82,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Band attention within packed documents: one call of a kernel, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    out, path = try_path("documents under a band", context, _kernels(q, k, v, pattern, call))
+    out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
 
@@ -94,8 +94,8 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
 
 def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:
     """Whether a single kernel call computes a band within all packed documents. ``k``: ``(B, H_kv, N, D)``."""
-    context = DispatchContext.of(k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3])
-    return first_path("packed bands", context)[0] == "packed"
+    context = DispatchContext.of(k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3], separates="band")
+    return first_path("documents", context)[0] == "unchanged"
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:

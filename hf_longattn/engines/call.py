@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from .byte_cache import BYTE_CACHE
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
+PatternType = Literal[
+    "rows", "documents", "documents of a band", "pairs", "chunks", "windows", "band", "tiles", "blocks", "linear",
+]  # fmt: skip
+"""What a call computes, as mechanisms and engines say. Each type has its list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
+PathName = Literal[
+    "split", "unchanged", "aligned",
+    "dense", "dense-masked", "sparse", "tiles", "windows", "plain",
+    "cpu-band", "cpu-distances", "cpu-gathered", "cpu-blocks", "flash", "flex", "fla",
+]  # fmt: skip
+"""Algorithms or kernels that run a call. The first three are layouts of a batch, see :mod:`.sequences`."""
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
 UNBOUNDED = 1 << 40
@@ -335,17 +345,21 @@ class DispatchContext:
     call: AttentionCall
     covered: bool = False
     """Whether every query attends to every key."""
+    maskable: bool = True
+    """Whether a mask over all keys can give this attention."""
     global_tokens: bool = False
     """Whether there are global tokens. Their number is unknown in a graph."""
     pattern: Pattern = None  # type: ignore[assignment]
-    """The band, required for kinds with a band. ``None`` by default since Dynamo cannot trace an object as default."""
+    """The band, required for bands. ``None`` by default since Dynamo cannot trace an object as default."""
     learned_bias: bool = False
     """Whether the tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
     features: int = 0
     """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
     block_size: int = 0
-    """Tokens in a block, for tables of blocks."""
+    """Tokens in a block of a table; 0 if each query selects its blocks."""
+    separates: Literal["", "labels", "band"] = ""
+    """How one call on unchanged rows keeps packed documents apart: by the mechanism's labels, by a kernel for bands, or not at all."""
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False

@@ -1,25 +1,33 @@
-"""The paths of every kind of call, in order of priority. A call runs the first path that has no reason against it.
+"""The paths of every pattern type, in order of priority, and the callbacks that record which path ran.
 
-Most reasons are ``why_not`` functions beside the engines' code. Only reasons that compare several engines are in this file.
+A call runs the first path that has no reason against it. A reason is a ``why_not`` function beside the path's code. Only reasons that
+compare several engines are in this file.
+
+``HF_LONGATTN_LOG=paths`` logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..names import LOGGER
 from . import grid_windows
-from .call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
+from .batch import in_graph
+from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
 from .cpu import band, block_selected, distance_band, tiles
 from .cpu.kernels import drops_in_tiles
 from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
-from .path_reports import OBSERVERS, Kind, PathName, Result, report
-from .sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
+from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
 
 DENSE_KEYS = 768
 """Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's width.
@@ -30,20 +38,28 @@ MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
 ONE_CALL = "one call of flex_attention has fewer launches than the parts of global tokens"
 DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
+GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
+    ("blocks", "flex"): "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
+    ("linear", "fla"): "correct on an H100, never timed",
+    ("tiles", "flex"): "timed on an H100 before its block lists were rewritten",
+}
+"""Pattern type and CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
+LOG_VARIABLE = "HF_LONGATTN_LOG"
+Result = TypeVar("Result")
 
 
 def _always_runs(context: DispatchContext) -> None:
-    """The check for the last path of each kind. That path supports every call, so the result is always ``None``."""
+    """The check for the last path of each pattern type. That path supports every call, so the result is always ``None``."""
 
 
-def _not_covered(context: DispatchContext) -> str | None:
+def _keys_are_left_out(context: DispatchContext) -> str | None:
     return None if context.covered else "keys are left out"
 
 
 def _many_pairs(context: DispatchContext) -> str | None:
-    if context.few_pairs or (context.global_tokens and torch.compiler.is_compiling()):
-        return None
-    return MANY_PAIRS
+    if not context.maskable:
+        return "no mask over all keys gives this attention"
+    return None if context.few_pairs or (context.global_tokens and torch.compiler.is_compiling()) else MANY_PAIRS
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
@@ -58,52 +74,41 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
     return "the band kernel adds the score term without an N×N matrix" if _kernel_adds_term(context) else None
 
 
-def _band_is_short(context: DispatchContext) -> str | None:
-    pattern, kv_len = context.pattern, context.kv_len
+def _band_is_long(context: DispatchContext) -> str | None:
+    pattern, kv_len, call = context.pattern, context.kv_len, context.call
     if context.exporting:  # one graph for all lengths
         narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
     if context.few_pairs:
         return None
     compiling = torch.compiler.is_compiling()
-    if context.device != "cpu" and not compiling and kv_len > min(DENSE_KEYS, pattern.width):
-        return MANY_PAIRS
-    if context.call.global_mask is None and _flash_runs(context):
-        return NEEDS_NO_MASK
-    if context.call.dropout and drops_in_tiles(context):
+    if context.device != "cpu":
+        if not compiling and kv_len > min(DENSE_KEYS, pattern.width):
+            return MANY_PAIRS
+        if call.global_mask is None and _flash_runs(context):
+            return NEEDS_NO_MASK
+    if call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if compiling and _globals_need_mask(context):
+
+    # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for each token.
+    unknown = compiling and call.global_mask is not None and call.global_positions is None
+    if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
+    adds_term = call.score_mod is not None and _kernel_adds_term(context)
     if compiling or band.why_not(context) is not None:
-        return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
-    if _kernel_adds_term(context) or context.call.batch is not None:
+        return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not adds_term else MANY_PAIRS
+    if adds_term or call.batch is not None:
         return "the band kernel handles bias and padding without an N×N matrix"
     return None if band.plan_of(context).dense else "smaller blocks of queries, which mask fewer keys, cost less"
 
 
-def _globals_need_mask(context: DispatchContext) -> bool:
-    """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
-    if context.call.global_mask is None or context.call.global_positions is not None or context.exporting:
-        return False
-    kernels = PATHS["band"][2:-1]
-    return all(_failed(name, context) or reason(context) is not None for name, reason in kernels)
-
-
 def _flash_runs(context: DispatchContext) -> bool:
-    return context.device == "cuda" and not _failed("flash", context) and flash_band.why_not(context) is None
+    return "flash" not in dict(context.failed) and flash_band.why_not(context) is None
 
 
-def _failed(path: str, context: DispatchContext) -> bool:
-    return bool(context.failed) and any(path == name for name, _ in context.failed)
-
-
-def _flash(context: DispatchContext) -> str | None:
-    one_call = context.call.global_mask is not None and context.kv_len <= flex.MAX_LISTED_TOKENS and not _failed("flex", context)
+def _no_flash(context: DispatchContext) -> str | None:
+    one_call = context.call.global_mask is not None and context.kv_len <= flex.MAX_LISTED_TOKENS and "flex" not in dict(context.failed)
     return ONE_CALL if one_call and flex_kernel.why_not(context) is None else flash_band.why_not(context)
-
-
-def _no_call_for_all_documents(context: DispatchContext) -> str | None:
-    return None if flash_band.why_not(context) is None else flex_kernel.why_not(context)
 
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
@@ -119,94 +124,80 @@ def _chunks_add_no_distances(context: DispatchContext) -> str | None:
     return "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context)
 
 
-def _no_split(context: DispatchContext) -> str | None:
-    trims = context.trims_padding and (not context.call.dropout or drops_in_tiles(context))
-    return why_not_split(context, trimmed=trims)
+def _documents_are_mixed(context: DispatchContext) -> str | None:
+    """Why one call on the packed rows would not keep the documents apart, or may not run."""
+    if context.separates != "band":
+        return why_not_packed(context)
+    return None if flash_band.why_not(context) is None else flex_kernel.why_not(context)
 
 
-ROW_PATHS: tuple[tuple[PathName, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
-DOCUMENT_PATHS: tuple[tuple[PathName, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
-PAIR_PATHS: tuple[tuple[PathName, Reason], ...] = (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _always_runs))
-PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
-    "rows": ROW_PATHS,
-    "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
-    "packed bands": (("packed", _no_call_for_all_documents), *DOCUMENT_PATHS),
-    "documents": DOCUMENT_PATHS,
-    "documents under a band": (("flash", _flash), ("flex", flex_kernel.why_not), *DOCUMENT_PATHS),
+Paths = tuple[tuple[PathName, Reason], ...]
+ONE_DOCUMENT_A_ROW: Paths = (("aligned", why_not_aligned), ("split", _always_runs))
+PAIR_PATHS: Paths = (("dense", _keys_are_left_out), ("dense-masked", _many_pairs), ("sparse", _always_runs))
+BAND_KERNELS: Paths = (
+    ("cpu-band", band.why_not),
+    ("cpu-distances", distance_band.why_not),
+    ("flash", _no_flash),
+    ("flex", flex_kernel.why_not),
+)
+PATHS: dict[PatternType, Paths] = {
+    "rows": (("split", why_not_split), ("unchanged", why_not_unchanged), ("aligned", _always_runs)),
+    "documents": (("unchanged", _documents_are_mixed), *ONE_DOCUMENT_A_ROW),
+    "documents of a band": (("flash", _no_flash), ("flex", flex_kernel.why_not), *ONE_DOCUMENT_A_ROW),
     "pairs": PAIR_PATHS,
     "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
-    "selected": (("dense", _not_covered), ("selected", _always_runs)),
-    "low-rank": (("dense", _not_covered), ("low-rank", _always_runs)),
-    "band": (
-        ("dense", _band_leaves_keys_out),
-        ("dense-masked", _band_is_short),
-        ("cpu-band", band.why_not),
-        ("cpu-distances", distance_band.why_not),
-        ("flash", _flash),
-        ("flex", flex_kernel.why_not),
-        ("blockwise", _always_runs),
-    ),
-    "tiles": (("cpu-gathered", tiles.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _always_runs)),
-    "chosen blocks": (
-        ("cpu-blocks", block_selected.why_not),
-        ("flex-blocks", flex_blocks.why_not),
-        ("tiles", _always_runs),
-    ),
-    "table of blocks": (("flex-blocks", flex_blocks.why_no_table), ("tiles", _always_runs)),
-    "windows": (
-        ("dense", _not_covered),
-        ("windows", grid_windows.why_not),
-        ("dense-masked", _many_pairs),
-        ("sparse", _always_runs),
-    ),
-    "linear": (("linear-fla", fla.why_not), ("linear-chunks", _always_runs)),
+    "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
+    "band": (("dense", _band_leaves_keys_out), ("dense-masked", _band_is_long), *BAND_KERNELS, ("plain", _always_runs)),
+    "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
+    "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex_blocks.why_not), ("tiles", _always_runs)),
+    "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }
-"""Kind of call -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
+"""Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
 
 
-def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> PathName:
+def choose(pattern_type: PatternType, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> PathName:
     """Choose and report the path of a call. Use :func:`try_path` for kernels that a machine may lack (flash, flex).
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
         about: other fields of :class:`DispatchContext`.
     """
-    path, refused = first_path(kind, DispatchContext.of(q, k, call, **about))
+    path, refused = first_path(pattern_type, DispatchContext.of(q, k, call, **about))
     if OBSERVERS:
-        report(path, refused)
+        report(path, refused, pattern_type)
     return path
 
 
-def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, PathName]:
+def try_path(
+    pattern_type: PatternType, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]
+) -> tuple[Result | None, PathName]:
     """Choose a path and, if it is in ``runs``, run it. A kernel that this machine lacks is skipped.
 
     Returns:
         ``(result, path)`` if the path ran; otherwise ``(None, path)``, and the caller must run it.
     """
     while True:
-        path, refused = first_path(kind, context)
+        path, refused = first_path(pattern_type, context)
         try:
             out = runs[path]() if path in runs else None
         except NoKernel as error:
             context = dataclasses.replace(context, failed=(*context.failed, (path, str(error))))
         else:
             if OBSERVERS:
-                report(path, refused)
+                report(path, refused, pattern_type)
             return out, path
 
 
-def first_path(kind: Kind, context: DispatchContext) -> tuple[PathName, list[tuple[str, str]]]:
+def first_path(pattern_type: PatternType, context: DispatchContext) -> tuple[PathName, list[tuple[str, str]]]:
     """The first path that may run, and ``(path, reason)`` for each path before it."""
+    failed = dict(context.failed)
     refused: list[tuple[str, str]] = []
-    for name, reason_of in PATHS[kind]:
-        reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
-        if reason is None:
-            elsewhere = context.device != "cpu" and name.startswith("cpu-")
-            reason = ELSEWHERE if elsewhere else reason_of(context)
+    for name, why_not in PATHS[pattern_type]:
+        reason = failed.get(name) or why_not(context)
         if reason is None:
             return name, refused
         refused.append((name, reason))
-    raise AssertionError(f"the last path of {kind!r} supports every call")
+    raise AssertionError(f"the last path of {pattern_type!r} supports every call")
 
 
 def _known(condition: Any) -> bool:
@@ -214,3 +205,94 @@ def _known(condition: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # experimental; only export needs it
 
     return statically_known_true(condition)
+
+
+@dataclasses.dataclass(frozen=True)
+class PathChoice:
+    """The path that ran, and ``(path, reason)`` for each path of higher priority that did not."""
+
+    path: str
+    refused: tuple[tuple[str, str], ...] = ()
+    pattern_type: PatternType | None = None
+
+    def __str__(self) -> str:
+        return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
+
+
+Observer = Callable[[Any, PathChoice], None]
+"""``observer(mechanism, choice)``."""
+OBSERVERS: list[Observer] = []
+"""All observers, of every thread. While it is empty, choices are not reported, which saves time."""
+_process_observers: list[Observer] = []
+_context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_running: ContextVar[Any] = ContextVar("running", default=None)
+_reports: ContextVar[int] = ContextVar("reports", default=0)
+"""Number of choices that this thread has reported."""
+
+
+def notify(choice: PathChoice) -> None:
+    """Call the process's and this thread's observers with the innermost running mechanism and the path that ran."""
+    _reports.set(_reports.get() + 1)
+    for observer in (*_process_observers, *_context_observers.get()):
+        observer(_running.get(), choice)
+
+
+@contextlib.contextmanager
+def running(mechanism: Any) -> Iterator[None]:
+    """Context manager: paths chosen in this thread are reported for ``mechanism``."""
+    before = _running.set(mechanism)
+    try:
+        yield
+    finally:
+        _running.reset(before)
+
+
+def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
+    """Wrap ``run`` so that, if it reports no path, the name of the mechanism's engine is reported."""
+
+    def reported(*arguments: Any) -> Result:
+        before, out = _reports.get(), run(*arguments)
+        if _reports.get() == before:
+            report(mechanism.engine.replace("_", "-"), ())
+        return out
+
+    return reported
+
+
+@contextlib.contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Context manager: call ``observer(mechanism, choice)`` whenever a path is chosen in this thread."""
+    OBSERVERS.append(observer)
+    before = _context_observers.set((*_context_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _context_observers.reset(before)
+        OBSERVERS.remove(observer)
+
+
+def report(path: str, refused: Sequence[tuple[str, str]], pattern_type: PatternType | None = None) -> None:
+    """Report a path to the observers, except in a graph. Callers check :data:`OBSERVERS` first."""
+    if not in_graph():
+        notify(PathChoice(path, tuple(refused), pattern_type))
+
+
+def log_paths() -> None:
+    """Log every distinct choice of a path once, as ``HF_LONGATTN_LOG=paths`` does."""
+    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported late to save time
+
+    logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
+
+    def log(mechanism: Any, choice: PathChoice) -> None:
+        line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"
+        if line not in logged:
+            logged.add(line)
+            logger.info(line)
+
+    logger.setLevel(logging.INFO)
+    OBSERVERS.append(log)
+    _process_observers.append(log)
+
+
+if "paths" in os.environ.get(LOG_VARIABLE, "").split(","):
+    log_paths()

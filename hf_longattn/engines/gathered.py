@@ -48,7 +48,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
-    out, path = try_path("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
+    out, path = try_path("tiles", context, {"flex": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
     if out is not None:
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
@@ -72,8 +72,8 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees no key.
     """
     length, context = k.shape[2], DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3])
-    runs = {"flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
-    out, path = try_path("chosen blocks", context, runs)
+    runs = {"flex": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
+    out, path = try_path("blocks", context, runs)
     if out is not None:
         return out
     if path == "cpu-blocks":

@@ -396,4 +396,4 @@ def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
     """
     dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
     path = choose("linear", phi_q, phi_k, ANY_CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1]))
-    return dtype if path == "linear-fla" else None
+    return dtype if path == "fla" else None

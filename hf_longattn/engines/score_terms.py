@@ -26,7 +26,6 @@ from torch import Tensor
 from ..errors import InputError
 from .batch import graph_property
 from .byte_cache import BYTE_CACHE
-from .path_reports import PathName
 from .token_grid import Grid
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +44,7 @@ class ScoreTerm(ABC):
     The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
     """
 
-    engines: tuple[PathName, ...] = ()
+    engines: tuple[str, ...] = ()
     """Paths that add the term without calling it. Other paths call it for their pairs."""
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""

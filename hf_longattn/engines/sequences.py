@@ -1,16 +1,16 @@
 """How the sequences of a batch become calls of a mechanism.
 
-Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of five layouts. The choice
+Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of three layouts. The choice
 is made by :mod:`hf_longattn.engines.dispatch`:
 
-- **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
   each packed document has bitwise the output of a separate call. Mostly on the CPU;
-- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. For mechanisms that draw
-  or learn something once per call;
-- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU, each document has bitwise the output of a
-  separate call, and is not copied. On a GPU, operations run on whole rows;
-- **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
+- **unchanged**: one call on the rows as they are. Padded rows get a key mask: for short inputs, GPUs and graphs, if there is no left
+  padding or only distances matter. Packed documents are separated by the mechanism. On the CPU, each has bitwise the output of a separate
+  call, and is not copied. On a GPU, operations run on whole rows;
+- **aligned**: one call on rows that all begin with a real token. Padded rows are rolled to the left (:func:`rolled`), by tensor operations
+  only, mostly for GPUs and graphs. Packed documents are gathered into the rows of a right-padded batch (:func:`stacked`), for mechanisms
+  that draw or learn something once per call. The output is moved back.
 """
 
 from __future__ import annotations
@@ -25,24 +25,21 @@ from torch import Tensor
 
 from ..errors import InputError
 from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
-from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
-from .path_reports import PathName
+from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName, State, clear_padding
+from .cpu.kernels import drops_in_tiles
 from .token_grid import Grid
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
 
-def why_not_masked(context: DispatchContext) -> str | None:
-    """Why the rows do not run in one call with a mask."""
+def why_not_unchanged(context: DispatchContext) -> str | None:
+    """Why padded rows do not run in one call with a mask."""
     batch = context.call.batch
     return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
 
 
-def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
-    """Why the sequences do not run in separate calls.
-
-    trimmed: whether the engine of this call cuts off each row's outer padding itself.
-    """
+def why_not_split(context: DispatchContext) -> str | None:
+    """Why the sequences do not run in separate calls."""
     if in_graph():
         return UNKNOWN_STARTS
     if context.single_call:
@@ -51,13 +48,16 @@ def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
         return None
     if context.device != "cpu":
         return "one call serves all rows of a batch on this device"
-    if trimmed and why_not_masked(context) is None:
+    trims_padding = context.trims_padding and (not context.call.dropout or drops_in_tiles(context))
+    if trims_padding and why_not_unchanged(context) is None:
         return "the band engine cuts padding off every row by itself"
     return None if context.q_len * context.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
-    """Reason against one call on the packed rows, in which the mechanism separates the documents itself. ``None`` if it may run."""
+    """Why packed documents do not run in one call on unchanged rows, in which the mechanism separates them itself."""
+    if not context.separates:
+        return "the mechanism does not keep packed documents apart"
     if in_graph():
         return UNKNOWN_STARTS
     if context.separate_calls or context.q_len < context.kv_len:
@@ -69,7 +69,7 @@ def why_not_packed(context: DispatchContext) -> str | None:
     return no_fused_kernels()
 
 
-def why_not_stacked(context: DispatchContext) -> str | None:
+def why_not_aligned(context: DispatchContext) -> str | None:
     """Why packed documents are not gathered into the rows of a batch."""
     if not context.single_call:
         return "a call per document costs no more than its tokens"
@@ -84,7 +84,7 @@ def attend_per_sequence(
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        layout: one of the five layouts, as the dispatcher chose.
+        layout: one of the three layouts, as the dispatcher chose.
         clears_padding: whether ``run`` itself keeps values of padding out of real rows.
     Returns:
         Outputs at padding are finite but meaningless.
@@ -104,9 +104,11 @@ def attend_per_sequence(
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
     if not clears_padding:
         q, k, v, call = clear_padding(q, k, v, call)
-    if layout == "stacked":
-        return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
-    return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
+    if layout == "unchanged":
+        return run(q, k, v, call)
+    if batch.documents is None:
+        return rolled(run, q, k, v, call, batch)
+    return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

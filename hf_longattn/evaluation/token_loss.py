@@ -1,19 +1,28 @@
-"""The loss of a language model token by token, before and after a change of the model, with the standard error of the difference."""
+"""The loss of a language model token by token, before and after a change of the model, with the standard error of the difference.
+
+Also the distance of two models' predictions, and the texts on which they are compared.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ..data.tokenization import IGNORED, between
+from ..errors import CheckpointError
+from ..files import read_text
 from .summaries import mean_and_error
 
 TOKENS_AT_ONCE = 256
@@ -114,3 +123,68 @@ def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
     if not causal or len(losses) <= chunk:
         return losses
     return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))
+
+
+LARGEST = 2**30
+"""Maximum bytes of the user's text, which is read whole."""
+PARAGRAPHS = """\
+The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
+spiral stairs, wipes the salt from the glass and lights the lamp. In a notebook she writes down the wind, the height of
+the tide and the names of the ships that pass. The notebooks fill a whole shelf by now, and whoever reads them in order
+can follow forty years of weather, trade and patience.
+
+When a storm broke the northern pier in the third winter, the town argued for months about what to do. Some wanted to
+rebuild it in stone; others said that the money should go to the school, because a harbour without people who can read
+a chart is of no use. In the end they did both, slowly: the school was finished first, and its oldest pupils measured
+the sea bed and drew the plans from which the pier was built.
+
+Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat moved on by one length, and
+the line is lowered again. A single reading says little, since waves lift the boat and currents bend the line; only
+when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
+no page is interesting, she said, but the shelf is.
+"""
+
+
+def verification_text(file: str | Path | None) -> tuple[str, str]:
+    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual."""
+    if file is None:
+        try:  # 600 kB of English prose, missing in some slim installations
+            topics = importlib.import_module("pydoc_data.topics").topics
+        except ImportError:
+            topics = {}
+        return PARAGRAPHS + "\n\n".join(topics[name] for name in sorted(topics)), "built-in English text"
+    return text_of(Path(file)), Path(file).name
+
+
+def text_of(file: Path) -> str:
+    """The text of a user's file, without a byte order mark."""
+    if file.is_dir():
+        raise CheckpointError(f"The text {str(file)!r} is a folder; give one file, for example a book.")
+    try:
+        text = read_text(file, LARGEST).removeprefix("\ufeff")
+    except CheckpointError as error:
+        raise CheckpointError(f"The text {error}") from error
+    if not text.strip():
+        raise CheckpointError(f"The text {str(file)!r} is empty; give another file.")
+    return text
+
+
+ROWS_AT_ONCE = 256
+"""Rows of logits that are compared at a time, and again in the backward pass."""
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n. It is multiplied by the squared temperature, so that gradients keep
+    their scale.
+
+    It is the cross-entropy of Hinton et al. (2015) minus the teacher's entropy: 0 for equal predictions, with the same gradients;
+    ``teacher`` gets none. Computed in float32 over chunks of :data:`ROWS_AT_ONCE` rows.
+    """
+
+    def summed(student: Tensor, teacher: Tensor) -> Tensor:
+        predicted, expected = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
+        return F.kl_div(predicted, expected, reduction="sum", log_target=True)
+
+    chunks = zip(student.split(ROWS_AT_ONCE), teacher.detach().split(ROWS_AT_ONCE), strict=True)
+    total = sum(checkpoint(summed, *rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks)
+    return total * (temperature**2 / max(1, len(student)))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import hf_longattn
 
 from ..conversion.source_models import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
-from ..data.english import verification_text
-from ..data.masking import masked_tokens
+from ..data.batching import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.summaries import mean_and_error
+from ..evaluation.token_loss import verification_text
 from ..files import named_class
 from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_weights

@@ -32,9 +32,9 @@ from ..conversion.source_models import (
     quiet_libraries,
     refuse_quantised,
 )
-from ..data.english import verification_text
 from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import SentencePooling, sentence_pooling, write_for_servers
+from ..evaluation.token_loss import verification_text
 from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
@@ -129,7 +129,7 @@ def export_checkpoint(
     target = destination_path(destination)
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
-    check_destination(target, *source.protected, overwrite=overwrite)
+    check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
     if inspection.apart:
         raise CheckpointError(
             f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.apart)}; save one "

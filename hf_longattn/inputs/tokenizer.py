@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ..data.english import PARAGRAPHS
 from ..data.tokenization import between, special_ids, text_encoding
 from ..errors import CheckpointError
+from ..evaluation.token_loss import PARAGRAPHS
 from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
 from ..reports import FAILED, PASSED, SKIPPED, Check

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
-from ..engines.path_reports import GPU_RECORD, PathChoice, observe
+from ..engines.dispatch import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
@@ -294,7 +294,8 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        reason += f"; {GPU_RECORD[choice.path]}" if choice.path in GPU_RECORD else ""
+        record = GPU_RECORD.get((choice.pattern_type, choice.path))
+        reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))
 

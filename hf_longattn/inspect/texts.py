@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.english import text_of
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, InputError, OptionError
+from ..evaluation.token_loss import text_of
 from ..inputs.tokenizer import excerpt, token_ids
 
 DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"

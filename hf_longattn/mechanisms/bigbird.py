@@ -240,7 +240,7 @@ class BigBird(MaskedMechanism):
             key = (type(self), self.options, self.num_heads, self.layer + call.seed)
             return flex_block_table(padded, k, v, key, lambda: self.table(kv_len, call, q.device), size, table_call)
 
-        out, _ = try_path("table of blocks", context, {"flex-blocks": by_table})
+        out, _ = try_path("blocks", context, {"flex": by_table})
         if out is None:
             parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
             out = gathered_attention(padded, k, v, parts, call)

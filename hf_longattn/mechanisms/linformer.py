@@ -150,7 +150,7 @@ class Linformer(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])
-        if choose("low-rank", q, k, call, covered=self.covers(k.shape[2])) == "dense":
+        if choose("pairs", q, k, call, covered=self.covers(k.shape[2]), maskable=False) == "dense":
             return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -54,7 +54,7 @@ class TopK(Mechanism):
         return self.options.num_keys >= length
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if choose("selected", q, k, call, covered=self.covers(k.shape[2], call.causal)) == "dense":
+        if choose("pairs", q, k, call, covered=self.covers(k.shape[2], call.causal), maskable=False) == "dense":
             return dense_attention(q, k, v, call)
         scale, repeated = call.scale_for(q.shape[-1]), repeat_heads(k, q.shape[1])
         with torch.no_grad():

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ..data.tokenization import special_ids
 from ..errors import OptionError, in_a_line
-from ..evaluation.divergence import kl_divergence
-from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
+from ..evaluation.token_loss import LossChange, chunk_losses, kl_divergence, token_losses, with_context
 from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
 from .costs import FAILURES

@@ -12,12 +12,12 @@ from ..names import public_names
 
 if TYPE_CHECKING:
     from ..data.batching import DataCollatorWithGlobals, DataCollatorWithPacking
-    from ..data.lengths import longest_input
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.rows import read_rows, read_texts
+    from ..data.tokenization import longest_input
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments
-    from .mixed import load_multitask_head
     from .run import begin, finish, run_task
+    from .tasks.multitask import load_multitask_head
     from .tasks.qa import load_qa_model
     from .trainer import LongTrainer
 

@@ -3,25 +3,32 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.batching import chosen_packing
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.batching import DataCollatorForPackedText, EpochSampler, RepeatableMasks, chosen_packing
 from hf_longattn.data.rows import each_part, read_texts
-from hf_longattn.data.segments import Segments
-from hf_longattn.data.tokenization import to_documents, to_inputs
+from hf_longattn.data.tokenization import input_length, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
+from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish
-from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import LongTrainer
 
 HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "hidden": AutoModel}
@@ -123,3 +130,123 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     if objective == "mlm" and tokenizer.mask_token is None:
         raise CheckpointError(f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens).")
     return model, tokenizer, objective
+
+
+Place = tuple[int, int, int]
+"""Number of the pass, of the document, and of the segment's first token."""
+
+
+class Segments(torch.utils.data.Dataset[dict[str, Any]]):
+    """Segments of ``length`` tokens of documents (:func:`.tokenization.to_documents`), by their :data:`Place`, padded on the right.
+
+    ``None`` is a segment of padding.
+    """
+
+    def __init__(self, documents: Dataset, length: int, pad_token_id: int = 0) -> None:
+        self.documents, self.length, self.pad_token_id = documents.with_format("numpy"), length, pad_token_id
+        self.sizes = [len(row["input_ids"]) for row in documents]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, place: Place | None) -> dict[str, Any]:
+        number, document, first = place or (0, 0, 0)
+        ids = [] if place is None else self.documents[document]["input_ids"][first : first + self.length]
+        tokens = pad(torch.tensor(ids, dtype=torch.long), (0, self.length - len(ids)), value=self.pad_token_id)
+        mask = (torch.arange(self.length) < len(ids)).long()
+        return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": number}
+
+
+class SegmentBatches(EpochSampler):
+    """The places of the segments of every batch.
+
+    Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
+
+    By ``seed``, passes have no end, and each has another order of the documents. Without, there is a single pass in their order, at whose
+    end rows without a document are ``None``.
+    """
+
+    def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
+        self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
+
+    def __iter__(self) -> Iterator[list[Place | None]]:
+        documents = self._documents()  # a row at its end takes the next one
+        for batch in itertools.zip_longest(*(chain.from_iterable(documents) for _ in range(self.rows * self.processes))):
+            yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
+
+    def _documents(self) -> Iterator[list[Place]]:
+        for number in itertools.count() if self.seed is not None else range(1):
+            order = list(range(len(self.sizes)))
+            if self.seed is not None:
+                random.Random(f"{self.seed}:{number}").shuffle(order)
+            for document in order:
+                yield [(number, document, first) for first in range(0, self.sizes[document], self.length)]
+
+
+class SegmentTrainer(LongTrainer):
+    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`: gradients stay within a batch, the memory carries over.
+
+    An evaluation reads all documents in every process.
+    """
+
+    def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:
+        if args.gradient_checkpointing or getattr(args, "activation_checkpointing", None):
+            raise OptionError("--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out.")
+        if getattr(args, "tokens_per_batch", 0):
+            raise OptionError("--tokens-per-batch requires rows of known length, not --segments; give --batch-size instead.")
+        if args.max_steps < 0:
+            args.max_steps = 1000  # the passes never end
+        super().__init__(model, args, *more, measure=self.held_out_loss, **kwargs)
+        self.memory: Any = None
+
+    def train_batches(self) -> Any:
+        args: Any = self.args
+        return SegmentBatches(self.train_dataset, args.train_batch_size, args.seed, args.world_size)
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        if self.memory is None:
+            self.memory = self.accelerator.unwrap_model(model).new_memory()
+        loss, outputs = super().mean_loss(model, {**inputs, "memory": self.memory})
+        self.memory = outputs["memory"]
+        return loss, outputs
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; the memory is resumed with the data."""
+        self.memory = None
+        if resume_from_checkpoint is not None:
+            file = self.memory_file(Path(resume_from_checkpoint))
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{str(file.parent)!r} has no {file.name}: it was not written by a training in segments with "
+                    f"{self.args.process_index + 1} or more processes; start again, or resume with as many processes as before."
+                )
+            self.memory = self.accelerator.unwrap_model(self.model).new_memory()
+            self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def held_out_loss(self) -> dict[str, float]:
+        """The mean loss of all tokens of the held-out documents, and their number."""
+        segments: Any = self.eval_dataset
+        batches: Any = SegmentBatches(segments, self.args.per_device_eval_batch_size)
+        model = self.accelerator.unwrap_model(self.model)
+        memory, total, count = model.new_memory(), 0.0, 0
+        with evaluating(model), torch.no_grad(), self.compute_loss_context_manager():
+            for batch in DataLoader(segments, batch_sampler=batches, collate_fn=self.eval_collator):
+                batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                outputs = model(**batch, memory=memory)
+                memory = outputs["memory"]
+                if items := int(self.items_of(batch)):
+                    total, count = total + float(outputs["loss"]) * items, count + items
+        return {"loss": total / max(1, count), "n": len(segments)}
+
+    def memory_file(self, checkpoint: Path) -> Path:
+        """This process's file in a checkpoint."""
+        return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
+            save_file(tensors, self.memory_file(Path(output_dir)))

@@ -11,7 +11,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
-from hf_longattn.data.english import PARAGRAPHS
+from hf_longattn.evaluation.token_loss import PARAGRAPHS
 from tests.cases import every_case
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER

@@ -21,8 +21,8 @@ from hf_longattn.conversion import check_texts, convert, convert_checkpoint, fol
 from hf_longattn.conversion.check import Comparison, check_result, labelled
 from hf_longattn.conversion.check_texts import BEYOND, LanguageLoss, choose_lengths, decision
 from hf_longattn.conversion.folders import POSITIONS
-from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
+from hf_longattn.evaluation.token_loss import verification_text
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
@@ -161,7 +161,7 @@ def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: 
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=128)
-    assert report.passed
+    assert report.verified
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
 

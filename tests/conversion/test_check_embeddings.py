@@ -15,8 +15,8 @@ import transformers
 
 from hf_longattn.conversion import ConversionReport, check_texts, convert_checkpoint, plan_conversion
 from hf_longattn.conversion.check_texts import Embeddings, choose_lengths
-from hf_longattn.data.english import verification_text
 from hf_longattn.evaluation.pooling import SentencePooling
+from hf_longattn.evaluation.token_loss import verification_text
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from tests.trained import tokenizer_of
 

@@ -21,6 +21,7 @@ from transformers import (
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.batching import (
+    DataCollatorForPackedText,
     DataCollatorWithGlobals,
     DataCollatorWithPacking,
     TokenBudget,
@@ -29,7 +30,6 @@ from hf_longattn.data.batching import (
     packed,
     pooling_module,
 )
-from hf_longattn.data.masking import DataCollatorForPackedText
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.families import (

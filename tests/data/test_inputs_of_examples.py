@@ -18,13 +18,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.documents import to_documents, to_summaries
-from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.qa_features import qa_rows
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
-from hf_longattn.data.words import to_windows
+from hf_longattn.training.tasks.classify import encode_documents
 from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
+from hf_longattn.training.tasks.seq2seq import to_summaries
+from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
 from tests.cases import every_case
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
@@ -270,7 +271,7 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
 @every_case("length", [1000, LENGTH])
 def test_classification_inputs_are_those_of_run_classification(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
-    found = to_documents(data, tokenizer, length, ["a", "b"])
+    found = encode_documents(data, tokenizer, length, ["a", "b"])
     assert found["input_ids"][:] == tokenizer(TEXTS, max_length=length, truncation=True)["input_ids"]
     assert found["labels"][:] == [1, 0, 1, 0]
 
@@ -279,7 +280,7 @@ def test_classification_inputs_are_those_of_run_classification(length: int, toke
 def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
     data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
-    found = to_documents(data, tokenizer, length, ["a", "b"])
+    found = encode_documents(data, tokenizer, length, ["a", "b"])
     expected = dict(tokenizer(questions, TEXTS, max_length=length, truncation=True))
     del expected["attention_mask"]  # the collator's
     assert {name: found[name][:] for name in expected} == expected

@@ -16,8 +16,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.training.task import task_names
+from hf_longattn.data.batching import RepeatableMasks
+from hf_longattn.training.tasks import task_names
 from tests.training import test_options
 from tests.training.conftest import FAST, start_task
 from tests.training.speech import spoken

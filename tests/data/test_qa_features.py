@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.documents import to_documents
 from hf_longattn.data.qa_features import QACollator, answer_tokens, qa_inputs
 from hf_longattn.errors import InputError
+from hf_longattn.training.tasks.classify import encode_documents
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES
 
@@ -70,7 +70,7 @@ def test_special_tokens_typed_in_questions_and_documents_are_text(tokenizer: Pre
                     found = context[row["offsets"][row["starts"][0]][0] : row["offsets"][row["ends"][0]][1]]
                     assert row["starts"] == [0] or found.strip() == "red fox"
     data = Dataset.from_list([{"question": "a [SEP] b", "text": "c [SEP] d", "label": "x"}])
-    (row,) = to_documents(data, tokenizer, 64, ["x"])
+    (row,) = encode_documents(data, tokenizer, 64, ["x"])
     assert row["input_ids"].count(tokenizer.sep_token_id) == 2
 
 

@@ -25,7 +25,7 @@ from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.cuda import flash_band, flex
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import check_options

@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.cuda import flex, flex_kernel
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 
 from . import device_layers, mixed_devices, pretended_h100
 from .mixed_devices import BATCH, OnCuda, build

@@ -10,8 +10,8 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.dense import masked_softmax
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.gathered import block_selected_attention, selected_block_tiles
-from hf_longattn.engines.path_reports import observe
 from tests.cases import every_case
 
 from .eager_flex import by_the_lists
@@ -52,8 +52,8 @@ def test_attention_to_selected_blocks_equals_the_mask_with_its_gradients(
 
 
 ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
-    ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-blocks"),
-    ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex-blocks"),
+    ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex"),
+    ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex"),
 ]
 
 

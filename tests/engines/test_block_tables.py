@@ -12,7 +12,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flex, flex_blocks
 from hf_longattn.engines.cuda.flex_blocks import BlockTable, flex_block_table
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from tests.cases import every_case
 
 from .test_one_call import LENGTH, PADDING, real_tokens
@@ -47,7 +47,7 @@ def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: b
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, **arguments)
     if not packed:
-        assert [path for path in paths if path not in ("masked", "rolled", "sparse")] == ["flex-blocks"]
+        assert [path for path in paths if path not in ("unchanged", "aligned", "sparse")] == ["flex"]
     expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
     rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
     weights = torch.randn(out.shape, generator=generator, dtype=out.dtype) * rows

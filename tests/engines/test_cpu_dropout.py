@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend
 from hf_longattn.engines.cpu.kernels import Dropout, drops_some, random_bits
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
 from tests.reference.small_models import long_model
@@ -145,7 +145,7 @@ def test_dropout_too_rare_for_16_bits_or_certain_uses_plain_operations() -> None
     with observe(lambda _mechanism, choice: paths.append(choice.path)):
         for p in (P, 1e-6, 1.0):
             out = attend(q, k, v, mechanism, dropout_p=p, **arguments)
-    assert paths == ["cpu-band", "blockwise", "blockwise"]
+    assert paths == ["cpu-band", "plain", "plain"]
     assert not out.any()
 
 

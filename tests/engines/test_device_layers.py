@@ -40,7 +40,7 @@ def check(name: str, result: dict[str, Any]) -> None:
     for row in rows.values():
         for setting in ("documents", "uneven documents"):
             paths = row[setting]["paths"]
-            assert paths.get("packed", 0) + paths.get("stacked", 0) + paths.get("split", 0) == 1
+            assert paths.get("unchanged", 0) + paths.get("aligned", 0) + paths.get("split", 0) == 1
 
 
 @pytest.mark.slow

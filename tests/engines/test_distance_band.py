@@ -13,7 +13,7 @@ from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu.softmax import softmax_forward
-from hf_longattn.engines.path_reports import PathChoice, observe
+from hf_longattn.engines.dispatch import PathChoice, observe
 from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
 
@@ -40,7 +40,7 @@ def run(
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
         out = block_sparse_attention(q, k, v, pattern, call)
-    assert choices[-1].path == ("blockwise" if plain else "cpu-distances")
+    assert choices[-1].path == ("plain" if plain else "cpu-distances")
     return out if mask is None else out * mask[:, None, -q.shape[2] :, None]
 
 
@@ -196,7 +196,7 @@ def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None
         out = attend(q, k, v, mechanism)
     paths = {choice.path for choice in choices}
     assert "cpu-distances" in paths
-    assert "blockwise" not in paths
+    assert "plain" not in paths
     expected = reference_attend(q, k, v, mechanism)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     same_gradients(out, expected, (q, k, v, *mechanism.relative.parameters()))

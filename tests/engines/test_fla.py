@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import fla as kernels
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from tests.cases import every_case
 
 LENGTH = 300
@@ -96,7 +96,7 @@ def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: s
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, **arguments)
     several = packed and getattr(module, "logarithms", False)  # the features of each document have a scale of their own
-    assert len([path for path in paths if path == "linear-fla"]) == (sum(length > 1 for row in LENGTHS for length in row) if several else 1)
+    assert len([path for path in paths if path == "fla"]) == (sum(length > 1 for row in LENGTHS for length in row) if several else 1)
     rows = mask[:, None, :, None]
     expected = reference_attend(*tensors, module, **arguments)
     largest = float(tensors[2].detach().abs().max())

@@ -19,7 +19,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flash_band, flex_kernel
-from hf_longattn.engines.path_reports import PathChoice, observe
+from hf_longattn.engines.dispatch import PathChoice, observe
 from tests.cases import every_case
 from tests.grids import grid
 
@@ -75,7 +75,7 @@ def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visi
     tokens = tokens.expand(2, -1) if module.capabilities.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
-    assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}
+    assert {choice.path for choice in choices} - {"unchanged", "aligned"} == {"flash"}
     assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask[:, None, :, None])
 
 
@@ -89,7 +89,7 @@ def test_packed_documents_are_one_call_of_flash_attention(visited: str, emulated
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     arguments = {"padding_mask": mask, "documents": documents, "causal": True}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
-    assert [choice.path for choice in choices] == ["packed", "flash"]
+    assert [choice.path for choice in choices] == ["unchanged", "flash"]
     calls = [call for call in emulated_flash if call["q"][0] == 2 * LENGTH]
     assert len(calls) == len(choices) - 1
     assert calls[0]["offsets"].tolist() == [0, 70, 140, 200, 300, 307, 481, 600]
@@ -103,7 +103,7 @@ def test_documents_without_flash_attention_are_separate_calls(monkeypatch: pytes
     monkeypatch.setattr(flash_band, "_tried", lambda *_: "it is an old one")
     monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
     out, choices = paths_of(lambda: attend(*inputs, "window", window=64, documents=documents))
-    assert [choice.path for choice in choices][:2] == ["packed", "split"]
+    assert [choice.path for choice in choices][:2] == ["unchanged", "split"]
     assert dict(choices[1].refused)["flash"] == "it is an old one"
     torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64, documents=documents), atol=1e-12, rtol=0)
 

@@ -22,7 +22,7 @@ from hf_longattn.engines.byte_cache import _tensors
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
@@ -266,7 +266,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
     ("name", "options", "path"),
     [
         ("window", {"window": 64}, "flex"),
-        ("window", {"window": 64, "dropout_p": 0.1}, "blockwise"),
+        ("window", {"window": 64, "dropout_p": 0.1}, "plain"),
         ("window", {"window": 64, "relative": "shaw"}, "flex"),
         ("window", {"window": 64, "score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
         ("window", {"window": 2000}, "dense"),
@@ -274,11 +274,11 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("full", {"score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
         ("full", {"score_mod": lambda score, b, h, i, j: score.tanh(), "dropout_p": 0.1}, "dense"),
         ("longformer", {"window": 64}, "flex"),
-        ("bigbird", {"block_size": 32}, "flex-blocks"),
-        ("segmented", {"block_size": 128}, "flex-gathered"),
-        ("segmented", {"block_size": 100}, "flex-gathered"),
-        ("block_top_k", {"block_size": 64}, "flex-blocks"),
-        ("linear", {}, "linear-chunks"),
+        ("bigbird", {"block_size": 32}, "flex"),
+        ("segmented", {"block_size": 128}, "flex"),
+        ("segmented", {"block_size": 100}, "flex"),
+        ("block_top_k", {"block_size": 64}, "flex"),
+        ("linear", {}, "plain"),
     ],
 )
 def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], path: str) -> None:

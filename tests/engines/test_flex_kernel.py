@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import path_reports
+from hf_longattn.engines import dispatch
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.score_terms import ScoreMod, as_term, device_scalar
+from hf_longattn.engines.score_terms import ScoreMod, as_term
 from hf_longattn.families.deberta_v2 import disentangled
-from hf_longattn.modeling.backend import _score_mod
+from hf_longattn.modeling import masks
 from hf_longattn.positions.relative import RELATIVE, build_relative
 from tests.cases import every_case
 
@@ -137,7 +137,7 @@ TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
 def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
     """Nor one for every length. None runs uncompiled, which would be refused and left for plain operations."""
     causal, kernel, options = TILED[name]
-    answers: list[path_reports.PathChoice] = []
+    answers: list[dispatch.PathChoice] = []
 
     def run(mode: str, padded: bool = False, **shape: Any) -> None:
         with MODES[mode]():
@@ -147,7 +147,7 @@ def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name:
             module = build_mechanism(name, num_heads=q.shape[1], head_dim=q.shape[3], **options).eval()
             attend(q, k, v, module, causal=causal, padding_mask=mask)
 
-    with path_reports.observe(lambda _, choice: answers.append(choice)):
+    with dispatch.observe(lambda _, choice: answers.append(choice)):
         for length in (700, 1000):
             run("no_grad", length=length)
         of_lengths = len(graphs)
@@ -163,8 +163,8 @@ def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), path_reports.observe(lambda *answer: answers.append(answer[1])):
-        answers: list[path_reports.PathChoice] = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
+        answers: list[dispatch.PathChoice] = []
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
@@ -173,7 +173,7 @@ def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.
                 atol=1e-5,
                 rtol=0,
             )
-    assert [answer.path for answer in answers] == ["flex", "blockwise", "blockwise"]
+    assert [answer.path for answer in answers] == ["flex", "plain", "plain"]
     assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
     assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
@@ -248,9 +248,9 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
         raise REFUSALS[1]
 
     stub(monkeypatch, refuses)
-    answers: list[path_reports.PathChoice] = []
+    answers: list[dispatch.PathChoice] = []
     q, k, v = tensors(length=300)
-    with torch.no_grad(), path_reports.observe(lambda _, choice: answers.append(choice)):
+    with torch.no_grad(), dispatch.observe(lambda _, choice: answers.append(choice)):
         attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
     assert [answer.path for answer in answers] == ["dense"]
 
@@ -348,7 +348,9 @@ def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "score_mod", [_score_mod(None, None, 300, 300, 30.0), lambda score, b, h, i, j: score - FACTOR * (i - j)], ids=["softcap", "global"]
+    "score_mod",
+    [masks.score_terms(None, None, 30.0, torch.empty(1, 4, 300, 16), 300), lambda score, b, h, i, j: score - FACTOR * (i - j)],
+    ids=["softcap", "global"],
 )
 def test_python_numbers_are_constants_of_a_flex_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
     """As tensors on the CPU, which they are in a graph for all lengths, no GPU kernel takes them."""
@@ -378,7 +380,7 @@ def held(value: Any) -> Iterator[Any]:
 
 def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
-    yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
+    yield "softcap", masks.score_terms(None, torch.empty(1, 4, 1, 300, device=device), 30.0, q, 300)
     for name in RELATIVE:
         yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]

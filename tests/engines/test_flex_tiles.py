@@ -17,7 +17,7 @@ from hf_longattn.engines.blockwise import plain_gathered
 from hf_longattn.engines.call import AttentionCall, GatherTile, mark_static, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.dense import repeat_heads
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from tests.cases import every_case
 from tests.grids import pairwise, quickly
 
@@ -208,10 +208,6 @@ def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
         assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "bigbird": "flex-blocks", "block_top_k": "flex-blocks"}
-"""Where it is not tiles of positions that reach the kernel."""
-OTHER_PATHS = {"window2d": "windows"}
-"""Calls of PyTorch's fused attention, for all windows of a size."""
 ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows")
 
 
@@ -242,6 +238,5 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
         paths: list[str] = []
         with torch.set_grad_enabled(learning), observe(lambda _, choice, paths=paths: paths.append(choice.path)):
             attend(q, k, v, module, causal=causal, **arguments)
-        expected = FLEX_PATHS.get(name, "flex-gathered")
-        assert OTHER_PATHS.get(name, expected) in paths
-        assert "plain-gathered" not in paths
+        assert ("windows" if name == "window2d" else "flex") in paths
+        assert "plain" not in paths

@@ -9,7 +9,7 @@ import torch
 
 from hf_longattn import attend
 from hf_longattn.engines import grid_windows
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.score_terms import GridBias
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import reference_attend

@@ -124,10 +124,6 @@ def test_linear_attention_saves_memory_linear_in_the_length_for_gradients() -> N
 def test_the_kernels_of_fla_are_chosen_only_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fla.installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
     context = DispatchContext("cpu", 8, 8, ANY_CALL, dtype=torch.float32, features=16)
-    assert (
-        first_path("linear", context)[0]
-        == first_path("linear", dataclasses.replace(context, device="cuda", features=300))[0]
-        == "linear-chunks"
-    )
+    assert first_path("linear", context)[0] == first_path("linear", dataclasses.replace(context, device="cuda", features=300))[0] == "plain"
     monkeypatch.setattr(fla, "installed", lambda: True)
-    assert first_path("linear", dataclasses.replace(context, device="cuda"))[0] == "linear-fla"
+    assert first_path("linear", dataclasses.replace(context, device="cuda"))[0] == "fla"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn.evaluation.divergence import ROWS_AT_ONCE, kl_divergence
+from hf_longattn.evaluation.token_loss import ROWS_AT_ONCE, kl_divergence
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

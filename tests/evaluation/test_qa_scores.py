@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
-from hf_longattn.evaluation.qa_reader import Answer, Span
-from hf_longattn.evaluation.qa_scores import best_threshold, by_question, score_answers, write_predictions
+from hf_longattn.evaluation.qa_reader import Answer, Span, best_threshold, by_question, score_answers, write_predictions
 from tests.cases import every_case
 
 

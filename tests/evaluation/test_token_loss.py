@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.data.masking import masked_tokens
+from hf_longattn.data.batching import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context

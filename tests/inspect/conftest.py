@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.data.english import PARAGRAPHS
+from hf_longattn.evaluation.token_loss import PARAGRAPHS
 from hf_longattn.inspect import Diagnosis, diagnose
 from tests.trained import tokenizer_of
 

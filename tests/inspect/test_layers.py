@@ -14,8 +14,7 @@ from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import PATHS, first_path, try_path
-from hf_longattn.engines.path_reports import GPU_RECORD, OBSERVERS, PathChoice, observe
+from hf_longattn.engines.dispatch import GPU_RECORD, OBSERVERS, PATHS, PathChoice, first_path, observe, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.functional import run_batch
@@ -37,17 +36,17 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "covered": ("window", {"window": 4000}, ["dense"]),
     "long": ("window", {"window": 32}, ["cpu-band"]),
     "dropout": ("window", {"window": 32, "dropout_p": 0.1}, ["cpu-band"]),
-    "score term": ("window", {"window": 32, "score_mod": lambda score, b, h, i, j: score}, ["blockwise"]),
+    "score term": ("window", {"window": 32, "score_mod": lambda score, b, h, i, j: score}, ["plain"]),
     "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
     "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
-    "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["blockwise"]),
+    "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["plain"]),
     "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
     "tiles": ("bigbird", {"block_size": 16}, ["sparse", "tiles", "cpu-gathered"]),
     "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
     "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
-    "linear": ("linear", {"causal": True}, ["linear-chunks"]),
-    "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["masked", "cpu-band"]),
+    "linear": ("linear", {"causal": True}, ["plain"]),
+    "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["unchanged", "cpu-band"]),
     "padding of tiles": (
         "bigbird",
         {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
@@ -68,7 +67,7 @@ def test_attend_takes_the_expected_path(case: str) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
-    rows, nameless = {"split", "masked", "rolled", "packed", "stacked"}, []
+    rows, nameless = {"split", "unchanged", "aligned"}, []
     q = torch.randn(1, 2, 300, 16)
     for name in list_mechanisms():
         cls = mechanism_class(name)
@@ -101,17 +100,17 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
         return out
 
     with observe(lambda _, choice: answers.append(str(choice))):
-        assert try_path("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
-        assert try_path("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
+        assert try_path("tiles", context, {"flex": lambda: run(False)}) == (out, "flex")
+        assert try_path("tiles", context, {"flex": lambda: run(True)}) == (None, "plain")
     elsewhere = "no cpu-gathered: the tensors are on another device"
-    assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
+    assert answers == [f"flex; {elsewhere}", f"plain; {elsewhere}; no flex: there is none"]
 
 
 @pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
 def test_flex_attention_takes_no_small_heads_and_no_dropout(head_dim: int, dropout: float, reason: str) -> None:
     """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
     context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
-    assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("blockwise", "plain-gathered")
+    assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("plain", "plain")
     assert reason in str(flex_kernel.why_not(context))
 
 
@@ -122,7 +121,7 @@ def test_a_model_is_explained_layer_by_layer() -> None:
     found = explain(model, {"input_ids": tokens(2, 300), "attention_mask": mask})
     assert {(one.layer.split(".")[2], one.mechanism) for one in found} == {("0", "window"), ("1", "linear"), ("2", "window")}
     assert "cpu-band" in [one.path for one in found if one.mechanism == "window"]
-    assert {"masked", "split"} <= {one.path for one in found}
+    assert {"unchanged", "split"} <= {one.path for one in found}
     table = str(found).splitlines()
     assert table[0].split() == ["layer", "mechanism", "path", "reason"]
     assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
@@ -130,14 +129,14 @@ def test_a_model_is_explained_layer_by_layer() -> None:
 
 def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The record names paths that can run, and none that the CPU runs."""
-    on_gpu = {path for table in PATHS.values() for path, _ in table if path.startswith(("flash", "flex", "fla-")) or path.endswith("-fla")}
+    on_gpu = {(pattern_type, path) for pattern_type, table in PATHS.items() for path, _ in table if path in ("flash", "flex", "fla")}
     assert set(GPU_RECORD) < on_gpu
     assert not [
         answer
         for answer in explain(long_model("bert", None, {"mechanism": "window", "window": 32}), tokens(1, 40))
         if "GPU" in answer.reason
     ]
-    monkeypatch.setitem(GPU_RECORD, "dense", "never timed")
+    monkeypatch.setitem(GPU_RECORD, ("band", "dense"), "never timed")
     (answer, *_) = explain(long_model("bert", None, {"mechanism": "window", "window": 4000}), tokens(1, 40))
     assert answer.reason.endswith("; never timed")
 

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithFlattening
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.engines.batch import Batch, documents_from
 from hf_longattn.engines.dense_masks import documents_in_mask
-from hf_longattn.engines.path_reports import observe
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.capabilities import needs_whole_batch
@@ -109,7 +109,7 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
-    assert paths[0] == "packed"
+    assert paths[0] == "unchanged"
     gradients = torch.autograd.grad((out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors)
     for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, causal=causal), strict=True):
         assert torch.equal(got, wanted)

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.training.task import task_names, task_summary
+from hf_longattn.training.tasks import task_names, task_summary
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.training.conftest import SOURCES, checkpoint

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_longattn.training.task import load_task
+from hf_longattn.training.tasks import load_task
 from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {

@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError, UsageError, flag
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
-from hf_longattn.training.task import load_task, parse_task, task_names
+from hf_longattn.training.tasks import load_task, parse_task, task_names
 from tests.cases import every_case
 
 MOST_OPTIONS = 35

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from tests.training.conftest import checkpoint
 from tests.training.speech import speech_checkpoint, spoken
 from tests.training.test_options import DATA

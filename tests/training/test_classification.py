@@ -13,14 +13,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.modeling.attach.global_mask import global_token_ids
-from hf_longattn.training.heads import class_names
-from hf_longattn.training.saving import LOG_NAME
+from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import classify
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
+from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, encode_documents, label_names, read_labelled
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
 
@@ -130,7 +128,7 @@ def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, to
     held = rows(10)[::-1]
     given = {"data": [table(tmp_path, rows())], "validation": table(tmp_path, held, "held.jsonl"), "per_device_train_batch_size": 3}
     start_task("classify", model=converted("mlm", tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST)
-    expected = to_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
+    expected = encode_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 import hf_longattn.training.tasks
 from hf_longattn.cli.train import train
 from hf_longattn.errors import UsageError
-from hf_longattn.training.task import load_task, task_names, task_summary
+from hf_longattn.training.tasks import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
 from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 

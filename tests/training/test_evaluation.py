@@ -31,7 +31,7 @@ from transformers import (
 
 from hf_longattn.cli.train import evaluate
 from hf_longattn.training import load_multitask_head
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from tests.training.conftest import FAST, checkpoint, label_config, start_task
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classification import WORDS, rows, table

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.training.task import task_names
+from hf_longattn.training.tasks import task_names
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case

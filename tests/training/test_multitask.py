@@ -19,8 +19,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.training import load_multitask_head
-from hf_longattn.training.mixed import MultiTaskModel, TaskBatches
-from hf_longattn.training.tasks.multitask import MultiTaskDataArguments
+from hf_longattn.training.tasks.multitask import MultiTaskDataArguments, MultiTaskModel, TaskBatches
 from tests.ranks import free_port
 from tests.training.conftest import FAST, SCORED, checkpoint, start_task
 from tests.training.test_classification import rows, table

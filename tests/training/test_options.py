@@ -26,7 +26,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.files import PREDICTIONS
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments
-from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.tasks import load_task, task_names
 from tests.training.conftest import checkpoint
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart

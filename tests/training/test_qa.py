@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from hf_longattn import convert_checkpoint
-from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.qa_schemas import load_qa, save_qa
+from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.run import newest_checkpoint

@@ -19,12 +19,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.data.segments import SegmentBatches, Segments
+from hf_longattn.data.batching import RepeatableMasks
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.arguments import LongTrainingArguments
-from hf_longattn.training.segments import SegmentTrainer
+from hf_longattn.training.lm import SegmentBatches, Segments, SegmentTrainer
 from tests.byte_tokenizer import train_tokenizer
 from tests.ranks import free_port
 from tests.training.conftest import SOURCES, start_task

@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.lengths import decoder_length
 from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import decoder_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import write_in_one_language

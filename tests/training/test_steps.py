@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.modeling.losses import share_of_step
-from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.tasks import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer, Minutes
 from tests.cases import every_case
 from tests.training import test_options

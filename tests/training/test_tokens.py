@@ -14,9 +14,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
-from hf_longattn.data.words import tagged_rows
 from hf_longattn.errors import OptionError
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
+from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows
 from tests.training.conftest import FAST, checkpoint, start_task
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}

@@ -31,11 +31,16 @@ MAX_TABLE_TOKENS = 1 << 15
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
+    size, selected = context.block_size, not context.block_size
+    if not selected and BAND_BLOCK % size and size % BAND_BLOCK:
+        return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
     if context.kv_len > MAX_TABLE_TOKENS:
-        return f"beyond {MAX_TABLE_TOKENS:,} tokens it visits many blocks without a visible pair"
-    if context.call.sink_scores is not None:
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
+    if selected and context.call.sink_scores is not None:
         return "it merges no sinks"
-    return why_no_kernel(context) or ("its block lists need values, which a graph lacks" if torch.compiler.is_compiling() else None)
+    if (why := why_no_kernel(context)) is not None:
+        return why
+    return "its block lists need values, which a graph lacks" if selected and torch.compiler.is_compiling() else None
 
 
 def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -87,16 +92,6 @@ class BlockTable(NamedTuple):
 
     seen: Tensor
     added: Tensor | None
-
-
-def why_no_table(context: DispatchContext) -> str | None:
-    """Why a table of blocks does not run, as a clause. ``None`` if it may run."""
-    size = context.block_size
-    if BAND_BLOCK % size and size % BAND_BLOCK:
-        return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
-    if context.kv_len > MAX_TABLE_TOKENS:
-        return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
-    return why_no_kernel(context)
 
 
 def flex_block_table(

@@ -1,1 +1,40 @@
 """Metrics: each file is one ``evaluate.Metric`` over a plain function, and also loads by its path with ``evaluate.load``."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+import datasets
+import evaluate
+
+
+class DescribedMetric(evaluate.Metric, ABC):
+    """An ``evaluate.Metric`` that its module's docstring describes; its own says what it takes and returns.
+
+    A file of a metric may import this class: ``evaluate.load`` takes the first class that is not abstract.
+    """
+
+    citation = ""
+
+    @property
+    @abstractmethod
+    def items(self) -> tuple[Any, Any]:
+        """A prediction and a reference: a type of ``datasets.Value``, or a list or dict of such."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        predictions, references = map(feature, self.items)
+        features = datasets.Features({"predictions": predictions, "references": references})
+        about, inputs = (inspect.getdoc(one) or "" for one in (inspect.getmodule(type(self)), type(self)))
+        return evaluate.MetricInfo(description=about, citation=self.citation, inputs_description=inputs, features=features)
+
+    @abstractmethod
+    def _compute(self, *args: Any, **kwargs: Any) -> dict[str, Any]: ...
+
+
+def feature(item: Any) -> Any:
+    """The ``datasets`` feature of one of :attr:`DescribedMetric.items`."""
+    if isinstance(item, dict):
+        return {name: feature(part) for name, part in item.items()}
+    return datasets.List(feature(item[0])) if isinstance(item, list) else datasets.Value(item)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
 Entity = tuple[str, int, int]

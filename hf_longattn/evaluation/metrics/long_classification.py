@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, in_percent, mean_and_error, standard_error
 
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")

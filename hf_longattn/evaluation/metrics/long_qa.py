@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_longattn.data.answers import normalise, normalised_alias
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.data.qa_schemas import normalise, normalised_alias
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, means_in_percent
 
 EXAMPLE = (

@@ -9,7 +9,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.described import DescribedMetric
+from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
 EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")

@@ -1,1 +1,76 @@
-"""The tasks of `longattn train`: one module each, found by its file name (:mod:`hf_longattn.training.task`)."""
+"""The tasks of `longattn train`, one file each, imported on first use.
+
+A file's name is the task's name, and the first line of its docstring the summary. It has ``ARGUMENTS``, three dataclasses, and ``main``,
+which takes them. It may have ``EXTRAS``, the package's extras that it needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from ...errors import UsageError, nearest
+from ...names import load_module, module_names
+from ..recipes import recipe_names, recipe_words
+
+
+def task_names() -> list[str]:
+    """Names of the tasks of `longattn train`, sorted."""
+    return module_names("training.tasks")
+
+
+def task_summary(name: str) -> str:
+    """The first line of the docstring of a task's file, which is not imported."""
+    source = next(file for folder in __path__ if (file := Path(folder, f"{name}.py")).is_file())
+    return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def load_task(name: str) -> ModuleType:
+    """Import a task."""
+    if name not in task_names():
+        raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
+    return load_module("training.tasks", name)
+
+
+def task_parser(task: ModuleType, prog: str) -> Any:
+    """The parser of a task's command line.
+
+    prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
+    """
+    from transformers import HfArgumentParser  # here, since the list of tasks needs none
+
+    class Parser(HfArgumentParser):
+        """transformers' parser, whose errors are one sentence."""
+
+        def error(self, message: str) -> NoReturn:
+            named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
+            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}.")
+
+    summary = str(task.__doc__).partition("\n")[0]
+    recipes = recipe_names(prog.removeprefix("longattn "))
+    parser = Parser(
+        task.ARGUMENTS, prog=prog, description=summary, usage="%(prog)s --model MODEL --data DATA … [OPTION …]", allow_abbrev=False
+    )
+    parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one: {recipes}' if recipes else ''}.")
+    if " evaluate " in prog:
+        parser.set_defaults(do_train=False, output_dir=".", split="validation")
+    return parser
+
+
+def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
+    """The model, data and training arguments of ``words`` of a command line. The values of a recipe (``--config``) stand before them."""
+    parser = task_parser(task, prog)
+    recipe = parser.parse_known_args(words)[0].config
+    words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]
+    unknown = next(iter(parser.parse_known_args(words)[1]), None)
+    if unknown is not None and not unknown.startswith("-"):
+        raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
+    if unknown is not None:
+        option = unknown.partition("=")[0].replace("_", "-")
+        options = [name for action in parser._actions for name in action.option_strings if "_" not in name and action.dest != "help"]
+        raise UsageError(f"There is no option {option}; {prog} --help lists all.{nearest(option, options, 0.6)}")
+    model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    return model_args, data_args, training_args

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -9,24 +11,22 @@ from typing import Any, ClassVar
 import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction
+from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
-from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
-from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.data.tokenization import input_length
+from hf_longattn.errors import CheckpointError, OptionError, listed
 from hf_longattn.evaluation import load_metric
-from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
+from hf_longattn.loading import call_tokenizer, label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.heads import check_classes, load_classifier
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
@@ -123,7 +123,7 @@ def text_inputs(
     if "question" in parts[0].column_names and args.do_train:
         carry_question(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
-    train, held_out = each_part(partial(to_documents, tokenizer=tokenizer, length=length, names=names), *parts)
+    train, held_out = each_part(partial(encode_documents, tokenizer=tokenizer, length=length, names=names), *parts)
     if cut := sum(document > length for rows in {train, held_out} for document in rows["document"]):
         logger.warning(f"{cut:,} documents are longer than {length:,} tokens and are cut.")
     no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
@@ -171,6 +171,36 @@ def audio_inputs(
     return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
 
 
+def label_names(*parts: Dataset) -> list[str]:
+    """The labels of all parts, sorted; whole numbers by their value."""
+    names = {label for part in parts for label in part["label"]}
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+
+
+def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
+    """Tokens, as in ``run_classification``, the label's number, and ``document`` (tokens before it was cut).
+
+    A text with a ``question`` follows it, as in ``run_glue``; the longer of the two is cut.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    has_questions = "question" in data.column_names
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
+        columns = {"return_token_type_ids": None, "split_special_tokens": True} if has_questions else {"return_token_type_ids": False}
+        columns["return_attention_mask"] = False
+        cut = {"truncation": True, "max_length": length}
+        encoded = call_tokenizer(tokenizer, *texts, **columns, **cut)
+        counts = {row: len(ids) for row, ids in enumerate(encoded["input_ids"])}
+        if full := [row for row, count in counts.items() if count == length]:
+            uncut = call_tokenizer(tokenizer, *([part[row] for row in full] for part in texts), **columns, verbose=False)
+            counts |= {row: len(ids) for row, ids in zip(full, uncut["input_ids"], strict=True)}
+        return {**encoded, "labels": [numbers[label] for label in rows["label"]], "document": list(counts.values())}
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
+
+
 class ClassificationTrainer(LongTrainer):
     """Trains on packed rows, too: the head reads the first token of each document."""
 
@@ -188,3 +218,48 @@ KINDS: Any = (
     (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
 )
 """What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
+
+
+def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model with a head for classes in float32, and the names of its classes in order; see :func:`class_names`.
+
+    ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does not know.
+    """
+    model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
+    classes = (load_config(name) if model is None else model.config).id2label
+    names = class_names(labels, [str(classes[number]) for number in sorted(classes)], only_known=complete)
+    if model is None:
+        model = load_model(loader, name, ignore_mismatched_sizes=True, **label_fields(names), **config)
+    return model, names
+
+
+def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
+    """The classes in the order of their numbers: the model's own if it knows all ``labels``, so that its head stays valid; else ``labels``.
+
+    ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
+    """
+    names, numbers = list(known), [str(number) for number in range(len(known))]
+    if only_known and names == [f"LABEL_{number}" for number in numbers] and not set(labels) <= set(names):
+        names = numbers
+    if unknown := set(labels) - set(names):
+        if not only_known:
+            return list(labels)
+        raise DataError(
+            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}, so write the labels like "
+            "these, or the names into id2label of its config.json."
+        )
+    return names
+
+
+def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[str]) -> None:
+    """Refuse training data of a single class, and classes of ``--validation`` that no training row has."""
+    sources, validation = ", ".join(args.data), args.validation if args.max_train_samples is None else ""
+    if args.only_scores:
+        return
+    if len(trained) < 2:
+        raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
+    if validation and (new := set(scored) - set(trained)):
+        raise DataError(
+            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in both, or leave such "
+            "rows out."
+        )

@@ -19,19 +19,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from hf_longattn.data.lengths import input_length, longest_input
-from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.batching import RepeatableMasks
 from hf_longattn.data.rows import read_texts
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.tokenization import input_length, longest_input, to_inputs
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.evaluation.token_loss import kl_divergence
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
-from hf_longattn.training.lora import BESIDE_UPDATES
-from hf_longattn.training.run import begin, finish
+from hf_longattn.training.run import BESIDE_UPDATES, begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 PARTS = ("embeddings", "hidden", "attention", "logits")

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.batching import RepeatableMasks
 from hf_longattn.data.rows import read_texts
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.tokenization import input_length, to_inputs
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error

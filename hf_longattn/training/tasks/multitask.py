@@ -1,25 +1,42 @@
 """Train one backbone with several named heads, on texts, images and sound.
 
 A batch is of one task, drawn by the sizes of the tasks' data. The result is one checkpoint, whose heads load singly
-(:func:`~hf_longattn.training.mixed.load_multitask_head`).
+(:func:`load_multitask_head`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import PROCESSOR_NAME, logging
 
-from hf_longattn.data.documents import label_names
-from hf_longattn.data.words import tag_names
-from hf_longattn.errors import OptionError, check_extra, nearest
+from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
+from hf_longattn.data.sources import DataError
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed, nearest
+from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
+from hf_longattn.modeling.family.registration import auto_mapping
+from hf_longattn.modeling.losses import label_count
+from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
+from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.mixed import Backbone, MixedCollator, MultiTaskModel, MultiTaskTrainer, PreparedTask
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks import classify, qa, tokens
+from hf_longattn.training.tasks.classify import label_names
+from hf_longattn.training.tasks.tokens import tag_names
+from hf_longattn.training.trainer import LongTrainer, highest, rows_of
 
 
 @dataclass
@@ -127,3 +144,284 @@ KINDS: dict[str, Any] = {
     "audio": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="audio"), label_names, classify.audio_inputs),
 }
 """Kind of task -> the data arguments of its command, and functions that read its rows, find their labels, and make Trainer's inputs."""
+
+
+logger = logging.get_logger(LOGGER)
+LOADERS: dict[str, Any] = {
+    "classify": transformers.AutoModelForSequenceClassification,
+    "tokens": transformers.AutoModelForTokenClassification,
+    "qa": transformers.AutoModelForQuestionAnswering,
+    "images": transformers.AutoModelForImageClassification,
+    "audio": transformers.AutoModelForAudioClassification,
+}
+"""Kind of task -> the class that loads its model."""
+HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
+"""Fields of a head's config that are saved with it, besides its labels."""
+IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
+"""Pixels of the sides of images and of patches, as in ViT, and mel bins of spectrograms, for new embedders."""
+
+
+def load_multitask_head(name: str, head: str) -> PreTrainedModel:
+    """One head of a ``longattn train multitask`` checkpoint with its backbone, as an ordinary model.
+
+    Args:
+        name: a folder or a Hub name.
+        head: the task's name.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or lacks weights of the head.
+        OptionError: the checkpoint has no such head.
+    """
+    heads = getattr(load_config(name), "multitask_heads", {})
+    if head not in heads:
+        raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
+    entry = heads[head]
+    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
+    model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
+    for key in HEAD_FIELDS:
+        if key in entry:
+            setattr(model.config, key, entry[key])
+    return model
+
+
+class Backbone:
+    """The base of heads of several kinds. A backbone of texts gets new embedders of images and of sound where tasks need them.
+
+    tokenizer, image_processor, feature_extractor: of the inputs; ``None`` = the model does not read such inputs.
+    model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
+    heads: those of the checkpoint, see :meth:`MultiTaskModel.saved_config`.
+
+    Args:
+        name, kinds: a checkpoint of texts, or one of several modalities, and the kinds of the tasks.
+        image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
+        complete: nothing is trained, so the checkpoint must have the heads.
+    """
+
+    def __init__(self, name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> None:
+        config: Any = load_config(name)
+        self.name, self.complete, self.heads = name, complete, getattr(config, "multitask_heads", {})
+        if complete and not self.heads:
+            raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head.")
+        self.tokenizer = load_padding_tokenizer(name, config)
+        # Tokens have the places of their words, and windows their order.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
+        several = isinstance(config, LongMultimodalConfig)
+        embedded, new = config.embedded if several else {}, dict[str, Any]()
+        self.image_processor = load_part(transformers.AutoImageProcessor, name) if "images" in embedded else None
+        self.feature_extractor = load_part(transformers.AutoFeatureExtractor, name) if "sound" in embedded else None
+        if image_size and ("images" not in kinds or "images" in embedded):
+            raise OptionError("--image-size is for a task of kind images, on a model that does not read images yet; leave it out.")
+        if "images" in kinds and "images" not in embedded and not complete:
+            side = image_size or IMAGE_SIZE
+            new["images"] = ImageInput((side, side), PATCH)
+            self.image_processor = transformers.ViTImageProcessor(size={"height": side, "width": side})
+        if "audio" in kinds and "sound" not in embedded and not complete:
+            new["sound"] = AudioInput(MEL_BINS)
+            # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.
+            settings = {"feature_size": MEL_BINS, "num_mel_bins": MEL_BINS, "do_ceptral_normalize": False}
+            self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
+        self.model: Any = None
+        if several:
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
+        elif new:
+            self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
+        self.tokenizer.save_pretrained(folder, **settings)
+        parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
+        values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
+        Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
+        """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
+
+        Refuses a new head where nothing is trained. ``labels``: of the data; none for spans.
+        """
+        saved = self.heads.get(task, {})
+        trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
+        if not trained and self.heads:
+            known = ", ".join(f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items())
+            why = f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are {known}"
+            if self.complete:
+                raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
+            logger.warning(f"The head of the task {task!r} is new: {why}.")
+        names = list(saved["labels"] if trained else labels)
+        if trained and self.model is None:
+            return load_multitask_head(self.name, task), names
+        fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
+        model: Any
+        if self.model is None:
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
+            if model.config.pad_token_id is None:
+                model.config.pad_token_id = self.tokenizer.pad_token_id
+            return model, names
+        fields |= {key: saved[key] for key in HEAD_FIELDS if trained and key in saved}
+        model = head_on(auto_mapping(LOADERS[kind])[LongMultimodalConfig], self.model, **fields)
+        if trained:
+            model.classifier = load_multitask_head(self.name, task).classifier
+        return model, names
+
+
+class PreparedTask:
+    """A task's model with its head, and ``inputs``, the arguments of Trainer for the task alone."""
+
+    def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        self.kind, self.model, self.inputs = kind, model, inputs
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # which does not pack
+        parts = inputs["train_dataset"], inputs["eval_dataset"]
+        if not all(map(len, parts)):
+            raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
+        self.rows, self.held_out = (part.add_column("task", [name] * len(part)) for part in parts)
+
+
+class MultiTaskModel(nn.Module):
+    """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
+    ``heads.NAME.``.
+
+    The backbone of one task's model replaces those of the others. Backbones of several classes are refused.
+    """
+
+    def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:
+        super().__init__()
+        models = {name: task.model for name, task in tasks.items()}
+        largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
+        prefix, backbone = largest.base_model_prefix, largest.base_model
+        if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
+            classes = ", ".join(type(model).__name__ for model in models.values())
+            raise OptionError(f"The heads {classes} have no backbone in common, which multitask needs; train a model for each task.")
+        self.config = largest.config
+        self.add_module(prefix, backbone)
+        self.heads = nn.ModuleDict()
+        for name, model in models.items():
+            setattr(model, prefix, backbone)
+            self.heads[name] = nn.ModuleDict({child: module for child, module in model.named_children() if module is not backbone})
+        self.tasks, self.models = tasks, models  # not registered as modules, since each holds the backbone
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        for model in self.models.values():
+            model.training = mode
+        return super().train(mode)
+
+    def __getattr__(self, name: str) -> Any:
+        """What Trainer asks of a model of transformers: its embeddings, and checkpointing of activations. Any of the models has them."""
+        if name in ("get_input_embeddings", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
+            return getattr(next(iter(self.models.values())), name)
+        return super().__getattr__(name)
+
+    def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
+        """The outputs of a task's head, with its loss."""
+        loss = self.tasks[task].inputs.get("compute_loss_func")
+        if loss is None:
+            return self.models[task](labels=labels, **inputs)
+        outputs = self.models[task](**inputs)
+        if labels is not None:
+            outputs.loss = loss(outputs, labels)
+        return outputs
+
+    def saved_config(self) -> Any:
+        """The backbone's config with an entry for each head, for :func:`load_multitask_head`."""
+        if (text_model := getattr(next(iter(self.models.values())).base_model, "text_model", None)) is not None:
+            self.config.text_config = text_model.config  # tasks changed it after the heads' configs were copied
+        self.config.multitask_heads = {
+            name: {
+                "kind": self.tasks[name].kind,
+                "labels": [str(label) for _, label in sorted(model.config.id2label.items())],
+                **{key: value for key in HEAD_FIELDS if (value := getattr(model.config, key, None)) is not None},
+            }
+            for name, model in self.models.items()
+        }
+        return self.config
+
+
+class MixedCollator(EpochAwareCollator):
+    """Batches of one task, made by that task's collator. All collators have the same epoch."""
+
+    def __init__(self, collators: Mapping[str, Any]) -> None:
+        self.collators = collators
+        for collator in collators.values():
+            if isinstance(collator, EpochAwareCollator):
+                collator.shared_epoch = self.shared_epoch
+
+    def for_evaluation(self) -> MixedCollator:
+        copies = {name: each.for_evaluation() for name, each in self.collators.items() if isinstance(each, EpochAwareCollator)}
+        mixed: MixedCollator = super().for_evaluation()
+        mixed.collators = {**self.collators, **copies}
+        return mixed
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        name = rows[0]["task"]
+        return {"task": name, **self.collators[name]([{key: value for key, value in row.items() if key != "task"} for row in rows])}
+
+
+class TaskBatches(EpochSampler):
+    """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn in proportion to the
+    square root of its size (T5, section 3.5.2, with a temperature of 2), by seed and epoch; a task's rows come in turn."""
+
+    def __init__(self, sizes: Mapping[str, int], batch_size: int, seed: int, processes: int = 1) -> None:
+        self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
+        count = sum(-(-size // batch_size) for size in sizes.values())
+        self.count = -(-count // processes) * processes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        def endless(name: str, start: int) -> Iterator[int]:
+            choose = random.Random(f"{self.seed}:{self.epoch}:{name}")
+            while True:
+                yield from (start + number for number in choose.sample(range(self.sizes[name]), self.sizes[name]))
+
+        streams = {name: endless(name, start) for name, start in zip(self.sizes, accumulate(self.sizes.values(), initial=0), strict=False)}
+        weights = [size**0.5 for size in self.sizes.values()]
+        for name in random.Random(f"{self.seed}:{self.epoch}").choices(list(self.sizes), weights, k=self.count):
+            yield [next(streams[name]) for _ in range(min(self.size, self.sizes[name]))]
+
+
+class MultiTaskTrainer(LongTrainer):
+    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config."""
+
+    @property
+    def tasks(self) -> Mapping[str, PreparedTask]:
+        return self.accelerator.unwrap_model(self.model).tasks
+
+    def train_batches(self) -> TaskBatches:
+        sizes = {name: len(task.rows) for name, task in self.tasks.items()}
+        return TaskBatches(sizes, self.args.train_batch_size, self.args.seed, self.args.world_size)
+
+    def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The number of labels by task ``(tasks,)``: 0 for every task but the batch's."""
+        count = label_count(type(self.tasks[inputs["task"]].model).__name__, inputs)
+        count = torch.as_tensor(rows_of(inputs) if count is None else count)
+        return torch.stack([count if name == inputs["task"] else torch.zeros_like(count) for name in self.tasks])
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
+        """As LongTrainer's. Tasks count by their batches, and labels within a task count equally."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if items is None:
+            return batches, None
+        drawn = torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device)
+        mean: Any = self.accelerator.reduce(drawn.float(), "mean") if self.args.average_tokens_across_devices else drawn
+        return batches, items * mean.sum() / torch.where(mean > 0, mean, 1)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``: F1, or else accuracy."""
+        metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
+        main_scores: list[float] = []
+        for name, task in self.tasks.items():
+            self.compute_metrics = task.inputs["compute_metrics"]
+            self.preprocess_logits_for_metrics = task.inputs.get("preprocess_logits_for_metrics", highest)
+            output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}")
+            metrics |= {key: value for key, value in output.metrics.items() if isinstance(value, (int, float))}
+            metrics[f"{metric_key_prefix}_n"] += output.num_samples
+            scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
+            main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])
+        metrics[f"{metric_key_prefix}_mean"] = sum(main_scores) / len(main_scores)
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.is_world_process_zero():
+            self.accelerator.unwrap_model(self.model).saved_config().save_pretrained(output_dir or self.args.output_dir)

@@ -17,13 +17,12 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import chosen_packing
-from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_rows
+from hf_longattn.data.tokenization import input_length
 from hf_longattn.errors import CheckpointError
-from hf_longattn.evaluation.qa_reader import Answer, best_answers
-from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
+from hf_longattn.evaluation.qa_reader import Answer, best_answers, score_answers, write_predictions
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names

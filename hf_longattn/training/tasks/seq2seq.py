@@ -10,12 +10,18 @@ import numpy as np
 import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoFeatureExtractor, EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    AutoFeatureExtractor,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 from hf_longattn.data.audio import Hearing, to_utterances
-from hf_longattn.data.documents import to_summaries
-from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
+from hf_longattn.data.tokenization import decoder_length, input_length
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import write_text
@@ -125,6 +131,17 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     )
     hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
+
+
+def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None) -> Dataset:
+    """Tokens of documents after ``prefix`` and of summaries, as in ``run_summarization``, both cut to what fits."""
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
+        documents = call_tokenizer(tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
+        labels = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)["input_ids"]
+        return {"input_ids": documents, "labels": labels}
+
+    return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)
 
 
 def utterances(

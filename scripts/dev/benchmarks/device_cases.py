@@ -112,7 +112,7 @@ def first_checks() -> Iterator[DeviceCase]:
     yield from (front.at(padding=padding) for padding in ("none", "right", "left"))
     yield from (front.at(tokens=-5), front.at(causal=True), front.at(mechanism="window", tokens=0))
     yield from (WINDOW.at(causal=causal) for causal in (True, False))
-    bigbird = DeviceCase("bigbird", length=2048, path="flex-blocks")
+    bigbird = DeviceCase("bigbird", length=2048, path="flex")
     yield from (bigbird.at(padding=padding) for padding in ("none", "right", "left", "holes"))
     yield from (bigbird.at(tokens=3), bigbird.at(causal=True), bigbird.at(dropout=0.1, length=300, path=""))
     yield from (WINDOW.at(options={**WINDOW.options, "num_sinks": 4}), WINDOW.at(padding="holes"))
@@ -153,9 +153,9 @@ def kernel_checks() -> Iterator[DeviceCase]:
     hybrid = linear.at(mechanism="hybrid")
     yield from (hybrid, hybrid.at(causal=False, kv_heads=4), hybrid.at(dtype="fp32", padding="none"), hybrid.at(padding="documents"))
     for causal in (True, False):
-        yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-blocks")
+        yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex")
     for name in ("lsh", "routing"):
-        rounds = DeviceCase(name, length=2048, causal=True, path="flex-gathered")
+        rounds = DeviceCase(name, length=2048, causal=True, path="flex")
         yield from (rounds, rounds.at(causal=False, path=""), rounds.at(padding="documents", path=""))
     for name in ("strided", "union"):
         yield DeviceCase(name, length=2048, causal=True, padding="documents", path="split")

@@ -23,7 +23,7 @@ from hf_longattn import families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines.batch import for_one_pass
 from hf_longattn.engines.cuda.flex_kernel import Kernel
-from hf_longattn.engines.path_reports import PathChoice, observe
+from hf_longattn.engines.dispatch import PathChoice, observe
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.functional import attend, prepare, reference_attend, run_batch
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
@@ -176,7 +176,7 @@ def check(case: DeviceCase, device: str) -> Measure:
     errors = {"output_error": difference(out.detach() * rows, expected.detach() * rows)}
     if gradients:
         errors["gradient_error"] = max(difference(one, other) for one, other in zip(gradients, wanted, strict=True))
-    rounded = FLA_FP32_ERROR if "linear-fla" in paths else 0.0
+    rounded = FLA_FP32_ERROR if "fla" in paths else 0.0
     return partial(judged, errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded))
 
 

@@ -70,7 +70,7 @@ def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path, no_network
 
 def test_metric_file_without_a_metric_or_an_example_is_refused(dropped: Path) -> None:
     unfinished = (
-        "from hf_longattn.evaluation.described import DescribedMetric\n\nclass Mine(DescribedMetric):\n    items = 'string', 'string'"
+        "from hf_longattn.evaluation.metrics import DescribedMetric\n\nclass Mine(DescribedMetric):\n    items = 'string', 'string'"
     )
     for content in ("", unfinished):
         sys.modules.pop(f"{metrics.__name__}.empty", None)

@@ -107,11 +107,11 @@ def test_device_check_ends_after_an_error_that_spoils_the_device(monkeypatch: py
 
 
 def test_device_check_fails_for_a_right_result_of_another_path() -> None:
-    case, why = DeviceCase("block_top_k", path="flex-blocks"), {"flex-blocks": "its values differ"}
+    case, why = DeviceCase("block_top_k", path="flex"), {"flex": "its values differ"}
     assert missed_path(case.at(path=""), ["dense"], why) is None
-    assert missed_path(case, ["split", "flex-blocks"], {}) is None
+    assert missed_path(case, ["split", "flex"], {}) is None
     failure = missed_path(case, ["split", "tiles"], why)
-    assert failure == "the values are right, but they are of split, tiles instead of flex-blocks: its values differ"
+    assert failure == "the values are right, but they are of split, tiles instead of flex: its values differ"
 
 
 @every_case("case", [case for case in (*first_checks(), *kernel_checks()) if case.path], ids=str)
