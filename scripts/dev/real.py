@@ -8,6 +8,7 @@ published one. No code of that package is imported.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from importlib import metadata
@@ -40,6 +41,7 @@ def real_checkpoint() -> Path:
 
 def main() -> int:
     """Print the folder; return the exit code."""
+    argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__).parse_args()
     try:
         print(real_checkpoint())
     except LongAttentionError as error:

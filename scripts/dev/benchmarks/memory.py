@@ -40,7 +40,7 @@ class Memory:
 
 
 def measure_memory(kind: str, implementation: str, case: Case) -> Memory | None:
-    """Run one pass in a new process and read the peak of its resident set (on CUDA, of the allocator). ``None`` if it is left out."""
+    """Run one pass in a new process and read the peak of its resident set. ``None`` if it is left out."""
     request = {"kind": kind, "implementation": implementation, "case": dataclasses.asdict(case)}
     answered = in_a_new_process(__name__, request, f"the memory of {implementation} at {case.length} tokens")
     return Memory(**answered) if answered else None
@@ -112,14 +112,8 @@ def _measured(kind: str, implementation: str, case: dict[str, Any]) -> dict[str,
     candidate.run(shape.backward)  # compiling, lazy imports and thread pools are not what is measured
     candidate.gradients = ()
     gc.collect()
-    if shape.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        candidate.run(shape.backward)
-        held, extra = before / MiB, (torch.cuda.max_memory_allocated() - before) / MiB
-    else:
-        held = _resident("VmRSS") / MiB
-        extra = growth(lambda: candidate.run(shape.backward))
+    held = _resident("VmRSS") / MiB
+    extra = growth(lambda: candidate.run(shape.backward))
     return dataclasses.asdict(Memory(candidate.name, shape.length, held, extra))
 
 

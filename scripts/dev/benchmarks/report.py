@@ -76,7 +76,7 @@ class BenchmarkResult:
         case = self.case
         options = [f"{name}{value}" for name, value in sorted(case.options.items())]
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
-        marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
+        marks += ["backward"] * (case.backward and self.kind == "attention")
         marks += [f"layers{case.layers}"] * (self.kind != "attention" and case.layers != Case.layers)
         bases = [case.base] * (case.base != "bert")
         return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")

@@ -12,6 +12,11 @@ from hf_longattn.errors import CheckpointError
 from scripts.dev import real
 
 
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["real"])
+
+
 def test_folder_of_the_real_checkpoint_is_printed(real_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert real.main() == 0
     assert capsys.readouterr().out == f"{real_folder}\n"
