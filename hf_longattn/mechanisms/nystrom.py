@@ -13,8 +13,6 @@ softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +23,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, drop_keys, softmax_over
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .linformer import project_length, segment_matrix, segment_means
@@ -55,17 +53,19 @@ class NystromOptions(Options):
 class Nystrom(Mechanism):
     """Softmax attention interpolated from landmarks, the means of segments."""
 
-    summary = "softmax attention approximated through landmarks, means of segments of the text"
-    paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
-    when = "an encoder that you train, whose attention is smooth: landmarks stand for segments of the text"
-    engine = "low_rank"
-    cost = "N·M"
+    about = About(
+        summary="softmax attention approximated through landmarks, means of segments of the text",
+        paper="Xiong et al. 2021, Nyströmformer, eq. 13-15",
+        when="an encoder that you train, whose attention is smooth: landmarks stand for segments of the text",
+        engine="low_rank",
+        cost="N·M",
+        sample={"num_landmarks": 16},
+        covering=lambda length, causal: {"num_landmarks": length},
+    )
     causal = False
     capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
     handling = Handling(position_dependent=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
-    covering_options: ClassVar[Mapping[str, int]] = {"num_landmarks": 1}
     options: NystromOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
@@ -89,36 +89,32 @@ class Nystrom(Mechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         self._check_lengths(q, k)
         k = repeat_heads(k, q.shape[1])
-        length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
-        real = call.real(k)
+        count, scale, real = self.options.num_landmarks, call.scale_for(q.shape[3]), call.real(k)
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
-        near = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
-        far = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
-        weights = near @ self._inverse(middle) @ far
-        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
-        weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
-        return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
+        f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
+        a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
+        b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
-    def _inverse(self, a: Tensor) -> Tensor:
-        """The pseudo-inverse of ``a (…, m, m)`` by the iteration of equation 14."""
+        # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
         norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
         z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
-        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        eye = torch.eye(count, dtype=a.dtype, device=a.device)
         for _ in range(self.options.iterations):
             z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
-        return z
+        weights = f @ z @ b
+        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
+        weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
+        if self.options.conv_kernel is None:
+            return weights
 
-    def _convolution(self, length: int, real: Tensor, like: Tensor) -> Tensor:
-        """The convolution as a matrix ``(B, H, N, N)``."""
-        assert self.options.conv_kernel is not None
-        index = torch.arange(length, device=real.device)
+        # The convolution of the values as a band.
+        index = torch.arange(k.shape[2], device=real.device)
         step = index[None, :] - index[:, None] + self.options.conv_kernel // 2
         inside = (step >= 0) & (step < self.options.conv_kernel)
-        band = self.conv.to(like.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
-        return band * (real[:, None, None, :] & real[:, None, :, None])
+        band = self.conv.to(weights.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
+        return weights + band * (real[:, None, None, :] & real[:, None, :, None])
 
     def _check_lengths(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] != k.shape[2]:
