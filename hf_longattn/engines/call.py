@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
 from .byte_cache import BYTE_CACHE
-from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
 PatternType = Literal[
@@ -274,9 +274,9 @@ class AttentionCall:
         return of_sinks.with_term(lambda term: term.of_heads(heads, device))
 
     def with_term_on_grid(self) -> AttentionCall:
-        """The call with its score term bound to its grid."""
-        grid = self.grid
-        return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
+        """The call with a bias by distance on the grid bound to its grid."""
+        grid, bias = self.grid, self.score_mod
+        return self.replace(score_mod=bias.on(grid)) if isinstance(grid, Grid) and isinstance(bias, GridBias) else self
 
     def written_out(self) -> AttentionCall:
         """The call with its score term as a plain function. Call this before activation checkpointing begins."""
