@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,22 +41,28 @@ class Difference:
 
     @classmethod
     def of(cls, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Difference:
-        """Compare every output of the source with the result's; one that the result lacks counts as different."""
-        return cls.worst(cls._of_output(name, value, measured.get(name)) for name, value in expected.items() if value.numel())
+        """The relatively largest difference of an output of the source from the result's.
 
-    @classmethod
-    def worst(cls, differences: Iterable[Difference]) -> Difference:
-        """The relatively largest difference; infinite if there is none, since nothing was compared."""
+        An output that the result lacks counts as different, and so does a comparison of nothing.
+        """
+        differences = list[Difference]()
+        for name, values in expected.items():
+            if not values.numel():
+                continue
+            blocks, other = values.detach().reshape(-1).split(BLOCK), measured.get(name)
+            magnitudes = (block.float().abs() for block in blocks)
+            scale, largest, relative = max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes), math.inf, math.inf
+            if other is not None and other.shape == values.shape:
+                largest = relative = 0.0
+                for before, after in zip(blocks, other.detach().reshape(-1).split(BLOCK), strict=True):
+                    differs = before.float() != after.float()  # infinite values may be equal
+                    if bool(differs.any()):
+                        size, difference = before.float()[differs].abs(), (before.float() - after.float())[differs].abs()
+                        of_scale = difference / size.where(size >= MASKED, scale)
+                        largest = max(largest, float(difference.nan_to_num(math.inf, math.inf).max()))
+                        relative = max(relative, float(of_scale.nan_to_num(math.inf, math.inf).max()))
+            differences.append(cls(largest, scale, relative, name))
         return max(differences, key=lambda difference: (difference.relative, difference.scale), default=cls())
-
-    @classmethod
-    def _of_output(cls, name: str, expected: Tensor, measured: Tensor | None) -> Difference:
-        scale = max(float(block.abs().masked_fill(block.abs() >= MASKED, 0.0).max()) for block in _blocks(expected))
-        if measured is None or measured.shape != expected.shape:
-            return cls(scale=scale, output=name)
-        pairs = [_compared(*blocks, scale) for blocks in zip(_blocks(expected), _blocks(measured), strict=True)]
-        largest, relative = (max(numbers) for numbers in zip(*pairs, strict=True))
-        return cls(largest, scale, relative, name)
 
     @property
     def equal(self) -> bool:
@@ -72,19 +78,6 @@ class Difference:
     def __str__(self) -> str:
         """For example "3.1e-06 of the largest value 0.028 (logits)"."""
         return f"{self.relative:.1e} of the largest value {self.scale:.2g} ({self.output or 'no output'})"
-
-
-def _blocks(values: Tensor) -> Iterator[Tensor]:
-    return (block.float() for block in values.detach().reshape(-1).split(BLOCK))
-
-
-def _compared(expected: Tensor, measured: Tensor, scale: float) -> tuple[float, float]:
-    """The largest difference of two blocks, absolute and relative."""
-    differs = expected != measured  # infinite values may be equal
-    difference, magnitude = (expected - measured).abs()[differs], expected.abs()[differs]
-    relative = difference / magnitude.where(magnitude >= MASKED, scale)
-    largest = [float(values.nan_to_num(math.inf, math.inf).max()) if values.numel() else 0.0 for values in (difference, relative)]
-    return largest[0], largest[1]
 
 
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.data.qa_schemas import normalised_alias, occurrences, save_qa
-from hf_longattn.data.tables import read_table
+from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
 

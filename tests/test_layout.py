@@ -55,6 +55,7 @@ CONVERSION = (
 )
 # And inside `modeling`.
 MODELING = (
+    ("masks",),
     ("declared",),
     ("family",),
     ("backend",),

@@ -13,8 +13,8 @@ from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import input_length
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments
+from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import begin, finish, run_task
 
 
 @dataclass

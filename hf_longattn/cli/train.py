@@ -24,7 +24,7 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
     task = load_task(name)
     for extra in getattr(task, "EXTRAS", ()):
         check_extra(extra)
-    from ..training.training_run import run_task
+    from ..training.run import run_task
 
     return run_task(task, sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}")
 

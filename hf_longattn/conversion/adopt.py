@@ -58,16 +58,21 @@ class Adoption:
     stems: ClassVar[tuple[str, str]]  # the beginning of the names of the source's classes, and of the base's
     unused: ClassVar[tuple[str, ...]] = ()  # fields of the source's config that the result's does not have
     names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of a tensor's name -> the replacement
+    # Heads that choose global tokens -> the options that choose the same.
+    head_globals: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text.
     separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
 
-    def config_values(self, config: Any) -> dict[str, Any]:
-        """The values of the family's base config."""
-        return {name: value for name, value in config.to_dict().items() if name not in self.unused}
-
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        """The mechanism and options that compute the same as the source's attention."""
-        return layer_windows(config.attention_window, global_tokens=(), separate_global=True)
+    def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
+        """The values of the family's base config, and the attention that computes the same as the source's."""
+        values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
+        widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
+        usual = max(widths, key=widths.count)
+        layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
+        of_head = next((options for head, options in self.head_globals.items() if source_class.endswith(head)), {})
+        separator = {} if of_head.keys() <= {"global_tokens"} else {"separator_token_id": config.sep_token_id}
+        options = {"global_tokens": (), "separate_global": True, **of_head, **separator}
+        return values, LongAttentionConfig("longformer", layers=layers, window=usual, **options)
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of a loaded source under the Long model's names."""
@@ -84,12 +89,12 @@ class Adoption:
         ids[0], ids[1, :short] = both[:length], both[length:]
         real = torch.ones(2, length, dtype=torch.bool)
         real[1, short:] = False
-        places = next((places for head, places in self.separators.items() if source_class.endswith(head)), ())
-        if places:
+        ends = next((ends for head, ends in self.separators.items() if source_class.endswith(head)), ())
+        if ends:  # as many separators as the head expects, and no others
             question, token = min(QUESTION, length // 4), config.eos_token_id if config.is_encoder_decoder else config.sep_token_id
             ids[ids == token] = (token + 1) % config.vocab_size
             for row, count in enumerate(real.sum(-1).tolist()):
-                ids[row, [question + place if place >= 0 else count + place for place in places]] = token
+                ids[row, [question + end if end >= 0 else count + end for end in ends]] = token
         inputs = {"input_ids": ids, "attention_mask": real.long()}
         marks = torch.zeros_like(ids)
         marks[:, :3] = 1
@@ -119,14 +124,6 @@ def decoder_start(config: Any) -> int:
     return next((token for token in named if isinstance(token, int)), 0)
 
 
-def layer_windows(windows: int | Sequence[int], **options: Any) -> LongAttentionConfig:
-    """Longformer's attention with one window, or with one for each layer."""
-    widths = list(windows) if isinstance(windows, Sequence) else [windows]
-    usual = max(widths, key=widths.count)
-    layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
-    return LongAttentionConfig("longformer", layers=layers, window=usual, **options)
-
-
 HEAD_GLOBALS: dict[str, dict[str, Any]] = {
     "ForSequenceClassification": {"global_tokens": (0,)},
     "ForQuestionAnswering": {"global_first_segment": True},
@@ -144,12 +141,8 @@ class LongformerAdoption(Adoption):
         r"^longformer\.": "roberta.",
         r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
     }
+    head_globals: ClassVar = HEAD_GLOBALS
     separators: ClassVar = {"ForQuestionAnswering": (0, 1, -1), "ForMultipleChoice": (0, 1, -1)}
-
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        options = next((options for head, options in HEAD_GLOBALS.items() if source_class.endswith(head)), {})
-        segments = {} if options.keys() <= {"global_tokens"} else {"separator_token_id": config.sep_token_id}
-        return layer_windows(config.attention_window, **{"global_tokens": (), "separate_global": True, **options, **segments})
 
 
 class LEDAdoption(Adoption):
@@ -164,9 +157,10 @@ class LEDAdoption(Adoption):
         r"\.self_attn\.output\.": ".self_attn.out_proj.",
     }
 
-    def config_values(self, config: Any) -> dict[str, Any]:
+    def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
+        values, attention = super().settings(config, source_class)
         defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
-        return {**defaults, **super().config_values(config), "max_position_embeddings": config.max_encoder_position_embeddings}
+        return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}, attention
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         state = super().state_dict(model)
@@ -185,15 +179,16 @@ class BigBirdPegasusAdoption(Adoption):
     stems = ("BigBird", "BigBird")
     separators: ClassVar = {"ForSequenceClassification": (-1,)}  # the end token, whose state the head reads
 
-    def config_values(self, config: Any) -> dict[str, Any]:
-        return {name: value for name, value in {**config.to_dict(), **self._settings(config)}.items() if name != "long_attention"}
-
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        return LongAttentionConfig.from_dict(self._settings(config)["long_attention"])
-
-    def _settings(self, config: Any) -> dict[str, Any]:
+    def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
+        if self.model_type == "big_bird" and config.is_decoder and config.attention_type != "original_full":
+            raise CheckpointError(
+                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
+                "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
+            )
         config_class: Any = FAMILIES[self.family].config_class
-        return dict(config_class.equivalent_settings(config.to_dict()))
+        values = {**config.to_dict(), **config_class.equivalent_settings(config.to_dict())}
+        attention = LongAttentionConfig.from_dict(values.pop("long_attention"))
+        return values, attention
 
 
 class BigBirdAdoption(BigBirdPegasusAdoption):
@@ -202,18 +197,8 @@ class BigBirdAdoption(BigBirdPegasusAdoption):
     model_type = family = "big_bird"
     separators: ClassVar = {"ForQuestionAnswering": (0,)}
 
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        if config.is_decoder and config.attention_type != "original_full":
-            raise CheckpointError(
-                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
-                "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
-            )
-        return super().attention(config, source_class)
 
-
-ADOPTIONS: tuple[Adoption, ...] = (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())
-
-
-def adoption_of(config: Mapping[str, Any]) -> Adoption | None:
-    """The adoption for the model_type of a ``config.json``. ``None`` for a plain model of a family, or an unknown type."""
-    return next((adoption for adoption in ADOPTIONS if adoption.model_type == config.get("model_type")), None)
+ADOPTIONS: dict[str, Adoption] = {
+    adoption.model_type: adoption for adoption in (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())
+}
+"""transformers' model_type of a source -> its adoption."""

@@ -31,9 +31,15 @@ ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, with everything that their check needs."""
+    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+
+    Attributes:
+        headless: whether the source's files lack weights of its head, so that only hidden states can be compared.
+        compared: the parts of source and result whose outputs are compared.
+        outputs: these outputs, as a noun phrase.
+    """
 
     plan: ConversionPlan  # of the conversion, or of a tower
     source: Any  # a model of the source's class
@@ -43,20 +49,13 @@ class Comparison:
     missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
-    @property
-    def headless(self) -> bool:
-        """Whether the source's files lack weights of its head, so that only hidden states can be compared."""
-        return bool(self.missing - {*tied_weights(self.source)})
-
-    @property
-    def compared(self) -> tuple[Any, Any]:
-        """The parts of source and result whose outputs are compared."""
-        return (without_head(self.source), without_head(self.result)) if self.headless else (self.source, self.result)
-
-    @property
-    def outputs(self) -> str:
-        """The compared outputs, as a noun phrase."""
-        return "hidden states (the source has no weights for its head)" if self.headless else "outputs"
+    def __post_init__(self) -> None:
+        self.headless = bool(self.missing - {*tied_weights(self.source)})
+        self.compared = (self.source, self.result)
+        self.outputs = "outputs"
+        if self.headless:
+            self.compared = (without_head(self.source), without_head(self.result))
+            self.outputs = "hidden states (the source has no weights for its head)"
 
     def tower(self, name: str) -> Comparison:
         """The comparison of one tower of both models."""

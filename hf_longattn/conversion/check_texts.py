@@ -58,11 +58,7 @@ class Lengths:
     chunk: int  # tokens of that text that the source reads at once
     every: int  # a decoder's loss is measured at every such position
     needed: int  # minimum of `read` at which the result can differ from the source
-
-    @property
-    def at_once(self) -> bool:
-        """Whether the source reads the measured text in one pass, as the result does."""
-        return self.read == self.chunk
+    at_once: bool  # whether the source reads the measured text in one pass, as the result does
 
 
 def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
@@ -86,15 +82,14 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
     least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # the mechanism hides tokens of such a text
     padded = affordable_length(new, shape, layers, PADDED, least)
     covered = min(reach, old_length)
-
-    def spacing(count: int) -> int:
-        return max(1, math.ceil(count * rows * 4 / LOGITS_BYTES)) if shape.causal else 1
+    per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0  # a decoder's loss is measured at as many positions as have room
 
     def affordable(count: int, chunk: int, least: int) -> int:
         """The longest text of whole chunks, halved from ``count``; 0 if it is too short or takes too much work."""
         count = count // chunk * chunk
         while count >= least:
-            flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / spacing(count))
+            every = max(1, math.ceil(count * per_logits))
+            flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / every)
             if flops <= MEASUREMENT and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
                 return count
             count = max(count // 2 // chunk * chunk, least if count > least else 0)
@@ -108,7 +103,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
     if not read and same < old_length:  # both read a text in which the mechanism differs, at best in half of it
         needed = min(max(2, 2 * same), old_length)
         chunk = read = affordable(min(longest, old_length), 1, needed)
-    return Lengths(covered, old, new, padded, read, chunk if read else 0, spacing(read), needed)
+    chunk, every = chunk if read else 0, max(1, math.ceil(read * per_logits))
+    return Lengths(covered, old, new, padded, read, chunk, every, needed, at_once=read == chunk)
 
 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
@@ -418,7 +414,7 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
     takes_globals = any(layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-    why = plan.position_change if plan.attention == architecture.original_attention() else "the attention differs from the source's"
+    why = plan.position_change if plan.attention == architecture.original_attention else "the attention differs from the source's"
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)

@@ -17,7 +17,7 @@ from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
-from .native import choose_stock, export_native
+from .native import choose_stock, write_native
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .settings import AUTO, ConversionConfig
 from .source_models import load_as_result, open_source, quiet_libraries
@@ -68,21 +68,21 @@ def convert_checkpoint(
         architecture = plan.architecture
         if chosen.native and (reason := choose_stock(plan.config, architecture.long_class, architecture.family).reason):
             raise CheckpointError(f"The result would have no stock form: {reason}")
-        long = target.with_name(f".{target.name}.long") if chosen.native else target
-        with staged_folder(long, overwrite=chosen.overwrite or chosen.native) as stage:
+        with staged_folder(target, overwrite=chosen.overwrite) as stage:
+            long = stage / ".long" if chosen.native else stage  # a stock checkpoint is made from the long one, which is removed
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
             progress("write", 0, plan.total_bytes)
-            model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
+            model.save_pretrained(long, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
             del model
-            add_source_files(opened, stage, plan.new_length, plan)
-            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
+            add_source_files(opened, long, plan.new_length, plan)
+            checks = [] if inputs is None else check_result(load_both(plan, long, inputs), progress)
             if chosen.remote_code:
-                write_remote_code(stage)
+                write_remote_code(long)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
             report = complete_result(
-                stage,
+                long,
                 opened,
                 str(destination),
                 CONVERSION_REPORT,
@@ -92,13 +92,11 @@ def convert_checkpoint(
                 text="not verified" if inputs is None else inputs.describe(),
                 next_step=training_step(plan) if undecided else None,
             )
-        if not chosen.native:
+            if chosen.native:
+                as_source = replace(open_source(long), name=opened.name)
+                report = write_native(as_source, stage, str(destination), chosen.verify, progress, report)
+                shutil.rmtree(long)
             return report
-        how: dict[str, Any] = {"verify": chosen.verify, "overwrite": chosen.overwrite, "progress": progress, "converted": report}
-        try:
-            return export_native(replace(open_source(long), name=opened.name), destination, **how)
-        finally:
-            shutil.rmtree(long)
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

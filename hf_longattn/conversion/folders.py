@@ -71,7 +71,7 @@ def train_command(task: str, *arguments: str, output: str = "trained") -> dict[s
     return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConversionReport:
     """A finished conversion.
 
@@ -81,6 +81,10 @@ class ConversionReport:
         checks, text: what was checked, each with a status and a sentence, and the inputs on which the models were run.
         versions: of this package, Python and the libraries.
         next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
+        train_command: the command of ``next_step`` for ``destination``, or advice; ``None`` without a next step.
+        verified: whether the result was checked. A result that fails a check is never written.
+        verdict: "ready to use", "train before use" or "cannot tell". ``None`` without a check of that.
+        needs_training: whether a check says so.
     """
 
     destination: Path
@@ -93,30 +97,18 @@ class ConversionReport:
     versions: dict[str, str]
     next_step: dict[str, Any] | None
 
-    @property
-    def passed(self) -> bool:
-        return all(check.status != FAILED for check in self.checks)
-
-    @property
-    def train_command(self) -> str | None:
-        """The command that trains the result, or advice; ``None`` if it is known to need no training."""
-        return None if self.next_step is None else next_step(self.next_step, str(self.destination))
-
-    @property
-    def verdict(self) -> str | None:
-        """Whether the result needs training: "ready to use", "train before use" or "cannot tell". ``None`` without a check of that."""
-        return None if (check := verdict_check(self.checks)) is None else check.values[VERDICT]
-
-    @property
-    def needs_training(self) -> bool:
-        return any(check.status == NEEDS_TRAINING for check in self.checks)
+    def __post_init__(self) -> None:
+        deciding = verdict_check(self.checks)
+        self.verified, self.verdict = bool(self.checks), None if deciding is None else str(deciding.values[VERDICT])
+        self.needs_training = any(check.status == NEEDS_TRAINING for check in self.checks)
+        self.train_command = None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
-        judged = {name: getattr(self, name) for name in ("passed", "verdict", "needs_training", "train_command")}
-        values = {name: value for name, value in vars(self).items() if name != "destination"}
+        judged = {name: getattr(self, name) for name in ("verified", "verdict", "needs_training", "train_command")}
+        values = {name: value for name, value in vars(self).items() if name != "destination" and name not in judged}
         checks = [check.to_dict() for check in self.checks]
-        return {**judged, "verified": bool(checks), "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
+        return {**judged, "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
 
 
 def versions(*further: str) -> dict[str, str]:
@@ -226,7 +218,7 @@ def open_for_writing(
     """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
     target = destination_path(destination)
     source = model if isinstance(model, Source) else open_source(model, revision, token)
-    check_destination(target, *source.protected, overwrite=overwrite)
+    check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
     return source, target
 
 

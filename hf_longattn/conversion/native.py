@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
-from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
+from .adopt import ADOPTIONS, HEAD_GLOBALS, Adoption, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
 from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
 
@@ -45,38 +44,33 @@ FLOPS = 5e11
 """Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
 
 
-@dataclass
 class Stock:
-    """A stock architecture for one long model: here the base of an encoder with full attention."""
+    """A stock architecture for one long model: here the base of an encoder with full attention.
 
-    config: Any  # of the long model
-    long_class: str
-    family: Family
+    Attributes:
+        head: the base class without the base's name: "ForMaskedLM"; "Model" for the encoder alone.
+        class_name: of the stock class with the same head, for example "LongformerForMaskedLM".
+        layers: the mechanism of every layer of the long model.
+    """
+
     families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
     stem: ClassVar[str] = ""  # the beginning of the names of its classes; empty for the base's
     heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases whose tensors it can hold
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
-    words: ClassVar[str] = "full attention"  # what every layer computes, for a refusal
+    words: str = "full attention"  # what every layer computes, for a refusal
     note: ClassVar[str] = ""  # a remark for its users
     names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of the names of a long model's tensors -> the replacement
 
-    @property
-    def head(self) -> str:
-        """The base class without the base's name: ``"ForMaskedLM"``; ``"Model"`` for the encoder alone."""
-        return self.family.base_of(self.long_class).removeprefix(self.family.base_model_name.removesuffix("Model"))
-
-    @property
-    def class_name(self) -> str:
-        """Name of the stock class with the same head, for example "LongformerForMaskedLM"."""
-        return f"{self.stem}{self.head}" if self.stem else self.family.base_of(self.long_class)
-
-    @cached_property
-    def layers(self) -> tuple[Mechanism, ...]:
-        """The mechanism of every layer of the long model."""
-        return tuple(prototype(*self.config.long_attention.for_layer(layer)) for layer in range(self.config.attending[0]))
+    def __init__(self, config: Any, long_class: str, family: Family) -> None:
+        """``config``: of the long model."""
+        self.config, self.long_class, self.family = config, long_class, family
+        self.base_class = family.base_of(long_class)
+        self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
+        self.class_name = f"{self.stem}{self.head}" if self.stem else self.base_class
+        self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(config.attending[0]))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        """Config values with which a layer computes the same as ``mechanism``; ``None`` if there are none."""
+        """Values of the stock config with which a layer computes the same as ``mechanism``; ``None`` if there are none."""
         band = band_of(mechanism, self.config.attending[1])
         return {} if band is not None and band[0] == UNBOUNDED else None
 
@@ -93,27 +87,24 @@ class Stock:
             mechanism = self.layers[odd]
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
             return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
-        base_class = self.family.base_of(self.long_class)
-        if base_class != self.class_name and self.head not in self.heads:
-            return f"The head of a {base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
+        if self.base_class != self.class_name and self.head not in self.heads:
+            return (
+                f"The head of a {self.base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
+            )
         return ""
-
-    def values(self) -> dict[str, Any]:
-        """Values of its config that differ from the long model's."""
-        return self.layer(self.layers[0]) or {}
 
     def stock_config(self) -> Any:
         """Its config, without the fields that only Long configs or the base have."""
         config_class: Any = getattr(transformers, self.class_name).config_class
         only_base = set(self.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
-        values = {**with_base_windows(self.config.to_dict()), **self.values()}
+        values = {**with_base_windows(self.config.to_dict()), **(self.layer(self.layers[0]) or {})}
         values = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS, *only_base}}
         return config_class.from_dict({**values, "architectures": [self.class_name]})
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
         """The tensors of the loaded long model under the stock names. Pruned heads are zeros, since stock layers have equally many."""
         config, shapes, state = self.stock_config(), whole_shapes(long), {}
-        adoption = adoption_of({"model_type": config.model_type})
+        adoption = ADOPTIONS.get(config.model_type)
         for name, tensor in long.state_dict().items():
             values = with_silent_heads(tensor, shapes[name]) if name in shapes else tensor
             if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
@@ -157,37 +148,35 @@ class LongformerStock(Stock):
         r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
     }
 
-    @property
-    def globals(self) -> dict[str, Any] | None:
-        """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
-        lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
-        return None if lacking else {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        if (options := self.globals) is None:
-            return "global tokens before the first of three separators in a pair of texts"
-        what = "a window of two tokens or more, equally wide on both sides, and its head's global tokens"
+    def __init__(self, config: Any, long_class: str, family: Family) -> None:
+        """Find the global tokens of its head. ``globals`` is ``None`` if the head needs separators that the texts of the family lack."""
+        super().__init__(config, long_class, family)
+        options = {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
+        lacking = self.head == "ForQuestionAnswering" and family.base_model_type not in ROBERTAS
+        self.globals = None if lacking else LongformerOptions(**options)
         first = " --option global_first_segment=true" if "global_first_segment" in options else ""
-        return f"{what}; convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
+        advice = f"convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
+        self.words = f"a window of two tokens or more, equally wide on both sides, and its head's global tokens; {advice}"
+        if lacking:
+            self.words = "global tokens before the first of three separators in a pair of texts"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        width = 0 if self.config.attending[1] else band_around(mechanism)
-        options: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
-        rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
-        same = None if self.globals is None else LongformerOptions(**self.globals)
-        chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        fits = same is not None and all(getattr(options, name) == getattr(same, name) for name in rule)
-        return {} if width and fits and chosen == [None, None] else None
-
-    def values(self) -> dict[str, Any]:
-        pad = self.config.pad_token_id or 0
-        separators = (getattr(self.layers[0].options, "separator_token_id", None), getattr(self.config, "sep_token_id", None))
+        config, options = self.config, LongformerOptions(global_tokens=())
+        if isinstance(mechanism, Longformer):
+            options = mechanism.options
+        choosing = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
+        if self.globals is None or any(getattr(options, name) != getattr(self.globals, name) for name in choosing):
+            return None
+        by_config = [getattr(config, field, None) for field in ("global_token_ids", "question_separator_id")]
+        if config.attending[1] or not band_around(mechanism) or by_config != [None, None]:
+            return None
+        pad = config.pad_token_id or 0
+        separators = (getattr(self.layers[0].options, "separator_token_id", None), getattr(config, "sep_token_id", None))
         return {
-            "max_position_embeddings": self.family.longest(self.config) + pad + 1,
-            "attention_window": [band_around(mechanism) for mechanism in self.layers],
+            "max_position_embeddings": self.family.longest(config) + pad + 1,
+            "attention_window": [band_around(layer) for layer in self.layers],
             "pad_token_id": pad,
-            "sep_token_id": next((token for token in separators if token is not None), self.config.eos_token_id),
+            "sep_token_id": next((token for token in separators if token is not None), config.eos_token_id),
         }
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
@@ -218,11 +207,10 @@ class BigBirdStock(Stock):
         o: Any = mechanism.options
         if not isinstance(mechanism, BigBird) or o.random_pattern == "seeded" or (o.blocks_over, o.seed, o.relative) != ("input", 0, None):
             return None
-        return {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
-
-    def values(self) -> dict[str, Any]:
-        fixed = {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config)}
-        return {**({} if self.family.base_model_type == "big_bird" else fixed), **super().values()}
+        values = {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
+        if self.family.base_model_type == "big_bird":
+            return values
+        return {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config), **values}
 
 
 def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
@@ -245,7 +233,6 @@ def export_native(
     revision: str | None = None,
     token: str | bool | None = None,
     progress: StageProgress = no_progress,
-    converted: ConversionReport | None = None,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -256,7 +243,6 @@ def export_native(
         model: a long checkpoint: a folder, or a Hub repository id.
         destination: a folder that appears complete, or not at all. It has the returned report as native_report.json.
         progress: called as progress(stage, done, total).
-        converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
 
     Raises:
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
@@ -267,56 +253,67 @@ def export_native(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
+    with staged_folder(target, overwrite=overwrite) as stage:
+        return write_native(source, stage, str(destination), verify, progress)
+
+
+def write_native(
+    source: Source, stage: Path, name: str, verify: bool, progress: StageProgress, converted: ConversionReport | None = None
+) -> ConversionReport:
+    """Write and check the stock form of a long checkpoint in the folder ``stage``; users type ``name`` to load it.
+
+    converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
+    """
     config, class_name, family, _ = read_long(source)
     choice, length = choose_stock(config, class_name, family), family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
-    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    with staged_folder(target, overwrite=overwrite) as stage:
-        long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
-        stock_class: Any = getattr(transformers, choice.class_name)
-        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
-            tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
-            stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
-        progress("write", 0, size)
-        stock.save_pretrained(stage)
-        add_source_files(source, stage, length)
-        text, checks = modality_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
-        if verify:
-            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
-                stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)
-                checks += _compare(long.float(), stock, choice, text, progress)
-        return complete_result(
-            stage,
-            source,
-            str(destination),
-            NATIVE_REPORT,
-            checks,
-            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-            f"`longattn export --format native` from {origin_of(source.name)}.",
-            config={"format": "native"},
-            plan={
-                "source": source.name,
-                "long_class": class_name,
-                "class": choice.class_name,
-                "model_type": stock.config.model_type,
-                "old_length": length,
-                "new_length": length,
-                "positions": "kept",
-                "parameters": stock.num_parameters(),
-                "warnings": [f"{choice.note}."] if choice.note else [],
-            },
-            text=text.describe() if verify else "not verified",
-            next_step=None if converted is None else converted.next_step,
-        )
+    long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
+    stock_class: Any = getattr(transformers, choice.class_name)
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+        tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
+        stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
+    progress("write", 0, sum(path.stat().st_size for path in source.folder.glob("*.safetensors")))
+    stock.save_pretrained(stage)
+    add_source_files(source, stage, length)
+
+    text, checks = modality_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
+    if verify:
+        with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+            stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
+            checks += _compare(long.float(), stock, choice, text, progress)
+    return complete_result(
+        stage,
+        source,
+        name,
+        NATIVE_REPORT,
+        checks,
+        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+        f"`longattn export --format native` from {origin_of(source.name)}.",
+        config={"format": "native"},
+        plan={
+            "source": source.name,
+            "long_class": class_name,
+            "class": choice.class_name,
+            "model_type": stock.config.model_type,
+            "old_length": length,
+            "new_length": length,
+            "positions": "kept",
+            "parameters": stock.num_parameters(),
+            "warnings": [f"{choice.note}."] if choice.note else [],
+        },
+        text=text.describe() if verify else "not verified",
+        next_step=None if converted is None else converted.next_step,
+    )
 
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
     """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
-    adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
+    adoption, checks = ADOPTIONS.get(stock.config.model_type) or Adoption(), list[Check]()
     takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
+    greedy = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
     for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
         progress("verify", length, most)
         for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
@@ -324,18 +321,18 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
                 if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                     module.set_attention_type(module.config.attention_type)
             checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
-            if stock.can_generate():
-                same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
-                what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
-                checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+            if not stock.can_generate():
+                continue
+            # the beginnings of the two texts, padded on the left
+            mask = probe.inputs["attention_mask"]
+            mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
+            pairs = zip(probe.inputs["input_ids"], mask, strict=True)
+            ids = torch.stack([row[: len(real)].roll(len(real) - int(real.sum())) for row, real in pairs])
+            before, after = (
+                model.generate(ids, attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **greedy)[:, -GENERATED:]
+                for model in (long, stock)
+            )
+            same = torch.equal(before, after)
+            what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
+            checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
     return checks
-
-
-def _generate(model: Any, probe: Probe) -> Tensor:
-    """Greedily generated tokens after the beginnings of a probe's two texts, which are padded on the left."""
-    mask = probe.inputs["attention_mask"]
-    mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
-    ids = [row[: len(real)].roll(len(real) - int(real.sum())) for row, real in zip(probe.inputs["input_ids"], mask, strict=True)]
-    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
-    tokens: Tensor = model.generate(torch.stack(ids), attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **options)
-    return tokens[:, -GENERATED:]

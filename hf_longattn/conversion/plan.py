@@ -205,20 +205,19 @@ def with_short_texts(
     one of the source's ``windows``, or are full attention for such texts anyway, are left out.
     """
 
-    def objection(mechanism: Mechanism) -> str:
-        """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
-        reason = why_not_in_full(mechanism)
-        if mechanism.capabilities.trains:
-            reason = "adds parameters that need training"
-        elif not mechanism.capabilities.takes_score_mod:
-            reason = "is not full attention over fewer keys"
-        return f"{mechanism.name!r} {reason}" if reason else ""
-
     changed, reason = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)], change
     layers = [prototype(*attention.for_layer(number)) for number in changed]
     if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         lacking = [layer for layer in layers if not layer.covers(length.old)]
-        reason, names = next(filter(None, map(objection, lacking)), ""), {layer.name for layer in lacking}
+        for layer in lacking:
+            objection = why_not_in_full(layer)
+            if layer.capabilities.trains:
+                objection = "adds parameters that need training"
+            elif not layer.capabilities.takes_score_mod:
+                objection = "is not full attention over fewer keys"
+            if objection and not reason:
+                reason = f"{layer.name!r} {objection}"
+        names = {layer.name for layer in lacking}
         if lacking and not reason:
             attention = attention.with_option(
                 EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or layer in changed)
@@ -360,7 +359,7 @@ def plan_conversion(
         request.attention()  # a mistyped name is refused before anything is fetched
     opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=searches)
     if destination is not None:
-        check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
+        check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
     if choose is None or not searches:
         return plan_source(opened, request)
     find_architecture(opened, request)  # before the search, which takes long
@@ -377,7 +376,7 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a model of texts, by the lengths of its stacks."""
     base = architecture.source_config
-    original = architecture.original_attention()
+    original = architecture.original_attention
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
@@ -459,12 +458,14 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
     """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
-    option = "separator_token_id"
-
-    def lacks(choice: Mapping[str, Any]) -> Any:
-        return (choice.get("global_first_segment") or choice.get("global_second_segment")) and choice.get(option) is None
-
-    return attention if attention.options.get(option) is not None else completed(attention.to_dict(), {option: separator}, lacks)
+    option, segments = "separator_token_id", ("global_first_segment", "global_second_segment")
+    if attention.options.get(option) is not None:
+        return attention
+    return completed(
+        attention.to_dict(),
+        {option: separator},
+        lambda choice: any(choice.get(segment) for segment in segments) and choice.get(option) is None,
+    )
 
 
 def completed(value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]) -> LongAttentionConfig:

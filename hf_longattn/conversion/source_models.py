@@ -36,7 +36,7 @@ from ..modeling.generic import family_in, plain_family
 from ..modeling.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from .adopt import ADOPTIONS, Adoption, adoption_of, decoder_start
+from .adopt import ADOPTIONS, Adoption, decoder_start
 from .settings import ConversionConfig
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
@@ -60,13 +60,8 @@ class Source:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # of floating-point tensors by name; not of .bin files, nor for a plan
 
     @property
-    def protected(self) -> tuple[Path, ...]:
-        """Everything that belongs to the source and must not be written to."""
-        return (self.folder,) if self.root is None else (self.folder, self.root)
-
-    @property
     def card_folder(self) -> Path:
-        """The folder with its README.md."""
+        """The folder with its README.md, in which everything lies that belongs to the source."""
         return self.root or self.folder
 
 
@@ -190,15 +185,12 @@ class Architecture:
     long_class: str  # "LongBertForQuestionAnswering"
     converter: Adoption | None = None  # for a source of a long stock architecture, such as Longformer
     original_config: Any = None  # the source's own config, if there is a converter
+    original_attention: LongAttentionConfig | None = None  # computes the same as such a source
 
     @cached_property
     def modality(self) -> Modality:
         """The modality that the source reads."""
         return modality_of(self.family)
-
-    def original_attention(self) -> LongAttentionConfig | None:
-        """The attention that computes the same as a source with a converter. ``None`` for other sources."""
-        return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -273,24 +265,26 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
 def _long_architecture(source: Source, model_type: str) -> Architecture:
     """The architecture of a source with Long classes, which may be that of an adoption."""
-    converter = adoption_of(source.config)
+    converter = ADOPTIONS.get(model_type)
     if converter is None and model_type not in FAMILIES:
-        known = sorted({*FAMILIES, *(converter.model_type for converter in ADOPTIONS)})
+        known = sorted({*FAMILIES, *ADOPTIONS})
         meant = "" if class_of(source.config) is not None else nearest(model_type, known)
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}")
     family = FAMILIES[model_type if converter is None else converter.family]
+    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
+    original = attention = None
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
-        original, values = None, dict(source.config)
+        values = dict(source.config)
         if converter is not None:
             original = AutoConfig.for_model(**source.config)
-            values = {name: value for name, value in converter.config_values(original).items() if name not in NAMES}
+            of_base, attention = converter.settings(original, source_class)
+            values = {name: value for name, value in of_base.items() if name not in NAMES}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
-    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
     stem, base_stem = ("", "") if converter is None else converter.stems
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     if base_class not in family.model_classes:
@@ -299,7 +293,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
             f"{', '.join(classes)}."
         )
-    return Architecture(family, config, source_class, family.model_classes[base_class], converter, original)
+    return Architecture(family, config, source_class, family.model_classes[base_class], converter, original, attention)
 
 
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
@@ -453,13 +447,20 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
     if "config" in arguments:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
-    if lost := {tensor for tensor in (of_body(model, missing) if headless else missing) if "pooler" not in tensor}:
+    needed, prefix = missing, f"{model.base_model_prefix}."
+    if headless:  # without weights of a head, and without tables that are computed
+        family = known_family(model.config)
+        tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
+        needed = {name for name, table in tables.items() if table is None or table.learned}
+        if model.base_model is not model:
+            needed = {name for name in needed if name.startswith(prefix)}
+    if lost := {tensor for tensor in needed if "pooler" not in tensor}:
         raise CheckpointError(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
     # tensors of layers that the model does not have; other surplus tensors do no harm (a pooler, a head of pretraining)
-    known, prefix = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}, f"{model.base_model_prefix}."
+    known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
     surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
     if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
         raise CheckpointError(
@@ -467,14 +468,6 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
             f"there ({model.config.num_hidden_layers} now), or save it again without them."
         )
     return model.eval(), without_random_pooler(model, missing)
-
-
-def of_body(model: Any, missing: set[str]) -> set[str]:
-    """The missing weights that are not of a head or a computed table."""
-    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
-    tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
-    stored = {name for name, table in tables.items() if table is None or table.learned}
-    return stored if model.base_model is model else {name for name in stored if name.startswith(prefix)}
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import InputError, check_extra, in_a_line
 from hf_longattn.names import LOGGER

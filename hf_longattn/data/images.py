@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 

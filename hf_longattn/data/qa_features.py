@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import packed, pad_rows
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import InputError
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.losses import IGNORED_LABEL

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.rows import as_number, chosen_columns
-from hf_longattn.data.tables import DataError, read_table
+from hf_longattn.data.sources import DataError, read_table
 from hf_longattn.errors import listed
 from hf_longattn.names import LOGGER
 

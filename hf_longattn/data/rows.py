@@ -20,7 +20,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, c
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
-from hf_longattn.data.tables import CELL, DataError, located, read_table
+from hf_longattn.data.sources import CELL, DataError, located, read_table
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.rows import rows_of
-from ..data.tables import DataError
+from ..data.sources import DataError
 from ..errors import CheckpointError, OptionError, check_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
@@ -91,7 +91,7 @@ def embed_documents(
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
-        documents: see :func:`..data.tables.read_table`.
+        documents: see :func:`..data.sources.read_table`.
         output: a folder, new or of a stopped run with the same arguments.
         vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
             than the model are read in windows.

@@ -129,7 +129,7 @@ def export_checkpoint(
     target = destination_path(destination)
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
-    check_destination(target, *source.protected, overwrite=overwrite)
+    check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
     if inspection.apart:
         raise CheckpointError(
             f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.apart)}; save one "

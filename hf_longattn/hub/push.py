@@ -122,7 +122,10 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
-    if not (token if isinstance(token, str) else token is not False and get_token()):
+    used = token if isinstance(token, str) else None if token is False else get_token()
+    if used and not used.isascii():
+        raise HubError(f"The token for {repo_id!r} has characters that no token of the Hub has; copy it again.")
+    if not used:
         raise HubError(f"{repo_id!r} needs a token; log in with `hf auth login`, set HF_TOKEN, or add --token (trainings: --hub-token).")
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
@@ -172,7 +175,8 @@ def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None)
     known = token if isinstance(token, str) else get_token()
     for path in (place / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
         content = path.read_bytes()
-        if (known and known.encode() in content) or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
+        holds_token = bool(known) and str(known).encode(errors="surrogatepass") in content
+        if holds_token or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 

@@ -17,7 +17,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.folders import train_command
 from ..conversion.plan import ConversionPlan, PositionWarning
-from ..data.tables import files_of
+from ..data.sources import files_of
 from ..errors import CheckpointError, OptionError
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
 from ..files import read_json_object

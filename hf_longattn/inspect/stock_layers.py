@@ -24,8 +24,8 @@ from ..conversion.source_models import class_of, open_source, quiet_libraries
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
-from ..modeling.backend import BACKEND, SINKS, check_computed
-from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
+from ..modeling.backend import BACKEND, check_computed
+from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, SINKS, DeclaredMask
 from ..modeling.family.definition import without_head
 from ..modeling.family.long_config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of

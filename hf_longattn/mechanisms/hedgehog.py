@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engines import accelerator
 from ..engines.call import AttentionCall
-from .common.feature_map import HeadwiseLinear, LogLinearMechanism, log_products
+from .common.feature_map import HeadwiseLinear, LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -39,22 +39,22 @@ class HedgehogOptions(Options):
 
 
 @register_mechanism("hedgehog")
-class Hedgehog(LogLinearMechanism):
+class Hedgehog(LinearMechanism):
     """Linear attention with learned exponential features, which can be as peaked as softmax."""
 
     summary = "a learned exponential feature map, trained to imitate softmax"
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
-    capabilities = LogLinearMechanism.capabilities.but(trains=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        half = self.features_per_head() // 2
+        self.features_per_head = options.feature_dim or 2 * head_dim
         self.logarithms = options.feature_softmax == NONE
-        self.query_map = HeadwiseLinear(num_heads, head_dim, half)
-        self.key_map = HeadwiseLinear(num_heads, head_dim, half)
+        self.query_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
+        self.key_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -64,14 +64,6 @@ class Hedgehog(LogLinearMechanism):
             with torch.no_grad():
                 projection.weight.copy_(torch.eye(projection.weight.shape[1], projection.weight.shape[2]))
 
-    def features_per_head(self) -> int:
-        return self.options.feature_dim or 2 * self.head_dim
-
-    @classmethod
-    def sums_beside_softmax(cls, options: Options) -> bool:
-        assert isinstance(options, HedgehogOptions)
-        return options.feature_softmax != NONE
-
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         return self._features(self.query_map(self.scaled(q, call)))
 
@@ -79,7 +71,12 @@ class Hedgehog(LogLinearMechanism):
         return self._features(self.key_map(self.scaled(k, call)))
 
     def _features(self, projected: Tensor) -> Tensor:
-        both = _with_opposites(projected)
+        """Features of ``x W``; their logarithms if they are not normalised."""
+        if accelerator.accelerated(projected):  # one multiplication for both halves, which takes longer on a CPU
+            signs = 1 - 2 * torch.arange(2, dtype=projected.dtype, device=projected.device)
+            both = (projected.unsqueeze(-2) * signs[:, None]).flatten(-2)
+        else:
+            both = torch.cat((projected, -projected), -1)
         if self.logarithms:
             return both
         if self.options.feature_softmax == HALVES:
@@ -92,11 +89,3 @@ class Hedgehog(LogLinearMechanism):
             return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT
         left, right = torch.cat((left, -left), -1), torch.cat((right, -right), -1)
         return log_products(left, right) if self.logarithms else left.softmax(-1) @ right.softmax(-1).mT
-
-
-def _with_opposites(x: Tensor) -> Tensor:
-    """``[x, -x]``. On an accelerator, one multiplication computes both halves. On a CPU, it takes longer than ``torch.cat``."""
-    if not accelerator.accelerated(x):
-        return torch.cat((x, -x), -1)
-    signs = 1 - 2 * torch.arange(2, dtype=x.dtype, device=x.device)
-    return (x.unsqueeze(-2) * signs[:, None]).flatten(-2)

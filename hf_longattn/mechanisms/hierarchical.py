@@ -20,6 +20,7 @@ entirely before it. For a score term, a pool lies at its middle, or at the last 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -60,16 +61,15 @@ class Hierarchical(Mechanism):
     cost = "N·b·log(N/b)"
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"block_size": length + length % 2}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 2}
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:
-        """The levels of a sequence of ``length`` tokens."""
-        return Pyramid.over(length, self.options.block_size, self.options.levels)
+        """The levels of a sequence: as few as let two blocks of the top level hold it, but no more than the option ``levels``."""
+        block, levels, top = self.options.block_size, self.options.levels, 0
+        while block << top < -(-length // 2):
+            top += 1
+        return Pyramid(length, block, top if levels is None else min(top, levels - 1))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pyramid(length).top == 0
@@ -103,36 +103,27 @@ class Hierarchical(Mechanism):
             exact = torch.promote_types(q.dtype, torch.float32)
             weights = self.dense_weights(q.to(exact), k.to(exact), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
-        pyramid = self.pyramid(kv_len)
-        parts, counts = self._plan(pyramid, call.causal, call.key_mask, q)
-        keys = torch.cat([k, pyramid.pooled(k, call.key_mask, self.options.pooling)], 2)
-        values = torch.cat([v, pyramid.pooled(v, call.key_mask, "mean")], 2)
+        pyramid, real, device = self.pyramid(kv_len), call.key_mask, q.device
+        keys = torch.cat([k, pyramid.pooled(k, real, self.options.pooling)], 2)
+        values = torch.cat([v, pyramid.pooled(v, real, "mean")], 2)
+
+        # The bias of a pool is the logarithm of its number of tokens. Without padding, all calls of this length share the biased tiles.
+        counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
+
+        def weighted() -> tuple[GatherTile, ...]:
+            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: mark_static(pyramid.parts(call.causal, device)))
+            weights = counts.to(dtype).clamp(min=1).log()
+            biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])  # the first tile has no pools
+            return (tiles[0], *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)))
+
+        parts = weighted() if real is not None else BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
         if call.score_mod is not None:
-            centres, last = pyramid.centres(k.device), None if call.key_mask is None else last_real(call.key_mask)
+            centres, last = pyramid.centres(device), None if real is None else last_real(real)
             score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
             call = call.replace(score_mod=score_mod)
-        call = call.with_mask(None if counts is None else counts > 0)
+        call = call.with_mask(None if real is None else counts > 0)
         out = gathered_attention(pad_queries(q, kv_len), keys, values, parts, call)
         return out[:, :, kv_len - q_len :]
-
-    def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The tiles, biased by the logarithm of each pool's token count, and the counts ``(B, all levels)`` (``None`` without padding)."""
-        device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: mark_static(pyramid.parts(causal, device)))
-        if key_mask is not None:
-            counts = pyramid.counts(key_mask)
-            return weighted(parts, counts.to(dtype)), counts
-
-        def make() -> tuple[GatherTile, ...]:
-            return weighted(parts, pyramid.counts_without_padding(device).to(dtype))
-
-        return BYTE_CACHE.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
-
-
-def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:
-    """Bias the scores of pools by the logarithm of their token ``counts (B or 1, Nk)``. The first tile has no pools."""
-    weights = counts.clamp(min=1).log()
-    return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
 QUERIES_PER_ROW = 128
@@ -147,25 +138,10 @@ class Pyramid:
     block: int
     top: int
 
-    @classmethod
-    def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """The pyramid with the fewest levels such that two blocks of the top level hold the sequence, but at most ``levels`` levels."""
-        top = 0
-        while block << top < -(-length // 2):
-            top += 1
-        return cls(length, block, top if levels is None else min(top, levels - 1))
-
-    def size(self, level: int) -> int:
-        """Number of pools on a level; on level 0, the number of tokens."""
-        return -(-self.length >> level) if level else self.length
-
     @property
-    def sizes(self) -> list[int]:
-        return [self.size(level) for level in range(self.top + 1)]
-
-    def offset(self, level: int) -> int:
-        """Start of a level on the key axis, where levels lie one after another."""
-        return sum(self.size(below) for below in range(level))
+    def sizes(self) -> tuple[int, ...]:
+        """Number of tokens, and of pools on each level above 0."""
+        return (self.length, *(-(-self.length >> level) for level in range(1, self.top + 1)))
 
     def level_of(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """The level on which each query sees each key. The positions broadcast."""
@@ -181,27 +157,26 @@ class Pyramid:
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
-        """:meth:`centre` of every entry of the key axis."""
-        return torch.cat([self.centre(level, torch.arange(self.size(level), device=device)) for level in range(self.top + 1)])
+        """:meth:`centre` of every entry of the key axis, where levels lie one after another."""
+        return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
 
-    def counts(self, real: Tensor) -> Tensor:
-        """Number of real tokens in every entry of the key axis, ``(B, all levels)`` float32, from ``real (B, N)`` bool."""
-        levels = [real.float()]
-        for _ in range(self.top):
-            levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
-        return torch.cat(levels, -1)
+    def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
+        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32: of the ``real (B, N)`` ones, or of all."""
 
-    def counts_without_padding(self, device: torch.device) -> Tensor:
-        """:meth:`counts` without padding, ``(1, all levels)``; cached for the next call."""
-        return BYTE_CACHE.get(
-            ("pool counts", self, device), lambda: self.counts(torch.ones(1, self.length, dtype=torch.bool, device=device))
-        )
+        def count(tokens: Tensor) -> Tensor:
+            levels = [tokens.float()]
+            for _ in range(self.top):
+                levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
+            return torch.cat(levels, -1)
+
+        if real is not None:
+            return count(real)
+        return BYTE_CACHE.get(("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device)))
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
         """The pools of ``x (B, H, N, D)`` on the levels above 0, one level after the other. A pool is the mean or (``by="max"``) the
         element-wise maximum of its real tokens, and zeros if it has none."""
-        counts = self.counts_without_padding(x.device) if real is None else self.counts(real)
-        largest = by == "max"
+        counts, largest = self.counts(real, x.device), by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
         level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
@@ -234,7 +209,7 @@ class Pyramid:
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
         """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 for each row of queries, by its first query ``starts``; -1 for none."""
-        half, size = self.block // 2, self.size(level)
+        half, size = self.block // 2, self.sizes[level]
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below covers, in pools of this level
         if level == self.top:
@@ -245,7 +220,7 @@ class Pyramid:
             slots = torch.arange(2 * half if causal else 3 * half, device=starts.device)
             pools = torch.where(slots < low - left, left + slots, high + slots - (low - left))
             seen = (pools >= 0) & (pools < size) & ((pools < low) | (not causal))
-        return torch.where(seen, pools + self.offset(level), -1)
+        return torch.where(seen, pools + sum(self.sizes[:level]), -1)
 
     def pairs(self, causal: bool) -> int:
         """Number of query–key products."""
@@ -258,7 +233,7 @@ class Pyramid:
                     low, high = max(0, first - width), min(self.length, first + 2 * width)
                     total += queries * (first - low) + full_pairs(queries, True) if causal else queries * (high - low)
                     continue
-                low, high = 0, self.size(level)
+                low, high = 0, self.sizes[level]
                 if level < self.top:
                     low, high = max(0, (block // 2 - 1) * self.block), min(high, (block // 2 + 2) * self.block)
                 total += queries * (max(0, (block - 1) * half - low) + (0 if causal else max(0, high - (block + 2) * half)))

@@ -32,7 +32,7 @@ from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
 from .common.registry import MechanismSpec, mechanism_class, register_mechanism
-from .hedgehog import HedgehogOptions
+from .hedgehog import NONE, HedgehogOptions
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default
 INITIAL_MIXING = 0.1
@@ -58,8 +58,8 @@ class HybridOptions(Options):
     def check(self) -> None:
         if self.mixing is not None and not self.mixing > 0:
             raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
-        chosen = mechanism_class(self.features.mechanism)
-        if not issubclass(chosen, LinearMechanism) or not chosen.sums_beside_softmax(self.features.options):
+        chosen, options = mechanism_class(self.features.mechanism), self.features.options
+        if not (issubclass(chosen, LinearMechanism) and chosen.sums_beside_softmax) or getattr(options, "feature_softmax", "") == NONE:
             raise OptionError(
                 f"Option 'features' of mechanism 'hybrid' is '{self.features}', which cannot be added to a softmax; "
                 "choose hedgehog, taylor or linear, for example features=hedgehog."
@@ -134,7 +134,13 @@ class Hybrid(Mechanism):
         total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
-            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call)
+            phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
+            phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
+            values = _with_ones(drop_keys(v, drop), phi_k.shape[1])  # the last column sums the weights
+            far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
+            if not call.causal:  # keys after the window, for the reversed text
+                flipped = (x.flip(2)[:, :, : q.shape[2]] for x in (phi_q, phi_k, values))
+                far = far + _beyond(*flipped, pattern.right + 1, None).flip(2)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -163,19 +169,7 @@ class Hybrid(Mechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = Pattern.window(self.options.window, causal)
         band = band_pairs(length, pattern.left, pattern.right)
-        return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head())
-
-
-def _far(phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, call: AttentionCall) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``."""
-    values = _with_ones(at_least_fp32(v), phi_k.shape[1])
-    phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
-    far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
-    if call.causal:
-        return far
-    rows = phi_q.shape[2]
-    phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
-    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, None).flip(2)
+        return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head)
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None) -> Tensor:

@@ -21,7 +21,7 @@ from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
 from ..engines.linear_attention import Feature, packed_linear_attention
 from .common.base import drop_keys
-from .common.feature_map import LinearMechanism, elu_plus_one
+from .common.feature_map import LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -45,12 +45,13 @@ class Linear(LinearMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is None or call.batch.documents is None or accelerator.accelerated(q):
             return super().forward(q, k, v, call)
+        # A document alone has the same pieces, so that its output is the same bit for bit.
         sequences = [
-            [(sequence.row, sequence.start + piece.start, sequence.start + piece.stop) for piece in self._pieces(0, sequence.length, q[:1])]
+            [(sequence.row, sequence.start + piece.start, sequence.start + piece.stop) for piece in self.pieces(0, sequence.length, q[:1])]
             for sequence in call.batch.sequences
         ]
-        v = drop_keys(v, call.dropout)
-        return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)
+        q, k, v = self.scaled(q, call), self.scaled(k, call), drop_keys(v, call.dropout)
+        return packed_linear_attention(q, k, v, FEATURES[self.options.feature_map], sequences, causal=call.causal)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """:meth:`LinearMechanism.advance`, in a third of the operations for one token. Their number limits decoding speed on a GPU."""
@@ -58,39 +59,37 @@ class Linear(LinearMechanism):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):
             (batch, heads, _, _), groups = q.shape, k.shape[1]
-            phi_q, phi_k = self.queries(at_least_fp32(torch.cat([q.flatten(0, 2), k.flatten(0, 2)])), call).split(
-                [batch * heads, batch * groups]
-            )
+            together = torch.cat([q.flatten(0, 2), k.flatten(0, 2)])
+            phi_q, phi_k = self.queries(at_least_fp32(together), call).split([batch * heads, batch * groups])
             phi_k = phi_k.view(batch, groups, -1)
             if call.key_mask is not None:
                 phi_k = phi_k * call.key_mask[:, None]
-            kv = torch.baddbmm(state["kv"].flatten(0, 1), phi_k.view(-1, phi_k.shape[2], 1), at_least_fp32(v).flatten(0, 1)).view_as(
-                state["kv"]
-            )
+
+            sums, values = state["kv"], at_least_fp32(v).flatten(0, 1)
+            kv = torch.baddbmm(sums.flatten(0, 1), phi_k.view(-1, phi_k.shape[2], 1), values).view_as(sums)
             z = state["z"] + phi_k
             rows = phi_q.view(batch, groups, -1, phi_k.shape[2])  # the query heads of a group are rows of one product
             weight = rows @ z[..., None]
             out = rows @ kv / weight.clamp(min=torch.finfo(weight.dtype).tiny)  # no feature is negative
         return out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype), {"kv": kv, "z": z}
 
-    @property
-    def feature(self) -> Feature:
-        """φ with its derivative."""
-        return RELU if self.options.feature_map == "relu" else ELU_PLUS_ONE
-
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        return self.feature.of(self.scaled(q, call))
+        return FEATURES[self.options.feature_map].of(self.scaled(q, call))
 
-    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
-        return self.queries(k, call)
+    keys = queries
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         phi = torch.relu if self.options.feature_map == "relu" else elu_plus_one
         return phi(self.scaled(q, call)) @ phi(self.scaled(k, call)).mT
 
 
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1, computed as exp(x) below zero, where the sum would lose digits."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
 class _EluPlusOne(torch.autograd.Function):
-    """elu(x) + 1, with the derivative min(elu(x) + 1, 1). Saves only the result for the backward pass."""
+    """:func:`elu_plus_one`, with the derivative min(elu(x) + 1, 1). Saves only the result for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -100,19 +99,13 @@ class _EluPlusOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _elu_backward(ctx.saved_tensors[0], grads[0])
+        return ELU_PLUS_ONE.backward(ctx.saved_tensors[0], grads[0])
 
 
-def _elu_backward(phi: Tensor, grad: Tensor) -> Tensor:
-    return grad * phi.clamp(max=1)
-
-
-def _relu_backward(phi: Tensor, grad: Tensor) -> Tensor:
-    return torch.where(phi > 0, grad, 0.0)
-
-
-def _elu(x: Tensor) -> Tensor:
-    return _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x)
-
-
-ELU_PLUS_ONE, RELU = Feature(_elu, _elu_backward), Feature(F.relu, _relu_backward)
+ELU_PLUS_ONE = Feature(
+    of=lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
+    backward=lambda phi, grad: grad * phi.clamp(max=1),
+)
+RELU = Feature(of=F.relu, backward=lambda phi, grad: torch.where(phi > 0, grad, 0.0))
+FEATURES = {"elu": ELU_PLUS_ONE, "relu": RELU}
+"""φ with its derivative, for each value of the option ``feature_map``."""

@@ -27,7 +27,6 @@ query that finds no key in any round sees itself.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
@@ -100,13 +99,23 @@ class LSH(BucketedMechanism):
     options: LSHOptions
     rotations: Tensor
     """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not part of a checkpoint."""
+    factors: tuple[int, ...]
+    """How many values each hash has; the hashes combine into a bucket."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.count_duplicates, self.plain_scores = options.count_duplicates, not options.shared_qk
+        self.chunks = {"before": options.num_chunks_before, "after": options.num_chunks_after}
+        self.keys_in_chunks = options.bucket_size * (1 + options.num_chunks_before + options.num_chunks_after)
+
         # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk on average (§2).
         chunks = 2 * (max_length or DEFAULT_LENGTH) // options.bucket_size
-        self.factors = factors(options.num_buckets or 2 ** max(1, chunks.bit_length() - 1))
-        self.num_buckets = math.prod(self.factors)
+        self.num_buckets = options.num_buckets or 2 ** max(1, chunks.bit_length() - 1)
+        power = self.num_buckets.bit_length() - 1
+        if self.num_buckets > FACTOR_ABOVE and self.num_buckets == 2**power:  # two hashes of about √num_buckets cost far less than one
+            self.factors = (2 ** (power // 2), 2 ** (power - power // 2))
+        else:
+            self.factors = (self.num_buckets,) if self.num_buckets > 1 else ()
         self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
         self.reset_parameters()
 
@@ -119,18 +128,13 @@ class LSH(BucketedMechanism):
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         x = repeat_heads(k, q.shape[1])
         if not self.options.shared_qk:
-            return q, self.key_vectors(x)
+            return q, x
         queries = x[:, :, x.shape[2] - q.shape[2] :]
         if q.requires_grad:
             # The given queries take part with zero gradients, so that distributed training finds every parameter in use.
             queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
-        return queries, self.key_vectors(x)
-
-    def key_vectors(self, k: Tensor) -> Tensor:
-        if not self.options.shared_qk:
-            return k
-        wide = k.to(torch.promote_types(k.dtype, torch.float32))  # squares leave the range of fp16
-        return k * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(k.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares leave the range of fp16
+        return queries, x * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(x.dtype)
 
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
@@ -145,14 +149,6 @@ class LSH(BucketedMechanism):
             bucket, scale = bucket + scale * signed_argmax(columns), scale * factor
         return bucket
 
-    @property
-    def count_duplicates(self) -> bool:
-        return self.options.count_duplicates
-
-    @property
-    def _chunks(self) -> dict[str, int]:
-        return {"before": self.options.num_chunks_before, "after": self.options.num_chunks_after}
-
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         q_len, size, real = q.shape[2], self.options.bucket_size, call.real(k)
         key_buckets = self.hashes(k)
@@ -160,57 +156,42 @@ class LSH(BucketedMechanism):
         if call.causal:
             met = recent_in_bucket(query_buckets, key_buckets, real, size)
         else:
-            met = chunks_meet(query_buckets, key_buckets, real, size, **self._chunks)
+            met = chunks_meet(query_buckets, key_buckets, real, size, **self.chunks)
         if self.options.shared_qk:
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
-
-    @property
-    def plain_scores(self) -> bool:
-        return not self.options.shared_qk
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         queries, keys, size = self.hashes(q), self.hashes(k), self.options.bucket_size
         if call.causal:
             return recent_by_rows(queries, keys, call.real(k), size)
-        return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
+        return chunks_by_rows(queries, keys, call.real(k), size, **self.chunks)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
 
-    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
         query_buckets = key_buckets if shared else self.hashes(q)
         arguments: dict[str, Any] = {"real": call.key_mask, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
         if call.causal:
             key_buckets, count = buckets_of_documents(key_buckets, self.num_buckets, call.documents)
             query_buckets = key_buckets if shared else buckets_of_documents(query_buckets, self.num_buckets, call.documents)[0]
-            return RecentRounds(query_buckets, key_buckets, count, **arguments)
-        return ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self._chunks)
+            rounds: Rounds = RecentRounds(query_buckets, key_buckets, count, **arguments)
+        else:
+            rounds = ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self.chunks)
+        return rounds.parts(self.count_duplicates), rounds.no_visible_key()
 
     def covers(self, length: int, causal: bool = False) -> bool:
         if self.options.shared_qk:
             return False
         if causal:
             return self.num_buckets == 1 and self.options.bucket_size >= length
-        return self._run() >= length
+        return self.keys_in_chunks >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        run = self.options.bucket_size if causal else self._run()
-        return min(full_pairs(length, causal), self.options.num_hashes * length * min(run, length))
-
-    def _run(self) -> int:
-        return self.options.bucket_size * (1 + self.options.num_chunks_before + self.options.num_chunks_after)
-
-
-def factors(num_buckets: int) -> tuple[int, ...]:
-    """How many values each hash has; the hashes combine into a bucket. Two hashes of about √num_buckets values cost far less than one."""
-    if num_buckets == 1:
-        return ()
-    power = num_buckets.bit_length() - 1
-    if num_buckets <= FACTOR_ABOVE or num_buckets != 2**power:
-        return (num_buckets,)
-    return (2 ** (power // 2), 2 ** (power - power // 2))
+        keys = self.options.bucket_size if causal else self.keys_in_chunks
+        return min(full_pairs(length, causal), self.options.num_hashes * length * min(keys, length))
 
 
 def signed_argmax(x: Tensor) -> Tensor:

@@ -89,36 +89,32 @@ class Nystrom(Mechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         self._check_lengths(q, k)
         k = repeat_heads(k, q.shape[1])
-        length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
-        real = call.real(k)
+        count, scale, real = self.options.num_landmarks, call.scale_for(q.shape[3]), call.real(k)
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
-        near = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
-        far = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
-        weights = near @ self._inverse(middle) @ far
-        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
-        weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
-        return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
+        f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
+        a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
+        b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
-    def _inverse(self, a: Tensor) -> Tensor:
-        """The pseudo-inverse of ``a (…, m, m)`` by the iteration of equation 14."""
+        # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
         norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
         z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
-        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        eye = torch.eye(count, dtype=a.dtype, device=a.device)
         for _ in range(self.options.iterations):
             z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
-        return z
+        weights = f @ z @ b
+        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
+        weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
+        if self.options.conv_kernel is None:
+            return weights
 
-    def _convolution(self, length: int, real: Tensor, like: Tensor) -> Tensor:
-        """The convolution as a matrix ``(B, H, N, N)``."""
-        assert self.options.conv_kernel is not None
-        index = torch.arange(length, device=real.device)
+        # The convolution of the values as a band.
+        index = torch.arange(k.shape[2], device=real.device)
         step = index[None, :] - index[:, None] + self.options.conv_kernel // 2
         inside = (step >= 0) & (step < self.options.conv_kernel)
-        band = self.conv.to(like.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
-        return band * (real[:, None, None, :] & real[:, None, :, None])
+        band = self.conv.to(weights.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
+        return weights + band * (real[:, None, None, :] & real[:, None, :, None])
 
     def _check_lengths(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] != k.shape[2]:

@@ -27,7 +27,7 @@ from ..engines.accelerator import accelerated
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
-from .common.feature_map import LogLinearMechanism, log_products
+from .common.feature_map import LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -49,14 +49,15 @@ class PerformerOptions(Options):
 
 
 @register_mechanism("performer")
-class Performer(LogLinearMechanism):
+class Performer(LinearMechanism):
     """Linear attention by random features, an unbiased estimate of the softmax kernel."""
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
     cost = "N·m·D"
-    capabilities = LogLinearMechanism.capabilities.but(bitwise_causal=False, images_need_order=False)
+    sums_beside_softmax = False
+    capabilities = LinearMechanism.capabilities.but(bitwise_causal=False, images_need_order=False)
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -68,6 +69,7 @@ class Performer(LogLinearMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
+        self.features_per_head = options.num_features
         if options.redraw_interval > 0:
             self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self._known = (0, -1, 0)
@@ -103,42 +105,34 @@ class Performer(LogLinearMechanism):
             return self.projection
         return orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, 0, seed).to(self.projection)
 
-    def features_per_head(self) -> int:
-        return self.options.num_features
-
-    def _run(self, *arguments: Any) -> tuple[Tensor, State]:
-        if self.training and self.options.redraw_interval and not torch.compiler.is_compiling() and not in_backward():
-            self._count()
-        return super()._run(*arguments)
-
-    def _count(self) -> None:
-        """Count a training pass and redraw at the end of an interval."""
-        known, tensor = self._known, self.passes
-        value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
-        self.passes.add_(1)
-        self._known = id(tensor), tensor_version(tensor), value + 1
-        if (value + 1) % self.options.redraw_interval == 0:
-            self._draw((value + 1) // self.options.redraw_interval)
+    def run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+        """The output and the state. A training pass is counted first, and new directions are drawn at the end of an interval."""
+        interval = self.options.redraw_interval
+        if self.training and interval and not torch.compiler.is_compiling() and not in_backward():
+            known, tensor = self._known, self.passes
+            value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
+            self.passes.add_(1)
+            self._known = id(tensor), tensor_version(tensor), value + 1
+            if (value + 1) % interval == 0:
+                self._draw((value + 1) // interval)
+        return super().run(q, k, v, state, call)
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        projected = self._projected(q, call)
+        projected = q @ self._scaled_directions(q, call).mT
         return projected if self.logarithms else projected.relu()  # exp(-|x'|²/2) of a query cancels
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        directions, scale = self._scaled_directions(k, call), call.scale_for(self.head_dim)
         if not self.logarithms:
-            return self._projected(k, call).relu()
+            return (k @ directions.mT).relu()
         squares = k.square().sum(-1, keepdim=True)
         if not accelerated(k):
-            return torch.add(self._projected(k, call), squares, alpha=-call.scale_for(self.head_dim) / 2)
+            return torch.add(k @ directions.mT, squares, alpha=-scale / 2)
         squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns in the product add -|x'|²/2
-        directions = F.pad(self._directions(k, call), (0, COLUMNS), value=-call.scale_for(self.head_dim) / (2 * COLUMNS))
-        return torch.cat((k, squares), -1) @ directions.mT
+        return torch.cat((k, squares), -1) @ F.pad(directions, (0, COLUMNS), value=-scale / (2 * COLUMNS)).mT
 
-    def _projected(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """The projections w_m·x', ``(B, H, n, m)``."""
-        return x @ self._directions(x, call).mT
-
-    def _directions(self, x: Tensor, call: AttentionCall) -> Tensor:
+    def _scaled_directions(self, x: Tensor, call: AttentionCall) -> Tensor:
+        """√scale w_m, so that their products with x are w_m·x'."""
         return self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -154,21 +148,17 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
 
     Drawn from ``seeds`` on the CPU, so that it is the same on every device.
     """
-    generator = torch.Generator().manual_seed(mixed(*seeds))
+    mixed = 0
+    for seed in seeds:  # multiples of the golden ratio, modulo 2**63, so that small seeds do not collide
+        mixed = ((mixed ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)
+    generator = torch.Generator().manual_seed(mixed)
+
     blocks = []
     for _ in range(0, rows, columns):
         q, r = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64, device="cpu"))
         blocks.append((q * r.diagonal().sign()).mT)  # these signs make Q uniform, whichever library factorised
     lengths = torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").norm(dim=1, keepdim=True)
     return (torch.cat(blocks)[:rows] * lengths).float()
-
-
-def mixed(*seeds: int) -> int:
-    """One seed made of several. Small seeds do not collide (multiples of the golden ratio, modulo 2**63)."""
-    value = 0
-    for seed in seeds:
-        value = ((value ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)
-    return value
 
 
 def in_backward() -> bool:

@@ -12,6 +12,7 @@ with mem_0 learned, so that a model of S positions reads texts of any length. Gr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -53,11 +54,7 @@ class RecurrentMemory(GatheredMechanism):
     cost = "N·S"
     handling = Handling()
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"segment_length": max(length, 34)}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"segment_length": 1}
     options: RecurrentMemoryOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:

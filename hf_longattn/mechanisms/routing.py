@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
+from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
@@ -95,20 +95,23 @@ class Routing(BucketedMechanism):
     centroids: Tensor
     """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
-    """Centroids after the last :meth:`share`, and sums of this process's tokens since then. ``None`` in a single process."""
+    """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then, ``(2, H, clusters, D + 1)``.
+    ``None`` in a single process."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         length = max_length or DEFAULT_LENGTH
         self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
         self.size = options.window_per_cluster or -(-length // self.num_clusters)
+        self.learned = options.router == "learned"
+        self.plain_scores = not (self.learned or options.normalise)
         empty = torch.empty(num_heads, self.num_clusters, head_dim)
-        if options.router == "learned":
+        if self.learned:
             self.router = nn.Parameter(empty)
+            self.per_head_tensors = ("router",)
         else:
             self.register_buffer("centroids", empty)
-        self.per_head_tensors = ("router",) if self.learned else ("centroids",)
-        if not self.learned:
+            self.per_head_tensors = ("centroids",)
             self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self.reset_parameters()
 
@@ -116,7 +119,7 @@ class Routing(BucketedMechanism):
         """Draw unit centroids from the option ``seed``, or a random router."""
         super().reset_parameters(generator)
         self._unshared = None
-        if self.options.router == "learned":
+        if self.learned:
             nn.init.normal_(self.router, std=self.head_dim**-0.5, generator=generator)
         else:
             seeded = torch.Generator().manual_seed(self.options.seed)
@@ -124,20 +127,15 @@ class Routing(BucketedMechanism):
             with torch.no_grad():
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
 
-    @property
-    def learned(self) -> bool:
-        return self.options.router == "learned"
-
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        queries, keys = super().prepared(q, k)
-        return self.key_vectors(queries), keys
+        return self.vectors(q), self.vectors(repeat_heads(k, q.shape[1]))
 
-    def key_vectors(self, k: Tensor) -> Tensor:
-        """``k``, layer-normalised if the option ``normalise`` is set."""
+    def vectors(self, x: Tensor) -> Tensor:
+        """Queries or keys ``x (…, D)``, layer-normalised if the option ``normalise`` is set."""
         if not self.options.normalise:
-            return k
-        with torch.autocast(k.device.type, enabled=False):
-            return F.layer_norm(k.to(torch.promote_types(k.dtype, torch.float32)), k.shape[-1:]).to(k.dtype)
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:]).to(x.dtype)
 
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
         """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)`` from :meth:`prepared`; float64 if ``exact``, else at least float32."""
@@ -178,7 +176,7 @@ class Routing(BucketedMechanism):
             return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        k, real = self.key_vectors(k), call.real(k)
+        k, real = self.vectors(k), call.real(k)
         offset = self.offsets(k, call)
         cluster = self.clusters(q, offset)
         if call.causal:
@@ -192,12 +190,8 @@ class Routing(BucketedMechanism):
             met = met | ((q_idx - kv_idx >= band[0]) & (q_idx - kv_idx <= band[1]))
         return (met & real[:, None, None, :]).int()
 
-    @property
-    def plain_scores(self) -> bool:
-        return not (self.learned or self.options.normalise)
-
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        real, band, places = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
+        real, band, positions = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
         query_clusters = torch.cat([self.clusters(piece, None) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
         if call.causal:
             key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
@@ -222,7 +216,7 @@ class Routing(BucketedMechanism):
         def met(rows: Tensor) -> Tensor:
             seen = clustered(rows)
             if band is not None:
-                distance = rows[:, None] - places
+                distance = rows[:, None] - positions
                 seen = seen | ((distance >= band[0]) & (distance <= band[1]))
             return seen & real[:, None, None, :]
 
@@ -238,22 +232,15 @@ class Routing(BucketedMechanism):
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return call.causal and not self.learned and not self.options.window  # otherwise clusters choose among the keys of one document
 
-    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
-        return self._recent(q, self.key_vectors(k), q_len, call) if call.causal and not self.learned and not self.options.window else None
-
-    def _recent(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall, cluster: Tensor | None = None) -> RecentRounds:
-        queries = self.clusters(q, None) if cluster is None else cluster
-        (buckets, count), (key_buckets, _) = (
-            buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (queries, self.clusters(k, None))
-        )
-        return RecentRounds(buckets, key_buckets, count, real=call.key_mask, q_len=q_len, size=self.size, shared=False)
-
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        k, real, band = self.key_vectors(k), call.key_mask, self._band(call.causal)
+        k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)
         offset = self.offsets(k, call)
         cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
-            rounds = self._recent(q, k, q_len, call, cluster)
+            (buckets, count), (key_buckets, _) = (
+                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (cluster, self.clusters(k, None))
+            )
+            rounds = RecentRounds(buckets, key_buckets, count, real=real, q_len=q_len, size=self.size, shared=False)
             parts = [*rounds.parts(outside=band)]
             no_visible_key = None if band else rounds.no_visible_key()
         else:
@@ -262,8 +249,11 @@ class Routing(BucketedMechanism):
             parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)]
         if band is not None:
             near = band_tile(k.shape[2], band[1], -band[0], k.device)
-            queries = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1)
-            parts.append(dataclasses.replace(near, queries=queries, keys=_real_only(near.keys, real)))
+            queries, keys = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1), near.keys
+            if real is not None:
+                is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1))
+                keys = torch.where(is_real.view(len(real), *keys.shape[1:]), keys, -1)
+            parts.append(dataclasses.replace(near, queries=queries, keys=keys))
         if self.learned:
             parts = [self._with_affinity(part, cluster, k, offset) for part in parts]
         return tuple(parts), no_visible_key
@@ -285,32 +275,22 @@ class Routing(BucketedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if needs_whole_batch(self) and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            real = call.real(k)
-            kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
-            q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))
+            # The sums are taken now, with the centroids of this pass, which move after the backward pass.
+            real, sums = call.real(k), list[Tensor]()
+            with torch.no_grad():
+                for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
+                    clusters = self.clusters(self.vectors(x), None)
+                    sums.append(cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real))
+            q, k, v = after_backward((q, k, v), lambda: self._follow(torch.stack(sums)))
         return super().forward(q, k, v, call)
 
     @torch.no_grad()
-    def _sums(self, x: Tensor, real: Tensor) -> Tensor:
-        return cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), self.clusters(self.key_vectors(x), None), self.num_clusters, real)
-
-    @torch.no_grad()
-    def _follow(self, kinds: list[Tensor]) -> None:
+    def _follow(self, sums: Tensor) -> None:
+        """Move the centroids by :func:`cluster_sums` of queries and keys. Among several processes, remember these sums."""
         if processes() > 1:
-            earlier, sums = self._unshared or (self.centroids.clone(), 0)
-            self._unshared = earlier, sums + torch.stack(kinds)
-        self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
-
-    def unshared_sums(self) -> Tensor:
-        """:func:`cluster_sums` of this process's queries and keys since the last :meth:`share`, ``(2, H, clusters, D + 1)``."""
-        heads, clusters, width = self.centroids.shape
-        return self.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32) if self._unshared is None else self._unshared[1]
-
-    def share(self, sums: Tensor) -> None:
-        """Move the centroids by the ``sums`` of all processes. This process's own moves are undone first."""
-        earlier = self.centroids if self._unshared is None else self._unshared[0]
-        self.centroids.copy_(moved(earlier, tuple(sums.view(2, *self.centroids.shape[:2], -1)), self.options.decay))
-        self._unshared = None
+            earlier, unshared = self._unshared or (self.centroids.clone(), 0)
+            self._unshared = earlier, unshared + sums
+        self.centroids.copy_(moved(self.centroids, sums, self.options.decay))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.num_clusters == 1 and self.size >= length and not self.options.normalise
@@ -323,14 +303,6 @@ class Routing(BucketedMechanism):
         if not self.options.window:
             return None
         return (0, self.options.window - 1) if causal else (-(self.options.window // 2), self.options.window // 2)
-
-
-def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
-    """``keys (1, 1, rows, Tk)`` with -1 instead of padding, ``(B, 1, rows, Tk)``."""
-    if real is None:
-        return keys
-    is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
-    return torch.where(is_real, keys, -1)
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
@@ -365,14 +337,13 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
     return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors.float()), member.sum((0, 2))[..., None]], -1)
 
 
-def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
+def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
     """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Without tokens, a centroid does not move.
 
     Args:
-        kinds: :func:`cluster_sums` of queries and of keys, which have equal weight.
+        sums: :func:`cluster_sums` of queries and of keys, which have equal weight, ``(2, H, C, D + 1)``.
         decay: share of the old centroid in the new one.
     """
-    sums = torch.stack(tuple(kinds))
     counts = sums[..., -1:]
     means = sums[..., :-1] / counts.clamp(min=1)  # zeros for clusters without queries (or keys)
     step = F.normalize(decay * centroids.float() + (1 - decay) * means.mean(0), dim=-1)
@@ -397,10 +368,16 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
     layers = [module for module in model.modules() if isinstance(module, Routing) and not module.learned]
     if not layers:
         return
-    together = torch.cat([layer.unshared_sums().flatten() for layer in layers])
+    unshared = []
+    for layer in layers:
+        heads, clusters, width = layer.centroids.shape
+        nothing = layer.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32)
+        unshared.append((layer.centroids, nothing) if layer._unshared is None else layer._unshared)
+    together = torch.cat([sums.flatten() for _, sums in unshared])
     torch.distributed.all_reduce(together, group=group)
-    for layer, sums in zip(layers, together.split([layer.unshared_sums().numel() for layer in layers]), strict=True):
-        layer.share(sums)
+    for layer, (earlier, local), sums in zip(layers, unshared, together.split([local.numel() for _, local in unshared]), strict=True):
+        layer.centroids.copy_(moved(earlier, sums.view(local.shape), layer.options.decay))  # undoes the moves by this process's own tokens
+        layer._unshared = None
 
 
 def processes(group: Any = None) -> int:

@@ -119,11 +119,15 @@ class Synthesizer(Mechanism):
             else:
                 features.append((share * vectors[0], vectors[1]))
         v = repeat_heads(v, heads)
-        joined = _joined(features, batch, max(width, v.shape[-1])) if features else None
-        if joined is not None and isinstance(table, float):
-            padded = F.pad(v, (0, joined[0].shape[-1] - v.shape[-1]))
-            return dense_attention(*joined, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
-        scores = table if joined is None else table + products(*joined)
+        scores = table
+        if features:  # the vectors of all kinds side by side
+            left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
+            missing = max(0, max(width, v.shape[-1]) - left.shape[-1])
+            left, right = F.pad(left, (0, missing)), F.pad(right, (0, missing))
+            if isinstance(table, float):  # all kinds have vectors, so that a fused kernel computes the softmax
+                padded = F.pad(v, (0, left.shape[-1] - v.shape[-1]))
+                return dense_attention(left, right, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
+            scores = table + products(left, right)
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
         if call.score_mod is not None:
@@ -141,13 +145,6 @@ class Synthesizer(Mechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.variant == ("dot_product",)
-
-
-def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tuple[Tensor, Tensor]:
-    """Query and key vectors of several kinds, concatenated to ``(B, H, N, F)`` with F at least ``least``."""
-    left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
-    missing = max(0, least - left.shape[-1])
-    return F.pad(left, (0, missing)), F.pad(right, (0, missing))
 
 
 @dataclasses.dataclass(frozen=True)

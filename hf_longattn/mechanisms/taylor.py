@@ -56,6 +56,9 @@ class Taylor(LinearMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.query_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
         self.key_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
+        self.features_per_head = 1 + options.feature_dim + options.feature_dim * (options.feature_dim + 1) // 2
+        self.factor = 1.0 if options.scale == HEAD else (head_dim / options.feature_dim) ** 0.5
+        """s / (scale · x·y), for projected vectors x and y and the call's scale."""
         self.reset_parameters()
 
     @torch.no_grad()
@@ -70,41 +73,33 @@ class Taylor(LinearMechanism):
             share = min(1.0, narrow / wide)  # the share of a product that an orthogonal map preserves, on average
             for head in weight:
                 drawn = torch.empty_like(head, dtype=torch.float32)  # there is no QR decomposition in half precision
-                head.copy_(nn.init.orthogonal_(drawn, gain=(share * self._factor()) ** -0.5, generator=generator))
+                head.copy_(nn.init.orthogonal_(drawn, gain=(share * self.factor) ** -0.5, generator=generator))
         self.key_map.weight.copy_(weight)
 
-    def _factor(self) -> float:
-        """s / (scale · x·y), for projected vectors x and y and the call's scale."""
-        return 1.0 if self.options.scale == HEAD else (self.head_dim / self.options.feature_dim) ** 0.5
-
-    def features_per_head(self) -> int:
-        d = self.options.feature_dim
-        return 1 + d + d * (d + 1) // 2
-
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        return polynomial(self.query_map(q) * (call.scale_for(self.head_dim) * self._factor()))
+        return polynomial(self.query_map(q) * (call.scale_for(self.head_dim) * self.factor))
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return polynomial(self.key_map(k))
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         left, right = q @ self.query_map.weight.to(q.dtype), k @ self.key_map.weight.to(k.dtype)
-        s = left @ right.mT * (call.scale_for(self.head_dim) * self._factor())
+        s = left @ right.mT * (call.scale_for(self.head_dim) * self.factor)
         return 1 + s + s.square() / 2
 
 
 def polynomial(x: Tensor) -> Tensor:
     """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``. Their products are 1 + s + s²/2 for s = x·y."""
     d = x.shape[-1]
+
+    def select() -> Tensor:
+        """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½ x."""
+        first, second = torch.triu_indices(d + 1, d + 1, device=x.device)  # pairs with the factor 1 first, then pairs of coordinates
+        second = second + torch.where((first == second) & (first > 0), d, 0)
+        unit = torch.eye(2 * d + 1, dtype=x.dtype, device=x.device)
+        return torch.stack((unit[:, first], unit[:, second]))
+
     factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
-    chosen = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), lambda: _chosen_factors(d, x))
-    left, right = factors @ chosen[0], factors @ chosen[1]  # matrix products select faster than indexing, above all in the backward pass
+    columns = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), select)
+    left, right = factors @ columns[0], factors @ columns[1]  # matrix products select faster than indexing, above all in the backward pass
     return left * right if torch.is_grad_enabled() else left.mul_(right)
-
-
-def _chosen_factors(d: int, like: Tensor) -> Tensor:
-    """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½ x."""
-    first, second = torch.triu_indices(d + 1, d + 1, device=like.device)  # pairs with the factor 1 first, then pairs of coordinates
-    second = second + torch.where((first == second) & (first > 0), d, 0)
-    unit = torch.eye(2 * d + 1, dtype=like.dtype, device=like.device)
-    return torch.stack((unit[:, first], unit[:, second]))

@@ -54,12 +54,8 @@ class TransformerXLOptions(Options):
     )
 
     def is_mask(self) -> bool:
-        return not self.stops
-
-    @property
-    def stops(self) -> bool:
-        """Whether there is a memory into which gradients must not flow."""
-        return not self.bptt and self.memory_length > 0
+        """Whether gradients may flow into the memory, if there is one."""
+        return self.bptt or self.memory_length == 0
 
 
 @register_mechanism("transformer_xl")
@@ -82,7 +78,9 @@ class TransformerXL(GatheredMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if options.stops and options.stop_gradient == HIDDEN:
+        self.stops = not options.is_mask()
+        """Whether there is a memory into which gradients must not flow."""
+        if self.stops and options.stop_gradient == HIDDEN:
             self.capabilities = self.capabilities.but(detached_beyond=options.segment_length)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
@@ -121,35 +119,44 @@ class TransformerXL(GatheredMechanism):
         """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
         if not self._stops(k, v):
             return super().forward(q, k, v, with_relative(self, q, k, call))
-        # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
+        # The memory's keys follow those of the segments; each query sees a token at most once, as a key of its segment or of the memory.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
-        remembered = _remembered(k, v, call.detached_kv)
-        mods = self._score_mods(q, (k, remembered[0]), call)
-        old_k = remembered[0]
+        old_k, old_v = _remembered(k, v, call.detached_kv)
+        joint_call = call.replace(score_mod=self._joint_score_mod(q, k, old_k, call), causal=False)
         q = pad_queries(q, length)
-        k, v = torch.cat([k, old_k], 2), torch.cat([v, remembered[1]], 2)
-        joint_call = call.replace(score_mod=_folded(mods, length), causal=False)
+        k, v = torch.cat([k, old_k], 2), torch.cat([v, old_v], 2)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
         if choose("pairs", q, k[:, :, :length], joint_call) == "dense-masked":
-            places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
-            out = dense_attention(q, k, v, joint_call, mask_mod=self._folded_mod(length, causal), q_idx=places)
+            positions = torch.arange(length, device=q.device).view(1, 1, -1, 1)
+            out = dense_attention(q, k, v, joint_call, mask_mod=self._joint_mask_mod(length, causal), q_idx=positions)
         else:
-            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), joint_call)
+            out = gathered_attention(q, k, v, self._joint_parts(length, causal, q.device), joint_call)
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
         """Whether this pass has a memory into which gradients must not flow."""
-        return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
+        return self.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
-    def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
-        """Score terms, relative positions included: one for all keys, or one for the segments' keys and one for the memory's."""
-        if self.relative is None:
-            return [call.score_mod]
-        terms = [relative_term(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod) for term in terms]
+    def _joint_score_mod(self, q: Tensor, k: Tensor, old_k: Tensor, call: AttentionCall) -> ScoreMod | None:
+        """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after them."""
+        length = k.shape[2]
+        mods: list[ScoreMod | None] = [call.score_mod]
+        if self.relative is not None:
+            terms = [relative_term(self, q, keys, call) for keys in ((k, old_k) if self.relative.reads_keys else (k,))]
+            mods = [call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod) for term in terms]
+        segment, memory = mods[0], mods[-1]
+        if segment is None or memory is None:
+            return None
 
-    def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        def joint(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            position = kv_idx % length
+            of_segment = segment(score, b, h, q_idx, position)
+            return of_segment if segment is memory else torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
+
+        return joint
+
+    def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p + ``length``."""
 
         def make() -> tuple[GatherTile, ...]:
@@ -159,21 +166,21 @@ class TransformerXL(GatheredMechanism):
 
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
-    def _folded_mod(self, length: int, causal: bool) -> MaskMod:
+    def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
         """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
-        def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            place = kv_idx % length
-            own_segment = place // size == q_idx // size
-            seen = mod(b, h, q_idx, place) & (own_segment == (kv_idx < length))
-            return seen & (place <= q_idx) if causal else seen
+        def joint(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            position = kv_idx % length
+            own_segment = position // size == q_idx // size
+            seen = mod(b, h, q_idx, position) & (own_segment == (kv_idx < length))
+            return seen & (position <= q_idx) if causal else seen
 
-        return folded
+        return joint
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
-        if not self.options.stops or torch.compiler.is_exporting():
+        if not self.stops or torch.compiler.is_exporting():
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]
@@ -208,18 +215,3 @@ def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None)
     if detached_kv is None:
         return [k.detach(), v.detach()]
     return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), detached_kv, strict=True)]
-
-
-def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
-    """Join score terms: ``mods[0]`` for keys before ``length``, ``mods[-1]`` for the memory's keys from ``length`` on."""
-    segment, memory = mods[0], mods[-1]
-    if segment is None or memory is None:
-        return None
-    if segment is memory:
-        return lambda score, b, h, q_idx, kv_idx: segment(score, b, h, q_idx, kv_idx % length)
-
-    def folded(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        place = kv_idx % length
-        return torch.where(kv_idx < length, segment(score, b, h, q_idx, place), memory(score, b, h, q_idx, place))
-
-    return folded

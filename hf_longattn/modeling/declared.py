@@ -1,8 +1,9 @@
-"""What a stock model declares about the keys that each query sees.
+"""What a stock model declares about the keys that each query sees, and the attention to these keys.
 
 transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks that see each other.
 :class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing of size N×N is built for a window.
-A function that it cannot read is evaluated by transformers, for a block of queries at a time.
+A function that it cannot read is evaluated by transformers, for a block of queries at a time. :func:`attend_as_declared` is the attention
+function of modules without a mechanism.
 """
 
 from __future__ import annotations
@@ -16,15 +17,29 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import transformers.masking_utils as masking
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..engines.batch import Batch, PassCache, in_graph
-from ..engines.call import UNBOUNDED, Pattern
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.call import UNBOUNDED, AttentionCall, Pattern
+from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
+from ..engines.dispatch import OBSERVERS
+from ..errors import BackendError
+from ..functional import run_batch
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.options import LARGEST
+from ..mechanisms.common.registry import mechanism_from
+from . import masks
 
 BLOCK_PAIRS = 1 << 26
 """Maximum pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
 FEWEST_ROWS = 128
 """Minimum number of queries of a block. Untuned."""
+FEW_QUERIES = 32
+"""Maximum number of new tokens for which one masked call over all keys costs least. Untuned."""
+SINKS = "s_aux"
+"""The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
 """``mask_function(batch, head, query, key) -> bool`` of transformers, over absolute positions."""
 
@@ -158,22 +173,27 @@ class DeclaredMask(PassCache):
 
         ``None`` if a band, padding and documents do not describe them, or if a graph does not know where they are.
         """
-        return self.cached(("region", documents is None), lambda: self._region(documents))
 
-    def _region(self, documents: Tensor | None) -> Region | None:
-        pattern, whole = Pattern(self.left, self.right, self.right == 0), self.hides_padding_alone
-        keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
-        if whole and keys != self.keys:  # the queries are another sequence
-            keys = self.keys
-        elif not self.exact or isinstance(self.first_query, Tensor) or not (keys == self.keys or (pattern.causal and 0 < keys < self.keys)):
-            return None
-        labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + ([] if documents is None else [documents])
-        numbers = None
-        if labels:
-            numbers = F.pad(functools.reduce(torch.logical_or, (label[:, 1:] != label[:, :-1] for label in labels)), (1, 0)).cumsum(1)
-            numbers = numbers if bool(numbers[:, -1:].any()) else None
-        batch = Batch.of(None if self.padding is None else self.padding[:, :keys], numbers)
-        return Region(pattern, keys, batch, cross=whole and numbers is None)
+        def make() -> Region | None:
+            pattern, everything = Pattern(self.left, self.right, self.right == 0), self.hides_padding_alone
+            keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
+            if everything and keys != self.keys:  # the queries are another sequence
+                keys = self.keys
+            elif (
+                not self.exact
+                or isinstance(self.first_query, Tensor)
+                or not (keys == self.keys or (pattern.causal and 0 < keys < self.keys))
+            ):
+                return None
+            labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + ([] if documents is None else [documents])
+            numbers = None
+            if labels:  # a document ends wherever one of its labels changes
+                numbers = F.pad(functools.reduce(torch.logical_or, (label[:, 1:] != label[:, :-1] for label in labels)), (1, 0)).cumsum(1)
+                numbers = numbers if bool(numbers[:, -1:].any()) else None
+            batch = Batch.of(None if self.padding is None else self.padding[:, :keys], numbers)
+            return Region(pattern, keys, batch, cross=everything and numbers is None)
+
+        return self.cached(("region", documents is None), make)
 
     def dense(self) -> Tensor:
         """The mask that transformers makes for its sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
@@ -191,14 +211,20 @@ class DeclaredMask(PassCache):
         """
         if self.hides_padding_alone and self.padding is not None:
             return self.padding[:, None, None, first:last]
-        if 2 * (stop - start) * (last - first) >= self.queries * self.keys:
-            return self.cached((start, stop, first, last), lambda: self._evaluated(start, stop, first, last))
-        return self._evaluated(start, stop, first, last)
 
-    def _evaluated(self, start: int, stop: int, first: int, last: int) -> Tensor:
-        changes = {"q_length": stop - start, "kv_length": last - first, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        offsets = {"q_offset": self.arguments["q_offset"] + start, "kv_offset": self.first_key + first}
-        return masking.sdpa_mask(**{**self.arguments, **changes, **offsets})
+        def evaluate() -> Tensor:
+            sizes = {
+                "q_length": stop - start,
+                "kv_length": last - first,
+                "allow_is_causal_skip": False,
+                "allow_is_bidirectional_skip": False,
+            }
+            offsets = {"q_offset": self.arguments["q_offset"] + start, "kv_offset": self.first_key + first}
+            return masking.sdpa_mask(**{**self.arguments, **sizes, **offsets})
+
+        if 2 * (stop - start) * (last - first) >= self.queries * self.keys:
+            return self.cached((start, stop, first, last), evaluate)
+        return evaluate()
 
     def blocks(self, rows: int) -> list[tuple[int, int, int, int]]:
         """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, of some :data:`BLOCK_PAIRS` pairs each.
@@ -247,13 +273,9 @@ class DeclaredMask(PassCache):
         return getattr(self.dense(), name)
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    return lambda mask, *args: getattr(mask.dense(), name)(*args)
-
-
 OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge sub rsub mul rmul truediv bool len neg"
-for _name in OPERATORS.split():
-    setattr(DeclaredMask, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in OPERATORS.split():  # Python looks these up on the class, not by __getattr__
+    setattr(DeclaredMask, f"__{_name}__", lambda mask, *args, _name=f"__{_name}__": getattr(mask.dense(), _name)(*args))
 DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
@@ -266,3 +288,138 @@ def _longest_block(ids: Tensor) -> int:
     ends = place.new_zeros(2, int(block.max()) + 1)
     first = ends[0].scatter_reduce(0, block, place, "amin", include_self=False)
     return int((ends[1].scatter_reduce(0, block, place, "amax", include_self=False) - first).max()) + 1
+
+
+# ---- attention of a stock model
+
+
+def in_words(module: nn.Module) -> str:
+    """The class of an attention module, with the number of its layer if it has one."""
+    layer = getattr(module, "layer_idx", None)
+    return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
+
+
+def attend_as_declared(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, scaling: float | None, dropout: float,
+    with_weights: bool, kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The attention function of a stock model's ``module``: softmax attention to the keys that its mask shows.
+
+    Without a mask, every query sees every key. Arguments and results are those of ``longattn_attention_forward``.
+    """
+    batch_size, heads, q_len, _ = query.shape
+    kv_len, width = key.shape[2], value.shape[-1]
+    if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
+        raise BackendError(
+            f"{in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
+            f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
+        )
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        masks.check_pairs(mask, query)
+    if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
+        mask = mask.dense()
+    region = mask.region() if isinstance(mask, DeclaredMask) else Region(Pattern.everything(False), kv_len) if mask is None else None
+    documents = None
+    if not masks.DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
+        batch, _ = masks.with_documents(None, None, None, (batch_size, q_len), False, kwargs)
+        documents = None if batch is None else batch.documents
+        if documents is not None and isinstance(mask, DeclaredMask):
+            region = None if in_graph() else mask.region(documents)
+        elif documents is not None and region is not None:
+            region = None if in_graph() else region._replace(batch=batch)
+    terms: dict[str, Any] = {"documents": documents, "bias": kwargs.get("position_bias"), "softcap": kwargs.get("softcap")}
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
+
+    # Four ways, the cheapest first: one unmasked call, as transformers' sdpa attention makes it; one masked call, for few queries or for a
+    # padding mask of another sequence's keys; an engine, for a band; pairs of tokens, for everything else.
+    if region is None or terms["bias"] is not None or terms["softcap"] is not None or with_weights:
+        return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=with_weights)
+    if region.is_one_call(q_len) and not OBSERVERS and not (dropout and query.device.type == "cpu"):
+        key, value = key[:, :, : region.keys], value[:, :, : region.keys]
+        output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
+        return output.transpose(1, 2).contiguous(), None
+    few = not torch.compiler.is_exporting() and q_len <= FEW_QUERIES  # an exported graph takes any number of queries
+    few = few and (documents is None or region.keys == kv_len)
+    if mask is not None and not OBSERVERS and (few or (region.cross and region.batch is not None)):
+        return _attend_pairs(query, key, value, mask, settings, **terms)
+    pattern = region.pattern
+    scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
+    key, value = key[:, :, : region.keys], value[:, :, : region.keys]
+    if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
+        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=kwargs.get(SINKS))
+    if in_graph():  # which cannot build a mechanism
+        output = block_sparse_attention(query, key, value, pattern, call)
+    else:
+        cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
+        output = run_batch(_declared_mechanism(heads, widest, pattern.left, pattern.right, cross), query, key, value, call)
+    return output[..., :width].transpose(1, 2).contiguous(), None
+
+
+@functools.lru_cache(64)
+def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
+    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
+    bounded = left < LARGEST or 0 < right < LARGEST
+    options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
+    mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
+    mechanism.is_cross_attention = cross
+    return mechanism
+
+
+def _attend_pairs(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, settings: dict[str, Any], *, documents: Tensor | None,
+    bias: Tensor | None, softcap: float | None, with_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention of a stock module by a mask over pairs, in blocks of queries where there are many pairs.
+
+    Args:
+        mask: as in ``longattn_attention_forward``, or with fewer axes, which broadcast.
+        settings: dropout, scale and sinks of :func:`fused_attention`.
+        documents: ``(B, Nk)``; pairs of different documents are hidden.
+        bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
+        softcap: the bound that a tanh puts on the scores, before the bias and an additive mask are added.
+        with_weights: whether the weights ``(B, H, Nq, Nk)`` are returned, too.
+    """
+    (batch, heads, q_len, width), kv_len = query.shape, key.shape[2]
+    plain = softcap is not None or with_weights  # operations that hold all scores of a block
+
+    def rows_of(term: Tensor, start: int, stop: int) -> Tensor:  # a mask or bias may have one row for all queries
+        return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+        terms: list[Tensor] = []
+        if mask is not None:
+            terms.append(mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else rows_of(mask, start, stop))
+        if documents is not None:
+            terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
+        if bias is not None:
+            terms.append(rows_of(bias, start, stop)[..., first:last])
+        hidden = [term for term in terms if term.dtype == torch.bool]
+        # PyTorch's CPU kernel misreads masks of another dtype than the query's.
+        added = [term.to(q.dtype) for term in terms if term.dtype != torch.bool]
+        visible = functools.reduce(torch.logical_and, hidden) if hidden else None
+        total = sum(added[1:], added[0]) if added else None
+        if not plain:
+            if total is not None:
+                visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
+            return fused_attention(q, k, v, attn_mask=visible, **settings), None
+        scores = products(q, repeat_heads(k, heads)) * (width**-0.5 if settings["scale"] is None else settings["scale"])
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        weights = masked_softmax(scores if total is None else scores + total, visible, settings["sink_scores"]).to(v.dtype)
+        return F.dropout(weights, settings["dropout_p"]) @ repeat_heads(v, heads), weights if with_weights else None
+
+    rows = 16 * batch * heads if plain else batch  # four bytes a score, and several copies at once
+    if with_weights or rows * q_len * kv_len <= BLOCK_PAIRS:
+        blocks = [(0, q_len, 0, kv_len)]
+    elif isinstance(mask, DeclaredMask):
+        blocks = mask.blocks(rows)
+    else:
+        size = max(1, BLOCK_PAIRS // (rows * kv_len))
+        blocks = [(start, min(start + size, q_len), 0, kv_len) for start in range(0, q_len, size)]
+    run = functools.partial(checkpoint, use_reentrant=False) if len(blocks) > 1 and torch.is_grad_enabled() else lambda call, *x: call(*x)
+    results = [
+        run(attend, query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], start, stop, first, last)
+        for start, stop, first, last in reversed(blocks)  # causal blocks grow, and memory is only reused for smaller tensors
+    ]
+    output = torch.cat([out for out, _ in reversed(results)], 2) if len(results) > 1 else results[0][0]
+    return output.transpose(1, 2).contiguous(), results[0][1]

@@ -28,13 +28,14 @@ from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechan
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
-from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
+from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import with_training_loss
+from .masks import filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured

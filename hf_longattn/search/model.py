@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.adopt import adoption_of
+from ..conversion.adopt import ADOPTIONS
 from ..conversion.plan import ConversionPlan
 from ..conversion.settings import ConversionConfig
 from ..conversion.source_models import Source, load_as_result, open_source
@@ -55,7 +55,7 @@ class SearchedModel:
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
         windows = own_windows(plan.architecture.source_config)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
-        attention = plan.architecture.original_attention()
+        attention = plan.architecture.original_attention
         self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
         chosen = map(self.base_attention.for_layer, range(self.layers))
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
@@ -126,7 +126,7 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    known = modality.family is not None or adoption_of(source.config) is not None or "long_attention" in source.config
+    known = modality.family is not None or model_type in ADOPTIONS or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn inspect MODEL INPUT` "

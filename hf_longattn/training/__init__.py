@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ..data.rows import read_rows, read_texts
     from ..data.tokenization import longest_input
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments
+    from .run import begin, finish, run_task
     from .tasks.multitask import load_multitask_head
     from .tasks.qa import load_qa_model
     from .trainer import LongTrainer
-    from .training_run import begin, finish, run_task
 
 __getattr__, __all__ = public_names(__name__)

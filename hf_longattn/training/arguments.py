@@ -78,7 +78,7 @@ class DataArguments:
     Attributes:
         roles: role -> the columns that are recognised for it, the first one first. ``--columns`` names others.
         named: role -> the column that ``--columns`` names.
-        only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.training_run.begin`.
+        only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
         scored_rows: set by the split of the data: the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too.
     """
 
@@ -98,7 +98,7 @@ class DataArguments:
     max_eval_samples: int | None = argument(None, "Rows to evaluate on at most, in the order of --seed; default: all.")
 
     def __post_init__(self) -> None:
-        from hf_longattn.data.tables import check_exists  # here, since datasets takes long to import and --help reads this file
+        from hf_longattn.data.sources import check_exists  # here, since datasets takes long to import and --help reads this file
 
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")

@@ -28,8 +28,8 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import begin, finish
 
 HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "hidden": AutoModel}
 """Objective -> the class that loads a model for it."""

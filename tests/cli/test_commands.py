@@ -69,7 +69,7 @@ def test_convert_reports_in_words_and_in_json(
     monkeypatch.chdir(tmp_path / "desk")
     assert f"--model {tmp_path / 'words'} " in output(capsys, "convert", source, "../words", *flags, "--overwrite").splitlines()[-1]
     report = json.loads(output(capsys, "convert", source, tmp_path / "json", *flags, "--json"))
-    assert report["passed"]
+    assert report["verified"]
     assert report["destination"] == str(tmp_path / "json")
     (tensors,) = [check for check in report["checks"] if check["name"] == "tensors"]
     assert tensors["values"]["kept"] == len(transformers.AutoModelForCausalLM.from_pretrained(source).state_dict())

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 
 from hf_longattn.cli.app import main
 from hf_longattn.cli.terminal import Line, show, table
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
 from tests.trained import tokenizer_of
 

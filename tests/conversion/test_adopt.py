@@ -69,7 +69,7 @@ def saved(tmp_path: Path) -> Saved:
 @every_case(("stem", "head"), [(stem, head) for stem, heads in HEADS.items() for head in heads], of=3)
 def test_every_head_is_adopted_with_equal_outputs(stem: str, head: str, saved: Saved, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(stem, head), tmp_path / "long")
-    assert report.passed
+    assert report.verified
     assert not report.needs_training
     assert report.plan["long_class"] == f"Long{BASES.get(stem, stem)}{head}"
     assert report.plan["original_architecture"] == getattr(transformers, f"{stem}Config").model_type
@@ -115,14 +115,14 @@ def test_adopted_tensors_are_the_sources(stem: str, saved: Saved, tmp_path: Path
 
 def test_adopted_models_can_be_extended(saved: Saved, tmp_path: Path) -> None:
     source = saved("Longformer", "ForMaskedLM")
-    assert convert_checkpoint(source, tmp_path / "long", max_length=3 * LENGTH).passed
+    assert convert_checkpoint(source, tmp_path / "long", max_length=3 * LENGTH).verified
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
     assert model.config.max_position_embeddings == 3 * LENGTH + 2
 
 
 def test_both_stacks_of_an_adopted_led_can_be_extended(saved: Saved, tmp_path: Path) -> None:
     report = convert_checkpoint(saved("LED", "ForConditionalGeneration"), tmp_path / "long", max_length=400, max_decoder_length=100)
-    assert report.passed
+    assert report.verified
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 400)
     assert (report.plan["decoder"]["old_length"], report.plan["decoder"]["new_length"]) == (64, 100)
 
@@ -130,7 +130,7 @@ def test_both_stacks_of_an_adopted_led_can_be_extended(saved: Saved, tmp_path: P
 @pytest.mark.thorough
 def test_adopted_big_bird_keeps_unusual_settings_and_is_extended(saved: Saved, tmp_path: Path) -> None:
     source = saved("BigBird", "ForMaskedLM", rescale_embeddings=True, use_bias=False, hidden_act="relu")
-    assert convert_checkpoint(source, tmp_path / "long", max_length=2 * LENGTH).passed
+    assert convert_checkpoint(source, tmp_path / "long", max_length=2 * LENGTH).verified
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long", dtype=torch.float32)
     assert model.config.rescale_embeddings
     assert model(torch.randint(5, 200, (1, 2 * LENGTH))).logits.isfinite().all()
@@ -147,7 +147,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_another_attention_for_an_adopted_model_needs_training(case: str, saved: Saved, tmp_path: Path) -> None:
     stem, settings, expected = CHANGED[case]
     report = convert_checkpoint(saved(stem, "ForMaskedLM"), tmp_path / "long", **settings)
-    assert report.passed
+    assert report.verified
     assert report.needs_training
     attention = report.plan["long_attention"]
     assert {name: attention[name] for name in expected} == expected
@@ -156,7 +156,7 @@ def test_another_attention_for_an_adopted_model_needs_training(case: str, saved:
 
 def test_big_bird_with_blocks_of_each_text_ignores_padding(saved: Saved, tmp_path: Path) -> None:
     report = convert_checkpoint(saved("BigBird", "Model"), tmp_path / "long", blocks_over="text")
-    assert report.passed
+    assert report.verified
     assert report.plan["long_attention"] == {**BLOCK, "blocks_over": "text"}
     assert {check.name: check.status for check in report.checks}["padding changes nothing"] == "passed"
 
@@ -171,7 +171,7 @@ def test_big_bird_refuses_two_questions_in_a_row(saved: Saved) -> None:
 def test_big_bird_decoder_is_adopted_if_full_and_refused_if_block_sparse(saved: Saved, tmp_path: Path) -> None:
     source = saved("BigBird", "ForCausalLM", is_decoder=True, attention_type="original_full")
     report = convert_checkpoint(source, tmp_path / "long")
-    assert report.passed
+    assert report.verified
     assert not report.needs_training
     assert report.plan["long_attention"] == {"mechanism": "full"}
     with pytest.raises(CheckpointError, match="sees future tokens in long texts"):
@@ -192,7 +192,7 @@ def test_bigbird_pegasus_loads_as_a_long_model_without_a_conversion(saved: Saved
 
 def test_verification_finds_swapped_global_projections(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values swapped: the tensors all fit, only the outputs tell."""
-    adoption = next(adoption for adoption in ADOPTIONS if adoption.model_type == "longformer")
+    adoption = ADOPTIONS["longformer"]
     (swapped,) = (name for name in adoption.names if "_global" in name)
     separate = {"query": "query", "key": "value", "value": "key"}
     target = ".attention.self.long_attention.separate."

@@ -35,7 +35,7 @@ def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
 @every_case("name", CLASSES, of=4)
 def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.passed
+    assert report.verified
     found = statuses(report)
     assert found["tensors"] == found["padding changes nothing"] == found["finite at the new length"] == "passed"
     assert found["equal where the mechanism covers the input"] == "passed"
@@ -46,19 +46,19 @@ def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], 
     assert config["long_attention"].items() >= WINDOW.items()
     in_full = "exact_length" in config["long_attention"]
     assert found["at the old length"] == ("measured" if in_full else "needs training")
-    assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["passed"]
+    assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["verified"]
 
 
 @every_case("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
 def test_full_attention_needs_training_only_beyond_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
     report = convert_checkpoint(built(name), tmp_path / name / "same", mechanism="full")
-    assert report.passed
+    assert report.verified
     assert not report.needs_training
     assert report.train_command is None
     report = convert_checkpoint(built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions)
     assert {check.name for check in report.checks if check.status == "needs training"} == {"positions at the new length"}
-    assert report.passed
+    assert report.verified
     assert report.train_command
 
 
@@ -84,7 +84,7 @@ def test_report_names_the_training_of_each_head(
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_memory_tokens_need_training_though_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
-    assert report.passed
+    assert report.verified
     assert report.needs_training
     assert ("train mlm" if name == "BertForMaskedLM" else "train clm") in (report.train_command or "")
 
@@ -127,7 +127,7 @@ def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
 ) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=200, positions="stretch", **options)
-    assert report.passed
+    assert report.verified
     assert report.needs_training
     checks = {check.name: check for check in report.checks}
     equal = checks["equal where positions are unchanged"]
@@ -171,7 +171,7 @@ def test_conversion_leaves_out_buffers_of_the_old_length(checkpoint: Checkpoint,
     tensors["transformer.position_ids"] = torch.arange(LENGTH)[None]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128)
-    assert report.passed
+    assert report.verified
     assert "transformer.h.0.attn.bias" not in load_file(tmp_path / "long" / "model.safetensors")
 
 
@@ -196,7 +196,7 @@ def test_conversion_understands_tensor_names_of_old_checkpoints(
     source = checkpoint(name)
     renamed(source, rename)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.passed
+    assert report.verified
     assert tensor_counts(report)["extended"] == 1
     assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
 
@@ -207,7 +207,7 @@ def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint
     changed = {**config, "architectures": ["BertLMHeadModel"], "is_decoder": True, "add_cross_attention": False}
     (source / "config.json").write_text(json.dumps(changed))
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.passed
+    assert report.verified
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
@@ -216,7 +216,7 @@ def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], 
     with pytest.raises(OptionError, match="has rotary positions that transformers cannot scale"):
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
-    assert (report.passed, report.plan["positions"]) == (True, "rope:none")
+    assert (report.verified, report.plan["positions"]) == (True, "rope:none")
     assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
 
 
@@ -253,5 +253,5 @@ def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable
 @pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
 def test_bases_with_terms_in_their_scores_get_a_window_by_default(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
-    assert report.passed
+    assert report.verified
     assert report.plan["long_attention"]["mechanism"] == "window"

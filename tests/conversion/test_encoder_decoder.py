@@ -50,7 +50,7 @@ def test_conversion_extends_a_decoder_with_its_own_attention(built: Built, tmp_p
     report = convert_checkpoint(
         built(BART), tmp_path / "long", mechanism="full", max_length=200, max_decoder_length=150, decoder_long_attention=own
     )
-    assert report.passed
+    assert report.verified
     assert report.plan["decoder"] == {"long_attention": own, "old_length": LENGTH, "new_length": 150}
     assert [len(table) for table in tables(tmp_path / "long").values()] == [202, 152]
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "long")
@@ -101,7 +101,7 @@ def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Ca
     kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "embed_positions" not in name}
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
-    assert report.passed
+    assert report.verified
     assert tensor_counts(report)["extended"] == 0
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
 
@@ -111,7 +111,7 @@ def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Calla
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
-    assert report.passed
+    assert report.verified
     assert json.loads((tmp_path / "long" / "generation_config.json").read_text())["max_length"] == 90
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
 

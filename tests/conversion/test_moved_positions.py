@@ -48,7 +48,7 @@ def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(s
     relative, unchanged = WRITTEN[positions]
     target = tmp_path / positions.replace(":", "-")
     report = converted(source, target, positions)
-    assert report.passed
+    assert report.verified
     model, plain = LongLlamaForCausalLM.from_pretrained(target).eval(), LlamaForCausalLM.from_pretrained(source).eval()
     assert model.config.rope_parameters == plain.config.rope_parameters
     assert model.config.max_position_embeddings == NEW
@@ -86,7 +86,7 @@ def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Pat
     scaled = LlamaForCausalLM.from_pretrained(source)
     scaled.config.rope_parameters = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
     scaled.save_pretrained(tmp_path / "scaled")
-    assert converted(tmp_path / "scaled", tmp_path / "longer", "rope:self-extend").passed
+    assert converted(tmp_path / "scaled", tmp_path / "longer", "rope:self-extend").verified
     assert LongLlamaForCausalLM.from_pretrained(tmp_path / "longer").config.rope_parameters["rope_type"] == "linear"
 
 

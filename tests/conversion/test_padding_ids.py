@@ -93,7 +93,7 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
     source = saved(tmp_path / "short", base, pad, **rotary)
     how = {"positions": "auto" if rotary else positions}
     report = convert_checkpoint(source, tmp_path / "long", **FULL, max_length=NEW, **how)
-    assert (report.passed, report.plan["old_length"], report.plan["new_length"]) == (True, OLD, NEW)
+    assert (report.verified, report.plan["old_length"], report.plan["new_length"]) == (True, OLD, NEW)
     assert inspect_checkpoint(tmp_path / "long").max_length == NEW
     values = json.loads((tmp_path / "long" / "config.json").read_text())
     modality = modality_in(values)
@@ -146,7 +146,7 @@ def test_stock_checkpoints_of_roberta_with_any_padding_id(pad: int, tmp_path: Pa
     ):
         convert_checkpoint(source, tmp_path / stock, **mechanism, max_length=NEW, exact_length=0, verify=False)
         report = hf_longattn.export_native(tmp_path / stock, tmp_path / f"{stock}-stock")
-        assert (report.plan["class"], report.passed) == (stock, True)
+        assert (report.plan["class"], report.verified) == (stock, True)
 
 
 @pytest.mark.thorough
@@ -161,7 +161,7 @@ def test_longformer_with_any_padding_id_is_adopted(pad: int, tmp_path: Path) -> 
                 parameter.mul_(20 if name.endswith(TABLE) else 8)
     model.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", max_length=NEW)
-    assert (report.passed, report.plan["old_length"], report.needs_training) == (True, OLD, False)
+    assert (report.verified, report.plan["old_length"], report.needs_training) == (True, OLD, False)
     long = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
     inputs = padded(OLD, pad)
     torch.testing.assert_close(logits(long, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)

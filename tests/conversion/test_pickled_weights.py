@@ -40,7 +40,7 @@ def test_pickled_checkpoint_is_converted_only_if_allowed(shards: int, zipped: bo
     with pytest.raises(CheckpointError, match="add --allow-pickle"):
         convert_checkpoint(source, folder / "long", **ARGUMENTS)
     report = convert_checkpoint(source, folder / "long", allow_pickle=True, **ARGUMENTS)
-    assert report.passed
+    assert report.verified
     assert report.plan["source"] == str(source)
     assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
     assert [path.name for path in folder.iterdir()] == ["long"]
@@ -58,7 +58,7 @@ def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says
     source = pickled(checkpoint("BertForMaskedLM"))
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    assert convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS).passed
+    assert convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS).verified
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from hf_longattn.files import FORMAT_FIELD
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 from tests.shared_code import code_of_family
 from tests.stock_cases import long_attention, long_values, save_long
 
@@ -162,7 +165,7 @@ def test_refusal_for_global_tokens_names_options_that_a_stock_architecture_has(
     with pytest.raises(SystemExit) as ended:
         main([*arguments, *advised[1].split()])
     assert ended.value.code == 0
-    assert export_native(tmp_path / "long", tmp_path / "stock").passed
+    assert export_native(tmp_path / "long", tmp_path / "stock").verified
 
 
 def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,3 +264,30 @@ def test_convert_native_writes_a_stock_checkpoint(
     assert convert("lsh", "lsh") == 1
     assert "The result would have no stock form: Layer 0 has 'lsh'" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["bert", "longformer"], "without the long checkpoint"
+
+
+def test_convert_native_keeps_a_folder_beside_its_result_and_is_cleaned_up_after_a_kill(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, beside = checkpoint("BertModel"), tmp_path / ".out.long" / "notes.txt"
+    beside.parent.mkdir()
+    beside.write_text("mine")
+    assert run_fresh(convert_native_until_killed, source, tmp_path / "out").returncode == -9
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".out.partial-")]) == 1
+    report = convert_checkpoint(source, tmp_path / "out", mechanism="full", max_length=128, native=True, verify=False)
+    assert (report.plan["class"], report.verified, report.to_dict()["verified"]) == ("BertModel", False, False)
+    assert {path.name for path in tmp_path.iterdir() if path != source} == {".out.long", "out"}
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert beside.read_text() == "mine"
+
+
+def convert_native_until_killed(source: str, destination: str) -> None:
+    """Convert until the stock checkpoint is written, when the long one is complete."""
+    begun: list[str] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        begun.append(stage)
+        if begun.count("write") == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    convert_checkpoint(source, destination, mechanism="full", max_length=128, native=True, verify=False, progress=progress)

@@ -119,7 +119,7 @@ def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpo
     source = checkpoint("BertModel")
     transformers.BertModel.from_pretrained(source).save_pretrained(source, max_shard_size="400KB")
     (source / "model.safetensors").unlink(missing_ok=True)
-    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).passed
+    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).verified
     next(source.glob("model-00002*")).unlink()
     with pytest.raises(CheckpointError, match=r"cannot be loaded|has no weights"):
         convert_checkpoint(source, tmp_path / "other", **WINDOW)
@@ -135,7 +135,7 @@ def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
     tensors = {name: value.bfloat16() if name.startswith(narrow) else value for name, value in tensors.items()}
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     change_config(source, dtype=named)
-    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).passed
+    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).verified
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert {name: value.dtype for name, value in written.items()} == {name: value.dtype for name, value in tensors.items()}
     assert all(torch.equal(written[name][: len(value)], value) for name, value in tensors.items())
@@ -147,7 +147,7 @@ def test_experts_of_a_mixture_are_those_of_the_source(tmp_path: Path) -> None:
     config = source_config("mixtral")
     short = transformers.MixtralForCausalLM(config)
     short.save_pretrained(tmp_path / "short")
-    assert convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full").passed
+    assert convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full").verified
     long = hf_longattn.LongMixtralForCausalLM.from_pretrained(tmp_path / "long").state_dict()
     assert all(torch.equal(long[name], value) for name, value in short.state_dict().items())
 

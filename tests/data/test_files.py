@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hf_longattn.data.tables import DataError, files_of, read_table
+from hf_longattn.data.sources import DataError, files_of, read_table
 from tests.cases import every_case
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

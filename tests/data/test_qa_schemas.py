@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_longattn.data.qa_schemas import load_qa, occurrences, save_qa
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from scripts import prepare_natural_questions, prepare_triviaqa
 from tests.cases import every_case
 

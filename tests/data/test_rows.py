@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from hf_longattn.data import rows as rows_module
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_texts, rows_of, split_held_out
-from hf_longattn.data.tables import DataError, read_hub, read_table
+from hf_longattn.data.sources import DataError, read_hub, read_table
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, tagged_rows
 from tests.cases import every_case

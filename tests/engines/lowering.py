@@ -21,11 +21,11 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
-from hf_longattn.engines.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
+from hf_longattn.engines.score_terms import DistanceBias, ScoreMod, as_term
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.memory.attention_cache import StaticStateLayer
-from hf_longattn.modeling.backend import _score_mod
+from hf_longattn.modeling.masks import score_terms
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started
@@ -65,11 +65,11 @@ def relative(name: str) -> Callable[[Tensor], ScoreMod]:
 
 
 def softcap(q: Tensor) -> ScoreMod:
-    return _score_mod(None, None, q.shape[2], q.shape[2], device_scalar(30.0, q.device))
+    return score_terms(None, None, 30.0, q, q.shape[2])
 
 
 def bias(q: Tensor) -> ScoreMod:
-    return _score_mod(None, torch.empty(1, 4, 700, 700, device="cuda"), 700, 700, None)
+    return score_terms(None, torch.empty(1, 4, 700, 700, device="cuda"), None, q, 700)
 
 
 def users_own(q: Tensor) -> ScoreMod:
@@ -124,7 +124,7 @@ def in_graph(dynamic: bool | None) -> Case:
         cap = 30.0
 
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            term = _score_mod(None, None, q.shape[2], k.shape[2], device_scalar(self.cap, q.device))
+            term = score_terms(None, None, self.cap, q, k.shape[2])
             return block_sparse_attention(q, k, v, PATTERN, AttentionCall(causal=True, score_mod=term))
 
     return lambda: torch.compile(Attention(), dynamic=dynamic, fullgraph=True)(*qkv())

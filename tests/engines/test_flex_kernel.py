@@ -21,9 +21,9 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.score_terms import ScoreMod, as_term, device_scalar
+from hf_longattn.engines.score_terms import ScoreMod, as_term
 from hf_longattn.families.deberta_v2 import disentangled
-from hf_longattn.modeling.backend import _score_mod
+from hf_longattn.modeling import masks
 from hf_longattn.positions.relative import RELATIVE, build_relative
 from tests.cases import every_case
 
@@ -348,7 +348,9 @@ def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "score_mod", [_score_mod(None, None, 300, 300, 30.0), lambda score, b, h, i, j: score - FACTOR * (i - j)], ids=["softcap", "global"]
+    "score_mod",
+    [masks.score_terms(None, None, 30.0, torch.empty(1, 4, 300, 16), 300), lambda score, b, h, i, j: score - FACTOR * (i - j)],
+    ids=["softcap", "global"],
 )
 def test_python_numbers_are_constants_of_a_flex_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
     """As tensors on the CPU, which they are in a graph for all lengths, no GPU kernel takes them."""
@@ -378,7 +380,7 @@ def held(value: Any) -> Iterator[Any]:
 
 def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
-    yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
+    yield "softcap", masks.score_terms(None, torch.empty(1, 4, 1, 300, device=device), 30.0, q, 300)
     for name in RELATIVE:
         yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]

@@ -11,8 +11,8 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
+from hf_longattn.training.run import low_rank_updates
 from hf_longattn.training.tasks.linearise import prepared_layers, transferring
-from hf_longattn.training.training_run import low_rank_updates
 from tests.reference.small_models import pair, plain_model, tokens
 
 MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}
@@ -44,7 +44,7 @@ def test_learned_mechanisms_of_albert_have_parameters_for_every_layer(tmp_path: 
     plain = plain_model("albert", "AlbertForMaskedLM")
     plain.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="hedgehog", max_length=600)
-    assert report.passed
+    assert report.verified
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
     learning = {name: parameter for name, parameter in model.named_parameters() if ".long_attention." in name}
     assert {name.split(".long_attention.")[1][0] for name in learning} == {"0", "1", "2"}

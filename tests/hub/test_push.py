@@ -181,6 +181,7 @@ def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_p
         (REPO, STRANGER, "permissions"),
         ("writer/closed", STRANGER, "permissions"),
         ("a/b/c", WRITER, "Repo id must be in the form"),
+        (REPO, f"{WRITER}\udce9", "has characters that no token of the Hub has; copy it again."),
     ],
 )
 def test_push_without_access_is_one_sentence(

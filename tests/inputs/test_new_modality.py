@@ -22,7 +22,7 @@ folder = Path(sys.argv[1])
 torch.manual_seed(0)
 ErnieForMaskedLM(small_config("ernie", Shape(tokens=32))).save_pretrained(folder / "short")
 report = convert_checkpoint(folder / "short", folder / "long", max_length=128, mechanism="window", options={"window": 4})
-assert report.passed and report.text == "random genomes", report
+assert report.verified and report.text == "random genomes", report
 assert (report.plan["old_bases"], report.plan["new_bases"]) == (32, 128), report.plan
 assert "It was made for genomes of up to 128 bases." in (folder / "long" / "README.md").read_text()
 try:

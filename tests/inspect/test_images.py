@@ -12,7 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_longattn.cli import main
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, OptionError

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.hierarchical import Pyramid
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
@@ -19,8 +18,9 @@ def inputs(length: int, batch: int = 2) -> list[Tensor]:
 
 
 def levels(length: int, block: int, limit: int | None = None) -> Tensor:
-    places = torch.arange(length)
-    return Pyramid.over(length, block, limit).level_of(places[:, None], places[None])
+    positions = torch.arange(length)
+    module = build_mechanism("hierarchical", num_heads=1, head_dim=8, block_size=block, levels=limit)
+    return module.pyramid(length).level_of(positions[:, None], positions[None])
 
 
 def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:

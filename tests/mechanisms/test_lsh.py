@@ -85,13 +85,13 @@ def test_the_seed_alone_decides_the_rotations_of_lsh() -> None:
 
 def test_the_cost_of_lsh_does_not_depend_on_how_tokens_fall_into_buckets() -> None:
     """All tokens in one bucket: the rows are as many and as long as for evenly filled buckets."""
-    module = build_mechanism("lsh", num_heads=1, head_dim=16, **OPTIONS)
+    module = build_mechanism("lsh", num_heads=1, head_dim=16, count_duplicates=True, **OPTIONS)
     even, same = torch.randn(1, 1, 500, 16), torch.ones(1, 1, 500, 16)
     for causal in (False, True):
         shapes = []
         for x in (even, same):
-            parts = module.rounds(x, x, 500, AttentionCall(causal)).parts(count_duplicates=True)
-            shapes.append([(part.queries.shape, part.keys.shape) for part in parts])
+            tiles, _ = module.visits(x, x, 500, AttentionCall(causal))
+            shapes.append([(tile.queries.shape, tile.keys.shape) for tile in tiles])
         assert shapes[0] == shapes[1]
         pairs = sum(q.numel() * k[-1] for q, k in shapes[0])
         assert pairs <= 3 * 500 * OPTIONS["num_hashes"] * 2 * OPTIONS["bucket_size"]

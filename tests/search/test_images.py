@@ -14,7 +14,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
@@ -69,7 +69,7 @@ def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path,
     settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_input": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
     chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
-    assert report.passed
+    assert report.verified
     assert hf_longattn.LongAttentionConfig.from_dict(report.plan["long_attention"]) == chosen.design.attention()
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
     assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")

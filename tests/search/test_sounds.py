@@ -10,7 +10,7 @@ import pytest
 
 import hf_longattn
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import choose_mechanisms, search_design
@@ -58,7 +58,7 @@ def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks
         "search_input": recording(tmp_path / "a.wav", 17),
     }
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
-    assert report.passed
+    assert report.verified
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
     assert (choice["sounds"], choice["compared_audio_seconds"], choice["compared_at"]) == ("a.wav", 16, 799)
     model = hf_longattn.LongWav2Vec2ForCTC.from_pretrained(tmp_path / "long")

@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer, TrainerState
 
 from hf_longattn.cli.train import train
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 
 POINTS = ("half model", "no optimizer", "half optimizer", "no state", "half state", "half deleted")
 """In the order in which a save reaches them: the last one is the deletion of an older checkpoint."""

@@ -13,12 +13,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.modeling.attach.global_mask import global_token_ids
+from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import classify
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, encode_documents, label_names, read_labelled
-from hf_longattn.training.training_run import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
 

@@ -34,7 +34,7 @@ from transformers import (
 from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
 from hf_longattn.data.audio import Hearing
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.tasks import classify, ctc
 from hf_longattn.training.tasks.ctc import (

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.rows import read_rows
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks.embed import EmbedDataArguments, labelled_pairs, prompts_of, relevant_texts, reranking, retrieval

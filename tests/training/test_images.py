@@ -32,7 +32,7 @@ from hf_longattn.data.images import (
     read_image,
 )
 from hf_longattn.data.rows import rows_of
-from hf_longattn.data.tables import CELL, DataError
+from hf_longattn.data.sources import CELL, DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from tests.training.conftest import FAST, checkpoint, start_task

@@ -15,7 +15,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tokenization import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm import load_lm
-from hf_longattn.training.training_run import LOG_NAME
+from hf_longattn.training.run import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, start_task
 

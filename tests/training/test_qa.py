@@ -31,8 +31,8 @@ from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
+from hf_longattn.training.run import newest_checkpoint
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
-from hf_longattn.training.training_run import newest_checkpoint
 from tests.training.conftest import FAST, SCORED, start_task
 
 

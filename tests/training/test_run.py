@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.training_run import LOG_NAME, describe, measured, newest_checkpoint
+from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
 
 from ..permissions import bound_by_permissions
 from .conftest import FAST, checkpoint, start_task

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import decoder_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.tasks import seq2seq

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows
 from tests.training.conftest import FAST, checkpoint, start_task

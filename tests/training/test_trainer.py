@@ -34,8 +34,8 @@ from hf_longattn.engines.cpu import onednn
 from hf_longattn.errors import OptionError
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training.arguments import LongTrainingArguments
+from hf_longattn.training.run import load_renamed
 from hf_longattn.training.trainer import DivergenceError, LongTrainer, Minutes, SeededGroups, SetEpoch, row_lengths
-from hf_longattn.training.training_run import load_renamed
 from tests.cases import every_case
 from tests.ranks import Ranks, announce
 

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.bucketed import Rounds
 from ...engines.call import AttentionCall, GatherTile
 from ...engines.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
@@ -31,17 +30,16 @@ from .shared_options import KeysOrWeights
 
 
 class BucketedMechanism(Mechanism):
-    """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`key_vectors` could change a bucket."""
+    """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could change a bucket."""
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
     capabilities = Mechanism.capabilities.but(bitwise_causal=False)
     """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
-
-    @property
-    def count_duplicates(self) -> bool:
-        """Whether a pair that meets in several rounds counts once per round."""
-        return False
+    count_duplicates: bool = False
+    """Whether a pair that meets in several rounds counts once per round."""
+    plain_scores: bool = True
+    """Whether scores equal those of full attention: unchanged queries and keys, no affinity."""
 
     @abstractmethod
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -51,50 +49,12 @@ class BucketedMechanism(Mechanism):
         """
 
     @abstractmethod
-    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
-        """The buckets of every round, from which the engine finds the pairs of :meth:`meetings` without comparing all pairs.
-
-        ``None`` if buckets alone do not determine the pairs. :meth:`visits` then lists them.
-
-        q: ``(B, H, N, D)``; only the last ``q_len`` tokens are queries. k: ``(B, H, N, D)``.
-        """
-
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The visible pairs as tiles, without padding keys, and a mask of the queries that meet no key, ``(B, H, N)`` bool. The mask is
-        arbitrary at padding, and ``None`` if every query meets a key. Called if :meth:`rounds` returns ``None``."""
-        raise NotImplementedError
+        """The pairs of :meth:`meetings` as tiles without padding keys, found without comparing all pairs; and the queries that meet no key.
 
-    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The affinity a_ij, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys; ``None`` without one."""
-        return None
-
-    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
-        return q, self.key_vectors(repeat_heads(k, q.shape[1]))
-
-    def key_vectors(self, k: Tensor) -> Tensor:
-        """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
-        return k
-
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        if self.count_duplicates or not self.plain_scores:
-            return None
-        meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
-
-        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
-            met = meets(rows)
-            return met | (~met.any(-1, keepdim=True) & (rows[:, None] == places))
-
-        return keeps
-
-    @abstractmethod
-    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether :meth:`rounds` separates packed documents."""
-
-    @property
-    def plain_scores(self) -> bool:
-        """Whether scores equal those of full attention: unchanged queries and keys, no affinity."""
-        return True
+        These are a mask ``(B, H, N)`` bool, arbitrary at padding, and ``None`` if every query meets a key.
+        q, k: ``(B, H, N, D)``; only the last ``q_len`` tokens of ``q`` are queries.
+        """
 
     @abstractmethod
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
@@ -102,6 +62,25 @@ class BucketedMechanism(Mechanism):
 
         q, k: ``(B, H, N, D)``.
         """
+
+    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The affinity a_ij, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys; ``None`` without one."""
+        return None
+
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
+        return q, repeat_heads(k, q.shape[1])
+
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        if self.count_duplicates or not self.plain_scores:
+            return None
+        meets, positions = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
+
+        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
+            met = meets(rows)
+            return met | (~met.any(-1, keepdim=True) & (rows[:, None] == positions))
+
+        return keeps
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for :meth:`meetings`."""
@@ -119,37 +98,25 @@ class BucketedMechanism(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        if call.batch is not None and call.batch.documents is not None:
-            raw_keys = repeat_heads(k, q.shape[1])
-            return self.sparse_path(*self.prepared(q, k), repeat_heads(v, q.shape[1]), q_len, raw_keys, call)
-        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        packed = call.batch is not None and call.batch.documents is not None
+        path = "" if packed else choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
         if path == "dense":
             return dense_attention(q, k, v, call)
-        raw_keys = repeat_heads(k, q.shape[1])
+        raw_keys, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q, k = self.prepared(q, k)
-        v = repeat_heads(v, q.shape[1])
         if path == "dense-masked":
             count = self.multiplicity(q, raw_keys, call)
             counted_call = self._counted(q, k, call, count).replace(causal=False, batch=None)
             return dense_attention(q, k, v, counted_call, mask_mod=lambda *_: count > 0)
-        return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, raw_keys, call)[:, :, kv_len - q_len :]
 
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, raw_keys: Tensor, call: AttentionCall) -> Tensor:
-        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs. Only the last ``q_len`` tokens of q are queries.
-
-        raw_keys: the keys before :meth:`key_vectors`.
-        """
-        rounds = self.rounds(q, raw_keys, q_len, call)
-        if rounds is None:
-            tiles, no_visible_key = self.visits(q, raw_keys, q_len, call)
-        else:
-            tiles, no_visible_key = rounds.parts(self.count_duplicates), rounds.no_visible_key()
+        q = pad_queries(q, kv_len)
+        tiles, no_visible_key = self.visits(q, raw_keys, q_len, call)
         out = gathered_attention(q, k, v, tiles, call.with_mask(None))  # the tiles list real keys only
-        if no_visible_key is not None:
+        if no_visible_key is not None:  # these queries see themselves
             no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
             own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v if call.dropout else v
             out = torch.where(no_visible_key[..., None], own_value, out)
-        return out
+        return out[:, :, kv_len - q_len :]
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         """``call`` with the affinity added to its score term and, if duplicates count, the log of the multiplicity ``count``."""
@@ -182,8 +149,8 @@ def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, s
     query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
     ``(B, Nk)`` bool.
     """
-    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
-    past = places <= (places[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]
+    positions = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+    past = positions <= (positions[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]
     same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, None, :]
     newer = same.flip(-1).cumsum(-1).flip(-1)
     return same & (newer <= size)

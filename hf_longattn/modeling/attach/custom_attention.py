@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..backend import BACKEND, longattn_attention_forward, padding_of_row
+from ..backend import BACKEND, longattn_attention_forward
 from ..family.long_config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..family.validation import refuse_scoreless
+from ..masks import padding_of_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

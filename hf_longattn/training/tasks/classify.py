@@ -18,7 +18,7 @@ from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import input_length
 from hf_longattn.errors import CheckpointError, OptionError, listed
 from hf_longattn.evaluation import load_metric
@@ -27,8 +27,8 @@ from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
-from hf_longattn.training.training_run import begin, finish
 
 logger = logging.get_logger(LOGGER)
 

@@ -22,7 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.evaluation import load_metric
@@ -30,8 +30,8 @@ from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
-from hf_longattn.training.training_run import begin, finish
 
 EXTRAS = ("audio", "metrics")
 CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}

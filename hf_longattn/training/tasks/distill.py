@@ -29,8 +29,8 @@ from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
+from hf_longattn.training.run import BESIDE_UPDATES, begin, finish
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import BESIDE_UPDATES, begin, finish
 
 PARTS = ("embeddings", "hidden", "attention", "logits")
 METHODS = {"tinybert": PARTS, "hidden": PARTS[:2], "logits": PARTS[3:]}

@@ -19,13 +19,13 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from hf_longattn.data.rows import read_rows
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import begin, finish
 
 EXTRAS = ("sentence",)
 SCORES = {

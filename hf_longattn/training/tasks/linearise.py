@@ -33,8 +33,8 @@ from hf_longattn.modeling.family.sliding_window import base_attention, own_windo
 from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, rows_of
-from hf_longattn.training.training_run import begin, finish
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""

@@ -24,7 +24,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import PROCESSOR_NAME, logging
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed, nearest
 from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
@@ -32,11 +32,11 @@ from hf_longattn.modeling.losses import label_count
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks import classify, qa, tokens
 from hf_longattn.training.tasks.classify import label_names
 from hf_longattn.training.tasks.tokens import tag_names
 from hf_longattn.training.trainer import LongTrainer, highest, rows_of
-from hf_longattn.training.training_run import begin, finish
 
 
 @dataclass

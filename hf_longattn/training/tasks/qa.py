@@ -27,8 +27,8 @@ from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import begin, finish
 
 
 @dataclass

@@ -28,9 +28,9 @@ from hf_longattn.files import write_text
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks.ctc import CASES, UtteranceArguments, read_utterances, speech_processor
 from hf_longattn.training.trainer import LongTrainer
-from hf_longattn.training.training_run import begin, finish
 
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
 """Columns that are recognised: those of XSum, CNN/DailyMail, arXiv and PubMed."""

@@ -17,15 +17,15 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, PreTra
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing
 from hf_longattn.data.rows import Roles, each_part, read_rows, rows_of
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED, for_words, input_length, reads_words
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, load_config, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks.classify import check_classes, load_classifier
 from hf_longattn.training.trainer import LongTrainer, highest
-from hf_longattn.training.training_run import begin, finish
 
 
 @dataclass

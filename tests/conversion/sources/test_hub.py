@@ -29,7 +29,7 @@ def test_plan_of_a_hub_source_fetches_no_weights_and_a_conversion_all_files(
         assert plan.parameters > 0
         assert sum(int(line.split()[-1]) for line in server.requests if line.startswith("GET")) < weights / 2
         report = convert_checkpoint(REPO, tmp_path / "long", mechanism="window", window=16, max_length=128)
-        assert report.passed
+        assert report.verified
         assert report.plan == {**plan.to_dict(), "source": REPO}
 
 

@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 import hf_longattn
-from hf_longattn.data.tables import DataError
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, visible
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.files import MODULES, check_writable, public_name, read_json_object, write_text
@@ -297,7 +297,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
     The log is written last, and names all files. Files that an earlier log names are removed first: the model could inherit a chat template
-    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.training_run.finish`.
+    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()

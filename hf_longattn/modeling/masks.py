@@ -1,0 +1,208 @@
+"""What the masks of an attention call say: padding, packed documents, pairs of tokens, global tokens and terms of the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_graph, shape_in_words
+from ..engines.byte_cache import tensor_version
+from ..engines.dense_masks import batch_of_mask, documents_in_mask, hidden_pairs, lowers_sequences, only_hides, shows_later_keys
+from ..engines.score_terms import ScoreMod, as_term, device_scalar
+from ..errors import InputError
+from ..mechanisms.common.base import Mechanism
+
+DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
+"""Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
+
+
+def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens, False in empty slots.
+
+    Raises:
+        InputError: the text is longer than the cache.
+    """
+    filled = torch.arange(width, device=total.device) < total
+    if attention_mask is None:
+        return filled.expand(batch, -1)
+    if attention_mask.shape[1] > width:
+        raise InputError(
+            f"The text has {attention_mask.shape[1]} tokens, but its static cache has room for {width}; "
+            f"make it with StaticCache(config=model.config, max_cache_len={attention_mask.shape[1]}) or more."
+        )
+    return filled & nn.functional.pad(attention_mask.bool(), (0, width - attention_mask.shape[1]))
+
+
+def padding_of_row(mask: Tensor) -> Tensor | None:
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real; the mask itself if it does
+    more than hide tokens, which a graph cannot know."""
+    if not in_graph() and not only_hides(mask):
+        return mask
+    real = ~hidden_pairs(mask)[:, 0, 0]
+    return None if not in_graph() and bool(real.all()) else for_one_pass(real)
+
+
+def check_pairs(mask: Tensor, query: Tensor) -> None:
+    """Raise :class:`InputError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
+    batch, heads = query.shape[:2]
+    if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+        raise InputError(
+            f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
+            f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
+        )
+
+
+def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
+    """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
+
+    Other masks are returned unchanged. With ``keeps_pairs``, only a mask of one row for all queries becomes padding.
+    """
+    # Stored on the mask until its values change, because models make one mask for all layers.
+    version = None if mask.is_inference() else tensor_version(mask)
+    known: tuple[Any, dict[Any, Any]] = getattr(mask, "_long_simplified", (None, {}))
+    results = known[1] if known[0] == version and (version is not None or hasattr(mask, "_long_attention")) else {}
+    if (causal, keeps_pairs) not in results:
+        simplified: Tensor | None = mask
+        if mask.shape[1:3] == (1, 1):
+            simplified = padding_of_row(mask)
+        elif only_hides(mask):
+            as_batch = batch_of_mask(mask, None, causal)
+            if as_batch is not None and (as_batch.mask is None or not keeps_pairs):
+                simplified = as_batch.mask
+            elif mask.dtype != torch.bool:
+                simplified = for_one_pass(~hidden_pairs(mask))
+        if isinstance(simplified, Tensor) and simplified.dim() == 2:
+            simplified = for_one_pass(simplified.expand(batch, -1))
+        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a mask that held itself would not be freed
+        mask._long_simplified = version, results  # type: ignore[attr-defined]
+    return next(iter(results[causal, keeps_pairs]), mask)
+
+
+def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+    """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None`` without these.
+
+    Raises:
+        InputError: the numbers or offsets do not fit the tokens.
+    """
+    documents = kwargs.get("documents")
+    documents = kwargs.get("seq_idx") if documents is None else documents
+    if documents is not None:
+        return documents_from(documents, None, shape) if isinstance(documents, Tensor) else None
+    offsets = kwargs.get("cu_seq_lens_q")
+    return documents_from(None, offsets, shape) if isinstance(offsets, Tensor) else None
+
+
+def with_documents(
+    mechanism: Mechanism | None,
+    batch: Batch | None,
+    dense_mask: Tensor | None,
+    shape: tuple[int, int],
+    causal: bool,
+    kwargs: dict[str, Any],
+) -> tuple[Batch | None, Tensor | None]:
+    """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
+
+    Raises:
+        InputError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
+    """
+    if dense_mask is not None and not in_graph():
+        if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
+            raise InputError(
+                "The four-dimensional attention_mask shows later keys to earlier queries, but this layer is causal and hides them; hide "
+                "them in the mask, too, or load the model without mechanisms."
+            )
+        documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
+        if documents is not None:
+            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))
+            if masked is not None:
+                return masked, None
+        if mechanism is not None and not takes_masked_documents(mechanism, shape[1], causal):
+            if documents is not None:
+                raise InputError(packing_refused(mechanism))
+            if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
+                raise InputError(
+                    "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by too little to hide them "
+                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
+                    "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
+                )
+    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
+    if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
+        return batch, dense_mask
+    padding = None if batch is None else batch.mask
+
+    def make() -> Batch | None:
+        documents = documents_of(kwargs, shape)
+        several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
+        return Batch.of(padding, documents if several else None)
+
+    return cached_on(borders, (shape, id(padding)), make), dense_mask
+
+
+def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
+    """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
+    return mechanism.capabilities.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
+
+
+def packing_refused(mechanism: Mechanism) -> str:
+    """The error message if ``mechanism`` cannot separate packed documents by a mask alone."""
+    return (
+        "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
+        f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
+        "documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for example window."
+    )
+
+
+def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor:
+    """A ``global_attention_mask (B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool.
+
+    Raises:
+        InputError: it does not have a column for every token of ``mask``, or for every key without one.
+    """
+    batch, kv_len = key.shape[0], key.shape[2]
+    seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)
+    fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
+    if not fits or (seen is not None and global_mask.shape[1] != seen):
+        raise InputError(
+            f"global_attention_mask has shape {tuple(global_mask.shape)}, "
+            f"but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
+        )
+    first = global_mask.shape[1] - kv_len
+    return cached_on(global_mask, ("globals", first), lambda: for_one_pass(global_mask[:, first:] != 0))
+
+
+def score_terms(
+    mask: Tensor | None, bias: Tensor | ScoreMod | None, softcap: float | None, query: Tensor, kv_len: int | Tensor
+) -> ScoreMod | None:
+    """The ``score_mod`` of a mask over pairs and of a model's position bias and softcap, for absolute positions. ``None`` without these.
+
+    Args:
+        mask: ``(B or 1, H or 1, Nq or 1, Nk)``, bool (True = visible) or additive.
+        bias: a tensor like an additive mask, or a ``score_mod``, which is applied after ``softcap`` and before tensors.
+        softcap: the bound that a tanh puts on the scores.
+        kv_len: number of tokens up to the last query.
+    """
+    change = None if isinstance(bias, Tensor) else bias
+    if mask is None and softcap is None and change is bias:
+        return change
+    cap, q_len = None if softcap is None else device_scalar(softcap, query.device), query.shape[2]
+    inner = None if change is None else as_term(change).written_out  # built once, because engines may call it repeatedly
+    tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        if cap is not None:
+            score = cap * torch.tanh(score / cap)
+        if inner is not None:
+            score = inner(score, b, h, q_idx, kv_idx)
+        row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
+        for term in tensor_terms:
+            at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]
+            change_of_pair = term[at[0], at[1], at[2], at[3]]
+            if term.dtype == torch.bool:
+                score = torch.where(change_of_pair, score, torch.finfo(score.dtype).min)
+            else:
+                score = score + change_of_pair
+        return score
+
+    return score_mod
