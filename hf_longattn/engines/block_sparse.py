@@ -76,7 +76,7 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    if not call.finite_padding:
+    if call.padding_values == "any":
         q, k, v, call = clear_padding(q, k, v, call)
     return flex_band(q, k, v, pattern, call.written_out())
 

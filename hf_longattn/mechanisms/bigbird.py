@@ -99,7 +99,7 @@ class BigBird(MaskedMechanism):
     engine = "gathered"
     cost = "N·b·(w+r+2g)"
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
-    handling = Handling(hides_padding=True, exports_definition=True)
+    handling = Handling(takes_padding="finite", exports_definition=True)
     per_head_tensors = ()
     drawn_by_layer = True
     _kept: tuple[Any, Tensor] | None = None

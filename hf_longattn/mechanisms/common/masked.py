@@ -237,7 +237,7 @@ class SparseMechanism(MaskedMechanism):
             position_dependent=pattern.has_globals or counts_tokens,
             finds_starts=finds_starts and not counts_tokens,
             trims_padding=pattern.bounded,
-            clears_padding=clears,
+            takes_padding="any" if clears else "cleared",
             is_plain_band=clears and not pattern.has_globals,
             exports_definition=exports_definition,
         )
@@ -254,7 +254,7 @@ class SparseMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         handling = self.handling
-        return handling.finds_starts and handling.clears_padding and documents_are_one_call(k, self.pattern(call.causal), call)
+        return handling.finds_starts and handling.takes_padding == "any" and documents_are_one_call(k, self.pattern(call.causal), call)
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
