@@ -13,8 +13,7 @@ from .call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .cpu.distance_band import distance_attention
 from .cpu.kernels import cached_mask, drops_in_tiles, masked_attention
 from .cpu.softmax import attend_parts
-from .cuda.flash_band import flash_band
-from .cuda.flash_globals import flash_globals
+from .cuda.flash_band import flash_band, flash_globals
 from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
