@@ -19,7 +19,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -56,18 +57,16 @@ class SynthesizerOptions(Options):
 class Synthesizer(Mechanism):
     """Attention weights from the token alone or a learned matrix, optionally mixed with dot products."""
 
-    summary = "attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
-    paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
-    when = "experiments with attention that does not compare tokens; inputs of a fixed greatest length"
-    engine = "dense"
-    cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
+    about = About(
+        summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
+        paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
+        when="experiments with attention that does not compare tokens; inputs of a fixed greatest length",
+        engine="dense",
+        cost="N²; without an N×N matrix for dense, factorized_random and dot_product",
+        sample={"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640},
+        covering=lambda length, causal: {"variant": ("dot_product",)},
+    )
     capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"variant": ("dot_product",)}
-
     options: SynthesizerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
