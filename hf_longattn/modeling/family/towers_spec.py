@@ -1,0 +1,137 @@
+"""Models with several towers, such as CLIP: what they read, and their config, which has a Long config for each tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import SubConfigSpec
+
+from ...errors import OptionError, nearest
+from ...files import check_config
+from ...names import BACKEND
+from .definition import Family, tower_field
+from .input_spec import InputSpec
+from .long_config import DEFAULTS, LongConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _Base
+else:
+    _Base = object
+
+TOWERS = "towers"
+"""The key of ``long_attention`` for separate towers: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+
+
+class TowersSpec(InputSpec):
+    """The inputs of several towers. Each tower has the spec of its family."""
+
+    reads = "towers"
+    mixins = ("LongTowersMixin", "LongTowersMixin")
+    docstring = """{base} whose towers have separate mechanisms, lengths and sizes: ``config.text_config.long_attention`` and so on.
+
+``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
+"""
+
+    def most_tokens(self, family: Family, config: Any) -> int:
+        """Maximum number of tokens of a text."""
+        towers = {name: tower for name, tower in family.towers.items() if tower.spec.counts_tokens}
+        return max((tower.longest(getattr(config, tower_field(name))) for name, tower in towers.items()), default=0)
+
+
+class LongTowersConfig(_Base):
+    """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
+
+    Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example ``config.text_config.long_attention``.
+
+    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by name. Other towers keep
+        theirs, by default their family's.
+
+    ``from_pretrained`` also reads the folder of a base model.
+    """
+
+    base_model_type: ClassVar[str]
+    adds: ClassVar[str] = "the towers' Long configs"
+    tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
+    """Name of each tower -> its Long config class."""
+    score_cap: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "tower_classes" in vars(cls):
+            cls.sub_configs_defaults = {tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()}
+        super().__init_subclass__(**kwargs)
+        base: Any = cls.__bases__[-1]
+        if hasattr(base, "model_type") and not hasattr(base, "base_model_type"):
+            cls.base_model_type = base.model_type
+            strict(cls)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        chosen = self._read_attention(kwargs.pop("long_attention", None) or {})
+        for name, config_class in self.tower_classes.items():
+            field = tower_field(name)
+            setattr(self, field, _tower_values(getattr(self, field), config_class, chosen.get(name)))
+        super().__post_init__(**kwargs)
+
+    def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The attention of each named tower.
+
+        Raises:
+            OptionError: there is a mechanism for all towers, or the name of a tower that does not exist.
+        """
+        kind, known = type(self).__name__, [*self.tower_classes]
+        if others := sorted(set(long_attention) - {TOWERS}):
+            raise OptionError(
+                f"The towers of a {kind} have mechanisms apart, and {others[0]!r} is given for all of them; give long_attention as "
+                f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
+            )
+        chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}
+        check_towers(chosen, known, kind)
+        return chosen
+
+    @property
+    def towers(self) -> dict[str, LongConfig]:
+        """Config of each tower, by name."""
+        return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
+
+    def resolve_implementation(self, requested: str | None) -> str:
+        """The whole model's attention implementation if ``requested`` is chosen: ``requested``, if every tower accepts it.
+
+        Each tower's config resolves it again."""
+        if requested in (None, BACKEND):
+            return BACKEND
+        towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
+        taken = all(tower.resolve_implementation(requested) == requested for tower in towers if isinstance(tower, LongConfig))
+        return str(requested) if taken or requested not in DEFAULTS else BACKEND
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the dictionary."""
+        check_config(config_dict)
+        chosen = kwargs.pop("long_attention", None)
+        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config file of the base as one of ours."""
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == cls.base_model_type:
+            values["model_type"] = cls.model_type
+        return values, kwargs
+
+
+def check_towers(chosen: Mapping[str, Any], known: list[str], kind: str) -> None:
+    """Raise :class:`OptionError` for a tower that does not exist. ``kind`` is the model's or config's name in the message."""
+    if unknown := next((name for name in chosen if name not in known), None):
+        raise OptionError(f"A {kind} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
+
+
+def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
+    """Values of a tower's Long config, from a base config, Long config or mapping. ``long_attention``, if given, replaces its attention."""
+    values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
+    if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
+        base: Any = config_class.__bases__[-1]
+        length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
+        if length is not None:
+            values.setdefault("extended_from", {"max_position_embeddings": length})
+    return values if long_attention is None else {**values, "long_attention": long_attention}

@@ -1,0 +1,285 @@
+"""Positions of a result: where a family counts from its padding token, and where positions move."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hf_longattn
+from hf_longattn import LongLlamaForCausalLM
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
+from hf_longattn.export import export_checkpoint
+from hf_longattn.inputs.modality import modality_in
+from hf_longattn.inspect import inspect_checkpoint
+from hf_longattn.modeling.family.definition import FAMILIES, longest_input
+from scripts.dev.tools.small_models import IN_FULL
+from tests.cases import every_case
+from tests.grids import quickly
+from tests.reference.small_models import tokens
+from tests.stock_cases import long_attention
+
+OLD, NEW = 64, 200
+PADS = (0, 1, 3)
+SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+OF_PAGES: dict[str, dict[str, Any]] = {"markuplm": {"max_depth": 4}}
+"""Sizes of the places that they read of every token; they have no head over words."""
+FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
+BASES = tuple(base for base in IN_FULL if any(table.offset == "padding" for table in FAMILIES[base].position_tables))
+TABLE = "embeddings.position_embeddings.weight"
+
+
+def head_of(base: str) -> str:
+    """The ending of the class that has logits of every token."""
+    return "ForTokenClassification" if base in OF_PAGES else "ForMaskedLM"
+
+
+def saved(folder: Path, base: str, pad: int, **values: Any) -> Path:
+    """A short checkpoint of ``base`` whose padding token has the id ``pad``."""
+    values = {**OF_PAGES.get(base, {}), **values}
+    config = transformers.AutoConfig.for_model(
+        base, **{**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "mask_token_id": 4, **values}
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, next(name for name in FAMILIES[base].model_classes if name.endswith(head_of(base))))(config)
+    with torch.no_grad():  # the usual initial values hardly let positions show in the outputs
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(20 if name.endswith(TABLE) else 8)
+    model.save_pretrained(folder)
+    return folder
+
+
+def padded(length: int, pad: int) -> dict[str, Tensor]:
+    """Three texts: whole, with padding on the right, and on the left."""
+    ids = torch.randint(5, 90, (3, length), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, -20:] = mask[2, :20] = 0
+    return {"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask}
+
+
+def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model.eval()(**inputs).logits
+    return out[inputs["attention_mask"].bool()]
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def table(folder: Path) -> Tensor:
+    return next(tensor for name, tensor in tensors(folder).items() if name.endswith(TABLE))
+
+
+@every_case(
+    ("base", "pad", "positions"),
+    [
+        *(("roberta", pad, "auto") for pad in PADS),
+        ("roberta", 3, "interpolate"),
+        ("roberta", 0, "random"),
+        *((base, 3, "auto") for base in BASES if base != "roberta"),
+        ("esm", 0, "rotary"),
+    ],
+    of=4,
+    code=lambda base, pad, positions: (base == "roberta", positions),
+)
+def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: str, pad: int, positions: str, tmp_path: Path) -> None:
+    rotary = {"position_embedding_type": "rotary"} if positions == "rotary" else {}
+    source = saved(tmp_path / "short", base, pad, **rotary)
+    how = {"positions": "auto" if rotary else positions}
+    report = convert_checkpoint(source, tmp_path / "long", **FULL, max_length=NEW, **how)
+    assert (report.verified, report.plan["old_length"], report.plan["new_length"]) == (True, OLD, NEW)
+    assert inspect_checkpoint(tmp_path / "long").max_length == NEW
+    values = json.loads((tmp_path / "long" / "config.json").read_text())
+    modality = modality_in(values)
+    assert (values["max_position_embeddings"], modality.sizes(modality.config_of(values)).new.tokens) == (NEW + pad + 1, NEW)
+
+    auto_class = getattr(transformers, f"AutoModel{head_of(base)}")
+    short, long = (auto_class.from_pretrained(folder) for folder in (source, tmp_path / "long"))
+    inputs = padded(OLD, pad)
+    if positions != "interpolate":
+        torch.testing.assert_close(logits(long, inputs), logits(short, inputs), atol=1e-4, rtol=1e-4)
+    if not rotary:
+        old, new = (table(folder) for folder in (source, tmp_path / "long"))
+        assert len(new) == NEW + pad + 1
+        assert torch.equal(new[: pad + 1], old[: pad + 1])
+        if positions == "auto":
+            assert torch.equal(new[pad + 1 :], old[pad + 1 :].repeat(NEW // OLD + 1, 1)[:NEW])
+
+    inputs = padded(NEW, pad)
+    assert logits(long, inputs).isfinite().all()
+    if not rotary:
+        too_long = torch.cat([inputs["input_ids"][:1], torch.full((1, 1), 5)], 1)
+        with pytest.raises(InputError, match=f"needs {NEW + 1} positions, but this model has {NEW};"):
+            long(too_long)
+        logits(long, {"input_ids": torch.cat([inputs["input_ids"], torch.full((3, 7), pad)], 1),
+                      "attention_mask": torch.cat([inputs["attention_mask"], torch.zeros(3, 7, dtype=torch.long)], 1)})  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("pad", PADS)
+def test_positions_after_any_padding_id_are_extended_on_loading(pad: int, tmp_path: Path) -> None:
+    source = saved(tmp_path / "short", "roberta", pad)
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=NEW, verify=False)
+    config = hf_longattn.LongRobertaConfig.from_pretrained(source, max_position_embeddings=NEW + pad + 1, long_attention=WINDOW)
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(source, config=config)
+    assert torch.equal(loaded.get_parameter(f"roberta.{TABLE}"), table(tmp_path / "long"))
+    assert longest_input(loaded.config) == NEW
+    enabled = hf_longattn.enable_long_attention(transformers.AutoModelForMaskedLM.from_pretrained(source), FULL)
+    inputs = padded(OLD, pad)
+    short = transformers.AutoModelForMaskedLM.from_pretrained(source)
+    torch.testing.assert_close(logits(enabled, inputs), logits(short, inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pad", quickly(PADS, (0, 3)))
+def test_stock_checkpoints_of_roberta_with_any_padding_id(pad: int, tmp_path: Path) -> None:
+    source = saved(tmp_path / "short", "roberta", pad)
+    for mechanism, stock in (
+        ({"mechanism": "window", "window": 6}, "LongformerForMaskedLM"),
+        (long_attention("bigbird"), "BigBirdForMaskedLM"),
+        (FULL, "RobertaForMaskedLM"),
+    ):
+        convert_checkpoint(source, tmp_path / stock, **mechanism, max_length=NEW, exact_length=0, verify=False)
+        report = hf_longattn.export_native(tmp_path / stock, tmp_path / f"{stock}-stock")
+        assert (report.plan["class"], report.verified) == (stock, True)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("pad", [0, 3])
+def test_longformer_with_any_padding_id_is_adopted(pad: int, tmp_path: Path) -> None:
+    values = {**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "attention_window": [8, 16]}
+    torch.manual_seed(0)
+    model = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**values))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(20 if name.endswith(TABLE) else 8)
+    model.save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", max_length=NEW)
+    assert (report.verified, report.plan["old_length"], report.needs_training) == (True, OLD, False)
+    long = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    inputs = padded(OLD, pad)
+    torch.testing.assert_close(logits(long, inputs), logits(model, inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pad", [None, 65, 500, -2])
+def test_conversion_refuses_a_padding_id_after_which_no_position_follows(pad: int | None, tmp_path: Path) -> None:
+    source = saved(tmp_path / "short", "roberta", 1)
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**values, "pad_token_id": pad}))
+    with pytest.raises(CheckpointError, match=f"says pad_token_id={pad}, after which a RobertaForMaskedLM counts its positions"):
+        convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=NEW)
+    assert not (tmp_path / "long").exists()
+
+
+TRAINED, EXTENDED = 64, 256
+WRITTEN = {
+    "rope:self-extend": ("self_extend:window=16,group=6", 16),
+    "rope:self-extend:window=8": ("self_extend:window=8,group=5", 8),
+    "rope:self-extend:window=8,group=20": ("self_extend:window=8,group=20", 8),
+}
+"""`--positions` -> the option of the layers, and the longest text that is read as by the source."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=TRAINED, initializer_range=0.2, bos_token_id=3, eos_token_id=3, pad_token_id=3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("rotary") / "source"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def converted(source: Path, target: Path, positions: str, **settings: Any) -> Any:
+    return convert_checkpoint(source, target, **{"mechanism": "full", "max_length": EXTENDED, "positions": positions, **settings})
+
+
+@pytest.mark.thorough
+@every_case("positions", WRITTEN)
+def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
+    relative, unchanged = WRITTEN[positions]
+    target = tmp_path / positions.replace(":", "-")
+    report = converted(source, target, positions)
+    assert report.verified
+    model, plain = LongLlamaForCausalLM.from_pretrained(target).eval(), LlamaForCausalLM.from_pretrained(source).eval()
+    assert model.config.rope_parameters == plain.config.rope_parameters
+    assert model.config.max_position_embeddings == EXTENDED
+    assert [layer["relative"] for layer in inspect_checkpoint(target).to_dict()["layers"]] == [relative] * 2
+    ids = tokens(2, 100)
+    with torch.no_grad():
+        found, expected = model(ids).logits, plain(ids).logits
+        torch.testing.assert_close(found[:, :unchanged], expected[:, :unchanged], atol=1e-4, rtol=0)
+        assert not torch.allclose(found[:, -10:], expected[:, -10:], atol=1e-2)
+        text = ids[:, :60]
+        for _ in range(20):
+            text = torch.cat([text, model(text, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None, "disable_compile": True}
+    for cache in ("dynamic", "static"):
+        assert torch.equal(model.generate(ids[:, :60], cache_implementation=cache, **arguments), text)
+
+
+@pytest.mark.thorough
+@every_case("positions", ["rope:self-extend"])
+def test_compiled_and_exported_self_extend_equal_the_model(source: Path, tmp_path: Path, positions: str) -> None:
+    """A compiled model, and an ONNX graph, whose export compares it at three lengths."""
+    target = tmp_path / positions.replace(":", "-")
+    converted(source, target, positions, verify=False)
+    assert {check.status for check in export_checkpoint(target, tmp_path / f"{target.name}-graph").checks} == {"passed"}
+    torch.compiler.reset()
+    model = LongLlamaForCausalLM.from_pretrained(target).eval()
+    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for length in (TRAINED // 2, EXTENDED):
+            ids = tokens(2, length)
+            torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0)
+
+
+def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Path) -> None:
+    scaled = LlamaForCausalLM.from_pretrained(source)
+    scaled.config.rope_parameters = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+    scaled.save_pretrained(tmp_path / "scaled")
+    assert converted(tmp_path / "scaled", tmp_path / "longer", "rope:self-extend").verified
+    assert LongLlamaForCausalLM.from_pretrained(tmp_path / "longer").config.rope_parameters["rope_type"] == "linear"
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a window of all distances": ("rope:self-extend:window=64", {}, r"all that the source was trained for \(64 tokens\); type a window of"),
+    "a group of none": ("rope:self-extend:group=0", {}, "Setting 'group' of relative positions 'self_extend' is 0, but must be at least 1"),
+    "too small a group": ("rope:self-extend:group=2", {}, r"distances of up to 135 at 256 tokens, .* type group=6 or more"),
+    "no setting": ("rope:self-extend:groups=2", {}, "have no setting 'groups'; settings are: window, group. Did you mean 'group'"),
+    "no number": ("rope:self-extend:window=many", {}, "'many', but must be a whole number"),
+    "no full layer": ("rope:self-extend", {"mechanism": "window", "window": 32}, "in full attention, but no layer has that"),
+    "a far layer": ("rope:self-extend", {"layers": {0: {"mechanism": "bigbird"}}}, "but mechanism 'bigbird' sees beyond the 64 tokens"),
+    "another term": ("rope:self-extend", {"relative": "alibi"}, "contradicts relative='alibi'; leave out one of them"),
+    "another mechanism": (
+        "rope:none",
+        {"mechanism": "window", "relative": "self_extend"},
+        "are for mechanism 'full', but 'window' was given",
+    ),
+}
+
+
+@every_case("case", REFUSED)
+def test_self_extend_refuses_settings_that_cannot_be(source: Path, tmp_path: Path, case: str) -> None:
+    positions, settings, message = REFUSED[case]
+    with pytest.raises(LongAttentionError, match=message):
+        converted(source, tmp_path / "refused", positions, **settings)
+
+
+def test_self_extend_leaves_layers_with_near_windows_alone(source: Path, tmp_path: Path) -> None:
+    settings = {"layers": {0: {"mechanism": "window", "window": 32}}}
+    converted(source, tmp_path / "mixed", "rope:self-extend", verify=False, **settings)
+    attention = LongLlamaForCausalLM.from_pretrained(tmp_path / "mixed").config.long_attention
+    assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [None, "self_extend:window=16,group=6"]
