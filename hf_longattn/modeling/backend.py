@@ -276,7 +276,7 @@ def attentions_collected() -> bool:
             warn_missing("attentions_collected")
         return False
     collector = active.global_var if torch.compiler.is_compiling() else active.get()
-    return collector is not None and any("attentions" in name for name in collector)
+    return bool(collector) and any("attentions" in name for name in collector)
 
 
 def _attend(

@@ -48,18 +48,13 @@ class MemoryTokens(nn.Module):
         return new
 
 
-def recursions(model: nn.Module) -> set[Recursion | None]:
-    """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
-    return {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
-
-
 def recursion_of(model: nn.Module) -> Recursion | None:
     """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole text.
 
     Raises:
         OptionError: the layers have different recursions.
     """
-    different = recursions(model)
+    different = {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
     if len(different) > 1:
         raise OptionError(
             "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
@@ -68,14 +63,12 @@ def recursion_of(model: nn.Module) -> Recursion | None:
     return different.pop() if different else None
 
 
-def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
-    """Set the memory tokens ``stack.long_memory``, if the mechanisms of a model use any.
+def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
+    """Set the memory tokens ``stack.long_memory`` of a model whose mechanisms use them. Returns its recursion.
 
     Raises:
         OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its position table.
     """
-    if not any(recursions(stack)):
-        return
     weight: Tensor = stack.get_input_embeddings().weight
     narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size  # as in ALBERT
     two_stacks = stack.config.is_encoder_decoder or any(site.cross for site in attention_sites(stack))
@@ -85,7 +78,8 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
             f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; "
             "choose another mechanism, for example window or transformer_xl."
         )
-    recursion: Any = recursion_of(stack)
+    recursion = recursion_of(stack)
+    assert recursion is not None
     if table is not None and recursion.length > table.tokens(stack.config):
         raise OptionError(
             f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
@@ -93,6 +87,7 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
         )
     std = getattr(stack.config, "initializer_range", 0.02)
     stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
+    return recursion
 
 
 # ---- running in segments
