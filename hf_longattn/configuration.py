@@ -114,7 +114,8 @@ class LongAttentionConfig:
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            full, infos = check_options(name, options), {info.name: info for info in mechanism_class(name).options_type.infos()}
+            full = check_options(name, options)
+            infos = {info.name: info for info in full.infos()}
             in_force = {key: value for key, value in full.to_dict().items() if value is not None}
             text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in in_force.items())
             if rows and rows[-1][2] == text:

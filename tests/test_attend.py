@@ -16,7 +16,7 @@ from hf_longattn.errors import (
 )
 from hf_longattn.functional import prepare
 from hf_longattn.mechanisms.common.options import RESERVED
-from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
+from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
 from tests.cases import every_case
 
 Q = torch.randn(2, 4, 10, 8)
@@ -144,11 +144,11 @@ def test_attend_uses_or_refuses_every_argument_with_every_mechanism() -> None:
     (q, k, v), failed = torch.randn(3, 1, 2, 144, 8), []
     for name in ALL_NAMES:
         cls = mechanism_class(name)
-        variants = [dict(cls.sample)]
+        variants = [dict(cls.about.sample)]
         if name == "longformer":
-            variants.append({**cls.sample, "separate_global": True, "global_tokens": (50,)})
+            variants.append({**cls.about.sample, "separate_global": True, "global_tokens": (50,)})
         if name in ("window", "top_k"):
-            variants.append({**cls.sample, "order": "hilbert"})
+            variants.append({**cls.about.sample, "order": "hilbert"})
         for options in variants:
             usual: dict[str, Any] = {"causal": cls.causal is True, **options}
             usual |= {"grid": PLACES} if cls.capabilities.needs_grid or "order" in options else {}
@@ -178,7 +178,7 @@ def test_attend_refuses_globals_and_grids_that_a_mechanism_does_not_take(argumen
     for name in ALL_NAMES:
         usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).capabilities.needs_grid else None}
         try:
-            attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).sample)
+            attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).about.sample)
         except InputError as error:
             refused[name] = str(error)
     assert set(refused) == {name for name, taken in takes.items() if not taken}
@@ -221,7 +221,7 @@ def test_attend_takes_hidden_states_for_mechanisms_that_need_them() -> None:
 
 
 DRAWN = [
-    *((name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)),
+    *((name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)),
     ("taylor", {"feature_dim": 4}),
     ("synthesizer", {"variant": "random"}),
     ("routing", {"router": "learned", "num_clusters": 2}),
@@ -281,7 +281,7 @@ def test_prototypes_of_mechanisms_are_few_and_without_storage() -> None:
         prototype("window", {"window": 2 * window})
     assert _prototype.cache_info().currsize <= KEPT_PROTOTYPES
     for name in list_mechanisms():
-        assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).sample).parameters())
+        assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).about.sample).parameters())
 
 
 def test_attend_by_name_runs_in_eval_mode_and_a_module_in_its_own() -> None:
@@ -293,12 +293,10 @@ def test_attend_by_name_runs_in_eval_mode_and_a_module_in_its_own() -> None:
     assert modes == [False, True]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in list_mechanisms(grid=False) if "seed" in mechanism_class(name).options_type.__dataclass_fields__]
-)
+@pytest.mark.parametrize("name", [name for name in list_mechanisms(grid=False) if "seed" in options_of(name)])
 def test_seed_of_attend_is_the_seed_of_build_mechanism(name: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 300, 8)
-    options = dict(mechanism_class(name).sample)
+    options = dict(mechanism_class(name).about.sample)
     outs = [attend(q, k, v, name, seed=seed, **options) for seed in (0, 7)]
     assert not torch.equal(*outs)
     for seed, out in zip((0, 7), outs, strict=True):
@@ -306,11 +304,9 @@ def test_seed_of_attend_is_the_seed_of_build_mechanism(name: str) -> None:
         assert torch.equal(attend(q, k, v, module), out)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in list_mechanisms(grid=False) if "max_length" in mechanism_class(name).options_type.__dataclass_fields__]
-)
+@pytest.mark.parametrize("name", [name for name in list_mechanisms(grid=False) if "max_length" in options_of(name)])
 def test_max_length_of_build_mechanism_is_the_option_and_the_field_of_the_config(name: str) -> None:
-    options = {key: value for key, value in mechanism_class(name).sample.items() if key != "max_length"}
+    options = {key: value for key, value in mechanism_class(name).about.sample.items() if key != "max_length"}
     assert build_mechanism(name, num_heads=2, head_dim=8, max_length=600, **options).options.max_length == 600  # type: ignore[attr-defined]
     q, k, v = torch.randn(3, 1, 2, 100, 8)
     config = LongAttentionConfig(name, max_length=600, **options)

@@ -67,7 +67,7 @@ def test_short_rows_are_one_fused_call_with_outputs_and_gradients_of_the_definit
 
 
 OPTIONS = [
-    *[(name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)],
+    *[(name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)],
     ("window", {"window": 5, "dilation": (1, 2, 3, 1), "num_sinks": 2}),
     ("window", {"window": 8, "dilation": (2,)}),
     ("longformer", {"window": 8, "separate_global": True, "global_tokens": (0,)}),

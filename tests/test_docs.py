@@ -136,7 +136,7 @@ def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: 
     for causal in (False, True):
         expected = reference_attend(q, k, v, "window", window=32, causal=causal)
         torch.testing.assert_close(attend(q, k, v, "mine", window=32, causal=causal).double(), expected, atol=1e-5, rtol=0)
-        assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").covering(300, causal)).covers(300, causal)
+        assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").about.covering(300, causal)).covers(300, causal)
     with pytest.raises(OptionError, match="must be at least 1"):
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
 

@@ -253,7 +253,7 @@ def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Resul
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)
         if _reports.get() == before:
-            report(mechanism.engine.replace("_", "-"), ())
+            report(mechanism.about.engine.replace("_", "-"), ())
         return out
 
     return reported

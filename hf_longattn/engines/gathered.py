@@ -21,7 +21,7 @@ from .blockwise import plain_gathered
 from .byte_cache import BYTE_CACHE
 from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
-from .cpu.tiles import flat_rules
+from .cpu.tiles import Rules
 from .cuda.flex_blocks import flex_block_selected
 from .cuda.flex_tiles import flex_gathered
 from .dense import repeat_heads, same_dtype
@@ -53,11 +53,9 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
-        lists = [getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles]
-        return attend_parts(
-            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), call.dropout,
-            call.sink_scores,
-        )  # fmt: skip
+        fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
+        numbers, scale = [number for tile in tiles for number in Rules.of(tile)], call.scale_for(q.shape[-1])
+        return attend_parts("tiles", q, k, v, scale, (), fixed, numbers, call.dropout, call.sink_scores)
     return plain_gathered(q, k, v, tiles, call.written_out())
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +27,7 @@ from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, rema
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import AddsLoss, Handling
+from .common.capabilities import About, AddsLoss, Handling
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -62,16 +60,18 @@ class AdaptiveSpanOptions(Options):
 class AdaptiveSpan(Mechanism, AddsLoss):
     """Softmax attention in which each head learns how far it sees."""
 
-    summary = "a learned soft span per head; keys beyond the longest span are skipped"
-    paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
-    when = "you train a decoder and want every head to learn how far it looks"
-    engine = "gathered"
+    about = About(
+        summary="a learned soft span per head; keys beyond the longest span are skipped",
+        paper="Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5",
+        when="you train a decoder and want every head to learn how far it looks",
+        engine="gathered",
+        cost="N·(longest span + ramp)",
+        sample={"max_span": 40, "ramp": 8, "init_span": 20},
+        covering=lambda length, causal: {"max_span": length},
+    )
     handling = Handling(exports_definition=True, position_dependent=False)
-    cost = "N·(longest span + ramp)"
     capabilities = Mechanism.capabilities.but(trains=True)
     per_head_tensors = ("span_fraction",)
-    sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
-    covering_options: ClassVar[Mapping[str, int]] = {"max_span": 1}
     options: AdaptiveSpanOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions) -> None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
@@ -90,21 +90,21 @@ class BigBirdOptions(Options):
 class BigBird(MaskedMechanism):
     """A window of blocks, a few random blocks, and global blocks at both ends."""
 
-    summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
-    paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
-    when = (
-        "a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
-        "tokens of your own"
+    about = About(
+        summary="a window of blocks, random blocks, and global blocks that attend to and are attended by all",
+        paper="Zaheer et al. 2020, Big Bird, §2 and appendix D",
+        when="a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
+        "tokens of your own",
+        engine="gathered",
+        cost="N·b·(w+r+2g)",
+        sample={"block_size": 4, "num_random_blocks": 2},
+        covering=lambda length, causal: {"block_size": length},
     )
-    engine = "gathered"
-    cost = "N·b·(w+r+2g)"
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
     handling = Handling(hides_padding=True, exports_definition=True)
     per_head_tensors = ()
     drawn_by_layer = True
     _kept: tuple[Any, Tensor] | None = None
-    sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: BigBirdOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:

@@ -12,7 +12,6 @@ the mean query of a block chooses for all its queries. Ties go to the earlier bl
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
 from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -47,20 +46,19 @@ class BlockTopKOptions(Options):
 class BlockTopK(Mechanism):
     """Softmax over the query's block and the blocks with the highest-scoring mean keys."""
 
-    summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
-    paper = "Lu et al. 2025, MoBA, §2.2"
-    when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
-    engine = "block_selected"
+    about = About(
+        summary="each query attends to its block and to the k-1 blocks whose mean key scores highest",
+        paper="Lu et al. 2025, MoBA, §2.2",
+        when="a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of "
+        "all tokens",
+        engine="block_selected",
+        cost="N·k·b + N·N/b",
+        sample={"block_size": 32, "num_blocks": 3},
+        covering=lambda length, causal: {"block_size": 16, "num_blocks": -(-length // 16)},
+    )
     capabilities = Mechanism.capabilities.but(takes_sinks=True)
     handling = Handling(exports_definition=True)
-    cost = "N·k·b + N·N/b"
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"block_size": 32, "num_blocks": 3}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"block_size": 16, "num_blocks": -(-length // 16)}
-
     options: BlockTopKOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:

@@ -10,14 +10,13 @@ A query therefore sees only the last c tokens of every other block (of every ear
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
+from .common.capabilities import About
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -41,13 +40,16 @@ class FixedOptions(Options):
 class Fixed(GatheredMechanism):
     """Softmax over the query's block and the last tokens of every block."""
 
-    summary = "the query's block and the last c tokens of every (earlier, when causal) block"
-    paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
-    when = "documents of blocks of a fixed size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`"
-    cost = "N·(l+c·N/l)"
+    about = About(
+        summary="the query's block and the last c tokens of every (earlier, when causal) block",
+        paper="Child et al. 2019, Sparse Transformer, §4.3 (fixed)",
+        when="documents of blocks of a fixed size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`",
+        engine="gathered",
+        cost="N·(l+c·N/l)",
+        sample={"block_size": 24, "num_summary": 4},
+        covering=lambda length, causal: {"block_size": length},
+    )
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"block_size": 24, "num_summary": 4}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: FixedOptions
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.call import AttentionCall, MaskMod, Pattern, clear_padding
 from ..positions.relative import SelfExtend
+from .common.capabilities import About
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
 
@@ -17,17 +16,16 @@ from .common.registry import register_mechanism
 class Full(SparseMechanism):
     """Every query sees every key: the exact baseline, run by PyTorch's scaled_dot_product_attention."""
 
-    summary = "softmax attention over all tokens"
-    paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
-    when = "short inputs, and a few layers that must see everything, among layers of another mechanism"
-    engine = "dense"
+    about = About(
+        summary="softmax attention over all tokens",
+        paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",
+        when="short inputs, and a few layers that must see everything, among layers of another mechanism",
+        engine="dense",
+        cost="N²",
+        covering=lambda length, causal: {},
+    )
     capabilities = SparseMechanism.capabilities.but(images_need_order=False, moves_positions=True)
-    cost = "N²"
     per_head_tensors = ()
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {}
 
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)

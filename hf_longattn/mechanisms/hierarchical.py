@@ -20,8 +20,6 @@ entirely before it. For a score term, a pool lies at its middle, or at the last 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +33,7 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
+from .common.capabilities import About
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -53,15 +52,17 @@ class HierarchicalOptions(Options):
 class Hierarchical(Mechanism):
     """Softmax over near tokens and over pools of distant tokens. Pools grow with distance."""
 
-    summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
-    paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
-    when = "distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training"
-    engine = "gathered"
+    about = About(
+        summary="exact near the diagonal, pooled keys and values that grow coarser with distance",
+        paper="Zhu & Soricut 2021, H-Transformer-1D, §4 and §6",
+        when="distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training",
+        engine="gathered",
+        cost="N·b·log(N/b)",
+        sample={"block_size": 8},
+        covering=lambda length, causal: {"block_size": length + length % 2},
+    )
     capabilities = Mechanism.capabilities.but(exports=False)
-    cost = "N·b·log(N/b)"
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"block_size": 8}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 2}
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +25,7 @@ from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism, drop_keys, normalised, visible_to_all
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
@@ -70,15 +68,17 @@ class HybridOptions(Options):
 class Hybrid(Mechanism):
     """Softmax in a small window and linear attention to all other keys, under one normalisation."""
 
-    summary = "softmax in a small window and linear attention to all other keys, normalised together"
-    paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
-    when = "you linearise a decoder: softmax for near tokens, and a state of constant size for all others"
-    engine = "linear"
+    about = About(
+        summary="softmax in a small window and linear attention to all other keys, normalised together",
+        paper="Zhang et al. 2024, LoLCATs, eq. 6-7",
+        when="you linearise a decoder: softmax for near tokens, and a state of constant size for all others",
+        engine="linear",
+        cost="N·(w+D²)",
+        sample={"window": 16},
+        covering=lambda length, causal: {"window": 2 * length},
+    )
     handling = Handling(exports_definition=True, position_dependent=False)
-    cost = "N·(w+D²)"
     capabilities = Mechanism.capabilities.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
-    sample: ClassVar[dict[str, Any]] = {"window": 16}
-    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: HybridOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions) -> None:

@@ -21,6 +21,7 @@ from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
 from ..engines.linear_attention import Feature, packed_linear_attention
 from .common.base import drop_keys
+from .common.capabilities import About
 from .common.feature_map import LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -35,9 +36,13 @@ class LinearOptions(Options):
 class Linear(LinearMechanism):
     """Every query sees every key, with weights that are products of features."""
 
-    summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
-    paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
-    when = "you train or distil, and speed and a constant state matter more than exact recall"
+    about = About(
+        summary="φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax",
+        paper="Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12",
+        when="you train or distil, and speed and a constant state matter more than exact recall",
+        engine="linear",
+        cost="N·D²",
+    )
     capabilities = LinearMechanism.capabilities.but(takes_documents=True, images_need_order=False)
     per_head_tensors = ()
     options: LinearOptions

@@ -15,7 +15,6 @@ Padding is masked before projecting. There is no causal form: a projected key mi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, softmax_over
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -65,20 +64,18 @@ class LinformerOptions(Options):
 class Linformer(Mechanism):
     """Softmax over keys and values that are projected along the length."""
 
-    summary = "keys and values projected along the length to a fixed number of rows"
-    paper = "Wang et al. 2020, Linformer, eq. 7"
-    when = "an encoder of a fixed greatest length that you train; not for decoders"
-    engine = "low_rank"
-    cost = "N·rank"
+    about = About(
+        summary="keys and values projected along the length to a fixed number of rows",
+        paper="Wang et al. 2020, Linformer, eq. 7",
+        when="an encoder of a fixed greatest length that you train; not for decoders",
+        engine="low_rank",
+        cost="N·rank",
+        sample={"rank": 16, "max_length": 640},
+        covering=lambda length, causal: {"projection": "pooling", "rank": length},
+    )
     causal = False
     capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"projection": "pooling", "rank": length}
-
     options: LinformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions) -> None:

@@ -13,8 +13,6 @@ Other tokens see the global ones through the layer's ordinary keys and values, s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +24,7 @@ from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.global_tokens import GlobalTokenIds, check_counted, global_tokens
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
@@ -70,14 +68,17 @@ class LongformerOptions(BandOptions):
 class Longformer(SparseMechanism):
     """Softmax over a sliding window and a few global tokens."""
 
-    summary = "sliding window plus global tokens that see and are seen by all"
-    paper = "Beltagy et al. 2020, Longformer, §3.1"
-    when = "an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`"
-    cost = "N·(w+g), with g global tokens"
+    about = About(
+        summary="sliding window plus global tokens that see and are seen by all",
+        paper="Beltagy et al. 2020, Longformer, §3.1",
+        when="an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`",
+        engine="block_sparse",
+        cost="N·(w+g), with g global tokens",
+        sample={"window": 32},
+        covering=lambda length, causal: {"window": 2 * length},
+    )
     capabilities = SparseMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"window": 32}
-    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: LongformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:

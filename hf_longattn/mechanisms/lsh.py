@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.capabilities import About
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -84,18 +85,17 @@ class LSHOptions(Options):
 class LSH(BucketedMechanism):
     """Softmax over the tokens whose hashes agree, in several rounds of hashing."""
 
-    summary = "tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks"
-    paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
-    when = "a model without training that needs similar tokens from anywhere; Reformer's attention"
-    cost = "N·(log N + rounds·bucket_size)"
+    about = About(
+        summary="tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks",
+        paper="Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)",
+        when="a model without training that needs similar tokens from anywhere; Reformer's attention",
+        engine="bucketed",
+        cost="N·(log N + rounds·bucket_size)",
+        sample={"num_hashes": 2, "bucket_size": 16, "num_buckets": 8},
+        covering=lambda length, causal: {"bucket_size": length, "num_buckets": 1},
+    )
     per_head_tensors = ("rotations",)
     capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"bucket_size": length, "num_buckets": 1}
-
     options: LSHOptions
     rotations: Tensor
     """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not part of a checkpoint."""

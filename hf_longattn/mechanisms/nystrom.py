@@ -13,8 +13,6 @@ softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +23,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, drop_keys, softmax_over
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .linformer import project_length, segment_matrix, segment_means
@@ -55,17 +53,19 @@ class NystromOptions(Options):
 class Nystrom(Mechanism):
     """Softmax attention interpolated from landmarks, the means of segments."""
 
-    summary = "softmax attention approximated through landmarks, means of segments of the text"
-    paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
-    when = "an encoder that you train, whose attention is smooth: landmarks stand for segments of the text"
-    engine = "low_rank"
-    cost = "N·M"
+    about = About(
+        summary="softmax attention approximated through landmarks, means of segments of the text",
+        paper="Xiong et al. 2021, Nyströmformer, eq. 13-15",
+        when="an encoder that you train, whose attention is smooth: landmarks stand for segments of the text",
+        engine="low_rank",
+        cost="N·M",
+        sample={"num_landmarks": 16},
+        covering=lambda length, causal: {"num_landmarks": length},
+    )
     causal = False
     capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
     handling = Handling(position_dependent=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
-    covering_options: ClassVar[Mapping[str, int]] = {"num_landmarks": 1}
     options: NystromOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:

@@ -12,15 +12,13 @@ with mem_0 learned, so that a model of S positions reads texts of any length. Gr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from .common.capabilities import Handling, Recursion
+from .common.capabilities import About, Handling, Recursion
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -47,14 +45,17 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
+    about = About(
+        summary="full attention within a segment; in a model, learned memory tokens pass from segment to segment",
+        paper="Bulatov et al. 2022, Recurrent Memory Transformer, §3",
+        when="a text too long for memory, read segment by segment by a model that you train to write into memory tokens",
+        engine="gathered",
+        cost="N·S",
+        sample={"segment_length": 40, "num_memory_tokens": 3},
+        covering=lambda length, causal: {"segment_length": max(length, 34)},
+    )
     capabilities = GatheredMechanism.capabilities.but(exports=False, trains=True, remembers=True, takes_sinks=False)
-    summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
-    paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
-    when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
-    cost = "N·S"
     handling = Handling()
-    sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
-    covering_options: ClassVar[Mapping[str, int]] = {"segment_length": 1}
     options: RecurrentMemoryOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:

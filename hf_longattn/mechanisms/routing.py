@@ -34,7 +34,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
-from .common.capabilities import needs_whole_batch
+from .common.capabilities import About, needs_whole_batch
 from .common.layout import band_tile, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -80,17 +80,16 @@ class RoutingOptions(Options):
 class Routing(BucketedMechanism):
     """Softmax over the tokens of a query's cluster, found by k-means or learned."""
 
-    summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
-    paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
-    when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
-    cost = "N·√N"
+    about = About(
+        summary="each token sees the members of its nearest cluster, by online k-means or a learned router",
+        paper="Roy et al. 2020, Routing Transformer, §4.1, algorithm 1",
+        when="a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`",
+        engine="bucketed",
+        cost="N·√N",
+        sample={"num_clusters": 6, "window_per_cluster": 48},
+        covering=lambda length, causal: {"num_clusters": 1, "window_per_cluster": length},
+    )
     capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"num_clusters": 1, "window_per_cluster": length}
-
     options: RoutingOptions
     centroids: Tensor
     """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
 from .common.base import pad_queries, softmax_over, visible_to_all
+from .common.capabilities import About
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -94,14 +95,17 @@ class SegmentedOptions(Options):
 class Segmented(GatheredMechanism):
     """Softmax inside blocks, together with neighbouring blocks or with summaries of the others."""
 
-    summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
-    paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
-    when = "a cheap first try on long documents: blocks, and with integration=pooled a summary of each of the others"
+    about = About(
+        summary="softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries",
+        paper="Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1",
+        when="a cheap first try on long documents: blocks, and with integration=pooled a summary of each of the others",
+        engine="gathered",
+        cost="N·b, with summaries N·(b+N/b)",
+        sample={"block_size": 24, "integration": "pooled"},
+        covering=lambda length, causal: {"block_size": length},
+    )
     capabilities = GatheredMechanism.capabilities.but(takes_sinks=False)
-    cost = "N·b, with summaries N·(b+N/b)"
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: SegmentedOptions
 
     @property

@@ -12,12 +12,13 @@ real token, so a decode cache can drop other keys once they leave the window.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
+from .common.capabilities import About
 from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, prefixes, residues
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -39,17 +40,16 @@ class StridedOptions(Options):
 class Strided(GatheredMechanism):
     """Softmax over a window and every s-th key."""
 
-    summary = "a window and every s-th key, counted from the query or from the start"
-    paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
-    when = "data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is better"
-    cost = "N·(w+N/s)"
+    about = About(
+        summary="a window and every s-th key, counted from the query or from the start",
+        paper="Child et al. 2019, Sparse Transformer, §4.3 (strided)",
+        when="data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is better",
+        engine="gathered",
+        cost="N·(w+N/s)",
+        sample={"window": 24, "stride": 16},
+        covering=lambda length, causal: {"stride": 1},
+    )
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"window": 24, "stride": 16}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"stride": 1}
-
     options: StridedOptions
 
     def window(self, causal: bool) -> Pattern:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -56,18 +57,16 @@ class SynthesizerOptions(Options):
 class Synthesizer(Mechanism):
     """Attention weights from the token alone or a learned matrix, optionally mixed with dot products."""
 
-    summary = "attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
-    paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
-    when = "experiments with attention that does not compare tokens; inputs of a fixed greatest length"
-    engine = "dense"
-    cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
+    about = About(
+        summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
+        paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
+        when="experiments with attention that does not compare tokens; inputs of a fixed greatest length",
+        engine="dense",
+        cost="N²; without an N×N matrix for dense, factorized_random and dot_product",
+        sample={"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640},
+        covering=lambda length, causal: {"variant": ("dot_product",)},
+    )
     capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"variant": ("dot_product",)}
-
     options: SynthesizerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
@@ -161,11 +160,27 @@ class Sizes:
 
 
 class SyntheticScores(nn.Module, ABC):
-    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``."""
+    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``.
 
-    def __init__(self, sizes: Sizes) -> None:
+    Args:
+        sizes: of the layer.
+        mlps: name -> number of columns of a :class:`TokenMLP`.
+        tables: name -> shape of a table per head. Tables are drawn from N(0, std²), and learned if ``sizes.trainable``.
+    """
+
+    def __init__(
+        self, sizes: Sizes, mlps: Mapping[str, int] | None = None, tables: Mapping[str, tuple[int, int]] | None = None, std: float = 1.0
+    ) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.tables, self.std = sizes, tuple(tables or ()), std
+        for name, columns in (mlps or {}).items():
+            self.add_module(name, TokenMLP(sizes.heads, sizes.width, sizes.hidden, columns))
+        for name, shape in (tables or {}).items():
+            table = torch.empty(sizes.heads, *shape)
+            if sizes.trainable:
+                self.register_parameter(name, nn.Parameter(table))
+            else:
+                self.register_buffer(name, table)
 
     @abstractmethod
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -179,12 +194,14 @@ class SyntheticScores(nn.Module, ABC):
         """Draw the initial values."""
         for child in self.children():
             reset(child, generator)
+        for name in self.tables:
+            nn.init.normal_(getattr(self, name), std=self.std, generator=generator)
 
 
 def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. (Slices would make an exported graph correct for one length only.)"""
-    places = torch.arange(k.shape[2], device=q.device)
-    return places[k.shape[2] - q.shape[2] :], places
+    indices = torch.arange(k.shape[2], device=q.device)
+    return indices[k.shape[2] - q.shape[2] :], indices
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -230,9 +247,7 @@ class TokenMLP(nn.Module):
 class Dense(SyntheticScores):
     """``S_ij = F(q_i)_j``: token i alone determines the scores of all positions."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.mlp = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.length)
+    mlp: TokenMLP
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         return at_columns(self.mlp(q), positions(q, k)[1])
@@ -245,10 +260,8 @@ class Dense(SyntheticScores):
 class FactorizedDense(SyntheticScores):
     """``S_ij = F_A(q_i)_{⌊j / b⌋} · F_B(q_i)_{j mod b}``: two short outputs, one repeated and one tiled."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.repeated = TokenMLP(sizes.heads, sizes.width, sizes.hidden, math.ceil(sizes.length / sizes.factor))
-        self.tiled = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.factor)
+    repeated: TokenMLP
+    tiled: TokenMLP
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         _, columns = positions(q, k)
@@ -259,13 +272,6 @@ class Random(SyntheticScores):
     """``S_ij = R_ij``: a matrix per head that does not depend on the input. Learned, or fixed as drawn."""
 
     matrix: Tensor
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        _held(self, "matrix", torch.empty(sizes.heads, sizes.length, sizes.length), sizes.trainable)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.matrix, generator=generator)
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         rows, columns = positions(q, k)
@@ -278,15 +284,6 @@ class FactorizedRandom(SyntheticScores):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        for name in ("rows", "columns"):
-            _held(self, name, torch.empty(sizes.heads, sizes.length, sizes.rank), sizes.trainable)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        for factor in (self.rows, self.columns):
-            nn.init.normal_(factor, std=self.sizes.rank**-0.25, generator=generator)
-
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         left, right = self.features(q, k, scale)
         return left @ right.transpose(-1, -2)
@@ -296,18 +293,14 @@ class FactorizedRandom(SyntheticScores):
         return self.rows.to(q.dtype)[None, :, rows], self.columns.to(q.dtype)[None, :, columns]
 
 
-def _held(module: nn.Module, name: str, value: Tensor, trainable: bool) -> None:
-    """Register ``value`` as a parameter or, if it is not trained, as a buffer."""
-    if trainable:
-        module.register_parameter(name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)
-
-
-KINDS: dict[str, type[SyntheticScores]] = {
-    "dense": Dense,
-    "factorized_dense": FactorizedDense,
-    "random": Random,
-    "factorized_random": FactorizedRandom,
+KINDS: dict[str, Callable[[Sizes], SyntheticScores]] = {
+    "dense": lambda sizes: Dense(sizes, mlps={"mlp": sizes.length}),
+    "factorized_dense": lambda sizes: FactorizedDense(
+        sizes, mlps={"repeated": math.ceil(sizes.length / sizes.factor), "tiled": sizes.factor}
+    ),
+    "random": lambda sizes: Random(sizes, tables={"matrix": (sizes.length, sizes.length)}),
+    "factorized_random": lambda sizes: FactorizedRandom(
+        sizes, tables=dict.fromkeys(("rows", "columns"), (sizes.length, sizes.rank)), std=sizes.rank**-0.25
+    ),
     "dot_product": DotProduct,
 }

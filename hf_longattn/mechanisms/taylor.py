@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall
+from .common.capabilities import About
 from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -42,14 +42,17 @@ class TaylorOptions(Options):
 class Taylor(LinearMechanism):
     """Linear attention with the positive weights 1 + s + s²/2 of projected queries and keys."""
 
-    summary = "the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions"
-    paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
-    when = "you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`"
-    cost = "N·d²·D"
+    about = About(
+        summary="the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions",
+        paper="Arora et al. 2024, Simple linear attention language models (Based), §4.1",
+        when="you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`",
+        engine="linear",
+        cost="N·d²·D",
+        sample={"feature_dim": 8},
+    )
     capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
     estimates_exp = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
-    sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TaylorOptions) -> None:

@@ -12,8 +12,6 @@ backward pass grow with N·k.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
@@ -38,16 +36,18 @@ class TopKOptions(Options):
 class TopK(Mechanism):
     """Softmax over the k keys with the highest scores."""
 
-    summary = "each query attends to the k keys of the whole sequence with the highest scores"
-    paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
-    when = "you want exactly the best keys; the time is quadratic, the memory is not"
-    engine = "selected"
+    about = About(
+        summary="each query attends to the k keys of the whole sequence with the highest scores",
+        paper="Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2",
+        when="you want exactly the best keys; the time is quadratic, the memory is not",
+        engine="selected",
+        cost="N² scores in rows, N·k softmax and memory",
+        sample={"num_keys": 8},
+        covering=lambda length, causal: {"num_keys": length},
+    )
     handling = Handling(exports_definition=True, position_dependent=False)
-    cost = "N² scores in rows, N·k softmax and memory"
     per_head_tensors = ()
     capabilities = Mechanism.capabilities.but(takes_sinks=True, images_need_order=False)
-    sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
-    covering_options: ClassVar[Mapping[str, int]] = {"num_keys": 1}
     options: TopKOptions
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -18,7 +18,7 @@ at their true positions.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod, chain_score_mods
 from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over
+from .common.capabilities import About
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -62,18 +63,17 @@ class TransformerXLOptions(Options):
 class TransformerXL(GatheredMechanism):
     """Softmax over the query's segment and the ``memory_length`` tokens before that segment."""
 
-    summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
-    paper = "Dai et al. 2019, Transformer-XL, §3.2"
-    when = "a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do"
-    cost = "N·(S+M)"
+    about = About(
+        summary="the query's segment and a memory of the tokens before it, into which gradients may be stopped",
+        paper="Dai et al. 2019, Transformer-XL, §3.2",
+        when="a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do",
+        engine="gathered",
+        cost="N·(S+M)",
+        sample={"segment_length": 24, "memory_length": 40, "bptt": True},
+        covering=lambda length, causal: {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length},
+    )
     capabilities = GatheredMechanism.capabilities.but(remembers=True, takes_sinks=False)
     handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms that read keys (u·k) differ for segment and memory
-    sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length}
-
     options: TransformerXLOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
@@ -56,17 +55,16 @@ class UnionOptions(Options):
 class Union(GatheredMechanism):
     """Softmax over the pairs that any member's mask allows. Each pair counts once."""
 
-    summary = "several masks joined under one softmax"
-    paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
-    when = "one softmax over several patterns, for example a window and strided columns"
-    cost = "the sum of its members'"
+    about = About(
+        summary="several masks joined under one softmax",
+        paper="Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)",
+        when="one softmax over several patterns, for example a window and strided columns",
+        engine="gathered",
+        cost="the sum of its members'",
+        sample={"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"},
+        covering=lambda length, causal: {"of": f"longformer:window=8+window:window={2 * length}"},
+    )
     capabilities = GatheredMechanism.capabilities.but(takes_globals=True)
-    sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"of": f"longformer:window=8+window:window={2 * length}"}
-
     options: UnionOptions
     members: nn.ModuleList
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.capabilities import Handling
+from .common.capabilities import About, Handling
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -80,13 +80,16 @@ class Window(SparseMechanism, GatheredMechanism):
     A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, list their pairs instead.
     """
 
-    summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
-    paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
-    when = "neighbours suffice, as in tagging; or a decoder that continues long text in bounded memory, with `num_sinks=4`"
-    cost = "N·(w+sinks)"
+    about = About(
+        summary="each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks",
+        paper="Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2",
+        when="neighbours suffice, as in tagging; or a decoder that continues long text in bounded memory, with `num_sinks=4`",
+        engine="block_sparse",
+        cost="N·(w+sinks)",
+        sample={"window": 32},
+        covering=lambda length, causal: {"window": 2 * length},
+    )
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"window": 32}
-    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: WindowOptions
     listed = False
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ from ..engines.score_terms import ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from .common.base import scaled_scores, softmax_over
+from .common.capabilities import About
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -87,23 +88,21 @@ class Window2dOptions(Options):
 class Window2d(MaskedMechanism):
     """Softmax inside windows of a grid. Windows do not overlap."""
 
-    summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
-    paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
-    when = "images: the first choice on a grid, with full attention in one layer of three or four"
-    engine = "grid_windows"
-    cost = "N·w² on an image"
+    about = About(
+        summary="on a grid: softmax inside windows that do not overlap, shifted in every second layer or not",
+        paper="Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3",
+        when="images: the first choice on a grid, with full attention in one layer of three or four",
+        engine="grid_windows",
+        cost="N·w² on an image",
+        sample={"window": 4},
+        covering=lambda grid: {"window": max(grid.sizes)},
+    )
     causal = False
     capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
     listed = True
-    sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
     grid: Grid | None = None
     """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
-
-    @classmethod
-    def covering_grid(cls, grid: Grid) -> dict[str, Any]:
-        """Options with which the mechanism equals full softmax attention on ``grid``."""
-        return {"window": max(grid.sizes)}
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)

@@ -207,7 +207,9 @@ def test_loading_heads_of_encoder_decoders_equals_their_conversion(base: str, he
 )
 def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
-    check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).sample})
+    check(
+        short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).about.sample}
+    )
 
 
 @pytest.mark.thorough

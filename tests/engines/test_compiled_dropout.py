@@ -24,7 +24,7 @@ def _compiled_afresh() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", [*list_mechanisms(engine="block_sparse", grid=False), "full", "adaptive_span", "strided"])
 def test_compiled_training_with_dropout_survives_changing_lengths(mechanism: str) -> None:
-    options = {"window": 64} if "window" in mechanism_class(mechanism).sample else mechanism_class(mechanism).sample
+    options = {"window": 64} if "window" in mechanism_class(mechanism).about.sample else mechanism_class(mechanism).about.sample
     module = build_mechanism(mechanism, num_heads=1, head_dim=8, hidden_size=8, max_length=1024, **options)
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, hidden_states: Tensor) -> Tensor:

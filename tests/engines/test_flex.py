@@ -227,7 +227,7 @@ def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None
 @every_case("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""
-    options = {"window": 64} if "window" in mechanism_class(name).sample else mechanism_class(name).sample
+    options = {"window": 64} if "window" in mechanism_class(name).about.sample else mechanism_class(name).about.sample
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
     q, k, v = inputs(300)
     mask = torch.arange(300) < torch.tensor([[300], [250]])

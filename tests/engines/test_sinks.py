@@ -93,7 +93,7 @@ def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causa
     if kind.causal not in ("both", causal):
         pytest.skip("one form only")
     q, k, v = inputs()
-    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.sample).eval()
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
     found = attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)
     assert (found - reference_attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)).abs().max() < 1e-9
     # The weights with a sink are those without, times sigmoid(lse - sink). Any visible pair gives the lse.
@@ -112,7 +112,7 @@ def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_l
     if kind.causal is False or not kind.capabilities.takes_fewer_queries:
         pytest.skip("no decoding")
     q, k, v = inputs()
-    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.sample).eval()
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
     whole = attend(q, k, v, mechanism, causal=True, sink_scores=SINKS)
     last = attend(q[:, :, -q_len:], k, v, mechanism, causal=True, sink_scores=SINKS)
     assert (last - whole[:, :, -q_len:]).abs().max() < 1e-9

@@ -30,7 +30,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 @torch.no_grad()
 @every_case("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, code=code_of_form)
 def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
-    sample = mechanism_class(name).sample
+    sample = mechanism_class(name).about.sample
     longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})
     cache, ids = DynamicCache(config=longer.config), tokens(1, LENGTH)
     for first in range(0, LENGTH, 50):

@@ -36,7 +36,7 @@ OWN_LENGTH = {"linformer": {"max_length": LENGTH}, "synthesizer": {"max_length":
 
 
 def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:
-    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).sample, **OWN_LENGTH.get(mechanism, {}), **options}}
+    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).about.sample, **OWN_LENGTH.get(mechanism, {}), **options}}
     config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
     torch.manual_seed(0)
     getattr(families, head)(config).save_pretrained(folder)

@@ -107,7 +107,7 @@ QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "recurrent_memor
 @pytest.mark.parametrize("name", quickly(list_mechanisms(grid=False), QUICK_MECHANISMS))
 def test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
-    source = saved(base, {"mechanism": name, **mechanism_class(name).sample})
+    source = saved(base, {"mechanism": name, **mechanism_class(name).about.sample})
     auto: Any = AutoModelForCausalLM if base == "llama" else AutoModelForMaskedLM
     ids = tokens(1, 60)
 
@@ -157,7 +157,7 @@ GROUPED = ("adaptive_span", "hedgehog", "hybrid", "routing", "synthesizer", "tay
 
 @pytest.mark.parametrize("name", quickly(GROUPED, ("taylor",)))
 def test_pruned_heads_of_grouped_keys_go_with_their_parameters(name: str, saved: Saved, tmp_path: Path) -> None:
-    source, ids = saved("llama", {"mechanism": name, **mechanism_class(name).sample}), tokens(1, 60)
+    source, ids = saved("llama", {"mechanism": name, **mechanism_class(name).about.sample}), tokens(1, 60)
     report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
     without = logits_without(AutoModelForCausalLM.from_pretrained(source).eval(), report.pruned, ids)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "heads").eval()(ids)[0]

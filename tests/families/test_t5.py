@@ -171,7 +171,7 @@ class TestT5(EncoderDecoderContract):
 
 
 CROSSED = {
-    name: {"mechanism": name, **mechanism_class(name).sample}
+    name: {"mechanism": name, **mechanism_class(name).about.sample}
     for name in list_mechanisms(grid=False)
     if mechanism_class(name).capabilities.takes_score_mod
 }

@@ -76,7 +76,7 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
         for causal in (False, True):
             if cls.causal not in ("both", causal):
                 continue
-            found = {*paths(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.sample))} - rows  # noqa: B023
+            found = {*paths(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.about.sample))} - rows  # noqa: B023
             if not found or "its own" in found:
                 nameless.append((name, causal, found))
     assert not nameless

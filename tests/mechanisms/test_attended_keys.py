@@ -65,7 +65,7 @@ def built(name: str, options: dict[str, Any]) -> Mechanism:
 @every_case("causal", [False, True], ids=["both", "causal"])
 @every_case(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
 def test_attended_keys_have_the_weights_of_the_definition(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
-    mechanism = built(name, mechanism_class(name).sample if options is None else options)
+    mechanism = built(name, mechanism_class(name).about.sample if options is None else options)
     if mechanism.causal not in ("both", causal):
         pytest.skip("has no such form")
     if causal and (options or {}).get("per") == "query_block":

@@ -67,7 +67,7 @@ def _seeded() -> None:
 
 def small_options(name: str) -> dict[str, Any]:
     """Options small enough that the inputs here are longer than what a token sees."""
-    return mechanism_class(name).sample
+    return mechanism_class(name).about.sample
 
 
 def place(name: str, length: int) -> dict[str, Grid]:
@@ -203,12 +203,12 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
 @every_form
 def test_covering_the_input_equals_full_softmax_attention(name: str, causal: bool) -> None:
     kind = mechanism_class(name)
-    wide = kind.covering_grid(GRIDS[300]) if name in GRID_NAMES else kind.covering(300, causal)
-    if wide is None:
+    if (covering := kind.about.covering) is None:
         pytest.skip("it never equals full attention")
+    wide = covering(GRIDS[300]) if name in GRID_NAMES else covering(300, causal)
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
     placed = module.on_grid(GRIDS[300]) if name in GRID_NAMES else module
-    assert placed.covers(300, causal), f"{name}.covering() names options for full attention; let its covers() say so, too"
+    assert placed.covers(300, causal), f"about.covering of {name} names options for full attention; let its covers() say so, too"
     q, k, v = inputs(300)
     mask = padding(300, "right")
     out = attend(q, k, v, module, causal=causal, padding_mask=mask, **place(name, 300))
@@ -344,8 +344,8 @@ def test_every_mechanism_equals_its_reference_for_any_shape(
     middle = (left + kv_len - right) // 2
     mask[0, middle : middle + hole] = False
     mask[0, left] = True  # the first token between the paddings
-    arguments = {"causal": causal, "padding_mask": mask, **cls.sample}
-    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).capabilities.takes_globals:
+    arguments = {"causal": causal, "padding_mask": mask, **cls.about.sample}
+    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.about.sample).capabilities.takes_globals:
         arguments["global_mask"] = torch.rand(2, kv_len, generator=generator) < 0.1
     out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
     real = mask[:, None, kv_len - q_len :, None]
@@ -365,7 +365,7 @@ def grids(draw: st.DrawFn) -> list[Grid]:
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
 def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
     """One grid of both sequences, with holes; and one of each, with padding before or after."""
-    generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).sample
+    generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).about.sample
     longest = max(grid.length for grid in pair) + spare
     real = torch.zeros(2, longest, dtype=torch.bool)
     real[0, : pair[0].length], real[1, longest - pair[1].length :] = True, True

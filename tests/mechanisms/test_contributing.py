@@ -53,7 +53,6 @@ def test_a_mechanism_dropped_in_place_passes_the_contract(name: str, tmp_path: P
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_mechanisms_of_contributing_state_summary_paper_use_and_head_tensors(name: str) -> None:
     classes = [node for node in ast.parse(SNIPPETS[name]).body if isinstance(node, ast.ClassDef)]
-    stated = {
-        target.id for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
-    }
-    assert stated >= {"summary", "paper", "when", "per_head_tensors"}
+    stated = {target.id: node.value for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets}
+    assert "per_head_tensors" in stated
+    assert {keyword.arg for keyword in stated["about"].keywords} >= {"summary", "paper", "when"}

@@ -51,7 +51,7 @@ def qkv(length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, widt
 
 def built(name: str, width: int = 16, **options: Any) -> Mechanism:
     torch.manual_seed(0)
-    return build_mechanism(name, num_heads=4, head_dim=width, **{**mechanism_class(name).sample, **options}).eval()
+    return build_mechanism(name, num_heads=4, head_dim=width, **{**mechanism_class(name).about.sample, **options}).eval()
 
 
 def left_padding(length: int) -> Tensor:
@@ -195,7 +195,7 @@ def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, b
 )
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
-    options = {"window": 560} if "window" in mechanism_class(name).sample else {}
+    options = {"window": 560} if "window" in mechanism_class(name).about.sample else {}
     q, k, v = (x[:1].detach().requires_grad_() for x in qkv(600))
     module, mask = built(name, **options).double(), torch.arange(600)[None] >= 60
     out, expected = (run(q[:, :, -150:], k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))

@@ -19,7 +19,7 @@ from tests.shared_code import engine_of_form
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {
-    **{name: (name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)},
+    **{name: (name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)},
     STOPPED: ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
 }
 FORMS = [(name, causal) for causal in (False, True) for name in OPTIONS if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)]

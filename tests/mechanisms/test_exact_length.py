@@ -33,7 +33,7 @@ LENGTHS = (EXACT, LENGTH, EXACT + 1, 5)
 
 
 def served(name: str) -> bool:
-    return prototype(name, mechanism_class(name).sample).capabilities.recursion is None
+    return prototype(name, mechanism_class(name).about.sample).capabilities.recursion is None
 
 
 NAMES = [name for name in list_mechanisms(causal=False, grid=False) if served(name)]
@@ -41,7 +41,7 @@ NAMES = [name for name in list_mechanisms(causal=False, grid=False) if served(na
 
 def built(name: str) -> Mechanism:
     torch.manual_seed(0)
-    options = {**mechanism_class(name).sample, "exact_length": EXACT}
+    options = {**mechanism_class(name).about.sample, "exact_length": EXACT}
     return mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
 
 
@@ -69,7 +69,7 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
     rows, length = next(iter(arguments.values())).shape
     failed = []
     for name in NAMES[[*layouts()].index(layout) :: 2] if ONLY_QUICK else NAMES:
-        module, options = built(name), mechanism_class(name).sample
+        module, options = built(name), mechanism_class(name).about.sample
         plain = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
         plain.load_state_dict(module.state_dict())
         q, k, v = (torch.randn(rows, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))

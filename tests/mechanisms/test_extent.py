@@ -45,7 +45,7 @@ def built(name: str, options: dict[str, Any]) -> Any:
 @every_case("causal", [False, True], ids=["both", "causal"])
 @every_case(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
 def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
-    mechanism = built(name, mechanism_class(name).sample if options is None else options)
+    mechanism = built(name, mechanism_class(name).about.sample if options is None else options)
     extent = mechanism.locality(causal)
     if extent is None or mechanism.causal not in ("both", causal):
         assert options is None or mechanism.causal not in ("both", causal)

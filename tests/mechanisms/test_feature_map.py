@@ -30,7 +30,7 @@ def qkv(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 def built(name: str, **options: object) -> LinearMechanism:
     torch.manual_seed(0)
-    module = build_mechanism(name, num_heads=4, head_dim=16, **{**mechanism_class(name).sample, **options})
+    module = build_mechanism(name, num_heads=4, head_dim=16, **{**mechanism_class(name).about.sample, **options})
     assert isinstance(module, LinearMechanism)
     return module.eval()
 
@@ -79,7 +79,7 @@ def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(na
     mask[0, :40] = False
     real = mask[:, None, :, None]
     torch.manual_seed(0)
-    module = build_mechanism(name, num_heads=4, head_dim=64, **mechanism_class(name).sample).eval()
+    module = build_mechanism(name, num_heads=4, head_dim=64, **mechanism_class(name).about.sample).eval()
     assert isinstance(module, LinearMechanism)
     # Products of Hedgehog's features below exp(-87) are zeros in fp32, as its docstring says: a row that has no others is one of zeros.
     within_fp32 = not (name == "hedgehog" and std == 20.0 and opposite)

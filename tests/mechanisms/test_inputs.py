@@ -32,7 +32,7 @@ def _seeded() -> None:
 
 
 def built(name: str) -> Mechanism:
-    return mechanism_from(name, mechanism_class(name).sample, num_heads=4, head_dim=16, max_length=300).eval()
+    return mechanism_from(name, mechanism_class(name).about.sample, num_heads=4, head_dim=16, max_length=300).eval()
 
 
 def arguments_for(name: str, causal: bool, length: int) -> dict[str, object]:

@@ -29,7 +29,7 @@ from hf_longattn import (
     reference_attend,
 )
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import check_options, mechanism_class, mechanism_from, options_of
 from tests.cases import every_case
 from tests.grids import drawn, grid
 
@@ -103,7 +103,7 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
     for number, value in enumerate(ODD):
-        for others in (({}, mechanism_class(name).sample)[(number + turn) % 2],):
+        for others in (({}, mechanism_class(name).about.sample)[(number + turn) % 2],):
             module = built(name, {**others, option: value})
             if module is not None and (name, str(module.options)) not in FOUND_RIGHT:
                 assert_right(module)
@@ -134,7 +134,7 @@ VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3
 def test_several_options_out_of_their_range_are_refused_or_computed_as_defined(name: str, data: st.DataObject) -> None:
     known = [option.name for option in mechanism_info(name).options]
     chosen = data.draw(st.dictionaries(st.sampled_from([*known, "unknown"]), VALUES, min_size=1, max_size=4))
-    if (module := built(name, {**mechanism_class(name).sample, **chosen})) is not None:
+    if (module := built(name, {**mechanism_class(name).about.sample, **chosen})) is not None:
         assert_right(module)
 
 
@@ -218,7 +218,7 @@ def test_a_refused_option_of_a_mechanism_recommends_a_value_that_works(name: str
 LEAST = [
     (name, field.name, field.metadata["least"])
     for name in list_mechanisms()
-    for field in mechanism_class(name).options_type.__dataclass_fields__.values()
+    for field in options_of(name).values()
     if field.metadata.get("least") is not None
 ]
 
@@ -234,7 +234,7 @@ def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
 ) -> None:  # fmt: skip
     """At a length for which no mask over all pairs is taken."""
     length = 280
-    options = {key: value for key, value in mechanism_class(name).sample.items() if (key, value) != ("bptt", True)}
+    options = {key: value for key, value in mechanism_class(name).about.sample.items() if (key, value) != ("bptt", True)}
     no, module = refused(lambda: mechanism_from(name, options | {option: least}, num_heads=HEADS, head_dim=HEAD_DIM, max_length=length))
     if no:
         return
@@ -256,8 +256,8 @@ def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
 
 
 def test_one_number_stands_for_an_option_of_several() -> None:
-    assert mechanism_class("window").options_type.build("window", {"dilation": 2}).dilation == (2,)
-    assert mechanism_class("longformer").options_type.build("longformer", {"global_tokens": 0}).global_tokens == (0,)
+    assert check_options("window", {"dilation": 2}).dilation == (2,)
+    assert check_options("longformer", {"global_tokens": 0}).global_tokens == (0,)
     with pytest.raises(OptionError, match="dilation"):
         build("window", dilation=True)
     with pytest.raises(OptionError, match="dilation"):
@@ -283,7 +283,7 @@ class Sizes(TorchDispatchMode):
 NUMERIC = [
     (name, field.name)
     for name in list_mechanisms()
-    for field in mechanism_class(name).options_type.__dataclass_fields__.values()
+    for field in options_of(name).values()
     if re.search(r"\b(int|float)\b", str(field.type))
 ]
 MAX_BYTES, MAX_OPERATIONS = 1 << 26, 50_000
@@ -293,9 +293,9 @@ MAX_BYTES, MAX_OPERATIONS = 1 << 26, 50_000
 @every_case(("name", "option"), NUMERIC, by="name", of=3, code=lambda name, *rest: name)
 def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(name: str, option: str) -> None:
     """At a length for which no mask over all pairs is taken. The patterns of ``longattn inspect`` are those of ``attend``."""
-    length, field = 300, mechanism_class(name).options_type.__dataclass_fields__[option]
+    length, field = 300, options_of(name)[option]
     most, entries = field.metadata["most"], "tuple" in str(field.type)
-    sample = {**mechanism_class(name).sample, **({"rank": 4} if option == "max_length" else {})}
+    sample = {**mechanism_class(name).about.sample, **({"rank": 4} if option == "max_length" else {})}
     for value in {most, most - 1, min(most, length + 1)}:
         with Sizes() as sizes:
             no, module = refused(

@@ -79,7 +79,7 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
 def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, order: str) -> None:
     kind = mechanism_class(name)
     length = 1 + 12 * 20
-    options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.sample}
+    options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.about.sample}
     module, ordered = build_mechanism(name, **options).eval().double(), build_mechanism(name, order=order, **options).eval().double()
     ordered.load_state_dict(module.state_dict())
     q, k, v = qkv(length)

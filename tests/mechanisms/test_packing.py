@@ -75,7 +75,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
 @pytest.mark.thorough
 @every_case(("name", "causal"), FORMS, of=9, code=engine_of_form, ids=str)
 def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -> None:
-    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
+    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {"causal": causal}
@@ -117,7 +117,7 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
 
 @every_case("name", ["window", "bigbird", "linear", "lsh"])
 def test_packed_documents_with_padding_and_few_queries_equal_the_definition(name: str) -> None:
-    module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).sample).eval()
+    module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).about.sample).eval()
     q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, :7], mask[1, -20:], mask[0, 90:110] = False, False, False
@@ -193,7 +193,7 @@ def assert_packed_equals_alone(model: Any, arguments: dict[str, Any]) -> None:
 
 def forms(causal: bool) -> dict[str, dict[str, Any]]:
     names = [name for name in list_mechanisms(causal=causal, grid=False) if name != "recurrent_memory"]
-    return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
+    return {**{name: {"mechanism": name, **mechanism_class(name).about.sample} for name in names}, **VARIANTS}
 
 
 @every_case("form", forms(True), of=9, code=lambda form: form in VARIANTS or engine_of_form(form))
@@ -256,7 +256,7 @@ def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> None:
     features = [{"input_ids": document[0].tolist()} for document in tokens(1, LENGTH).split(SIZES, 1)]
-    attention = {"mechanism": "segmented", **mechanism_class("segmented").sample}
+    attention = {"mechanism": "segmented", **mechanism_class("segmented").about.sample}
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
     expected = torch.cat([model(torch.tensor([feature["input_ids"]])).logits for feature in features], 1)
     batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(features)
@@ -267,7 +267,9 @@ def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> N
 
 
 def test_positions_of_one_document_do_not_count_as_packed() -> None:
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").sample})
+    model = long_like(
+        plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").about.sample}
+    )
     ids, places = tokens(2, 90), torch.arange(90)[None]
     expected = model(ids, use_cache=False).logits
     lengths = {"cu_seq_lens_k": torch.tensor([0, 90]), "seq_idx": torch.zeros(2, 90, dtype=torch.int32)}
@@ -346,14 +348,14 @@ def test_a_dense_mask_tells_documents_from_other_patterns(name: str) -> None:
 def learning() -> list[str]:
     """The mechanisms that draw or learn something once per call while they are trained."""
     sizes = {"num_heads": 4, "head_dim": 16, "max_length": LENGTH}
-    built = {name: build_mechanism(name, **{**sizes, **mechanism_class(name).sample}) for name in list_mechanisms(grid=False)}
+    built = {name: build_mechanism(name, **{**sizes, **mechanism_class(name).about.sample}) for name in list_mechanisms(grid=False)}
     return [name for name, module in built.items() if needs_whole_batch(module)]
 
 
 @pytest.mark.parametrize("name", learning())
 def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: str) -> None:
     """On the CPU as on a GPU; the output is that of a call for each."""
-    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample})
+    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample})
     tensors, causal, calls = [token_major(1, heads, LENGTH, grad=True) for heads in (4, 2, 2)], module.causal is True, []
     weight = torch.randn_like(tensors[0])
     expected = one_by_one(module.eval(), [SIZES], tensors, weight, causal=causal)

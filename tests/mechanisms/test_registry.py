@@ -37,26 +37,30 @@ WRONG = {
     ),
     "options without help": (
         "@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    width: int = 3\n\n\n"
-        '@register_mechanism("helpless")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        '@register_mechanism("helpless")\nclass Mine(Window):\n    options: MineOptions\n',
         r"Option 'width' of mechanism 'helpless' at .*theirs\.py:9 has no help text; write width = option\(default",
     ),
     "an option that build_mechanism would take": (
         '@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    head_dim: int = option(3, "width", "numbers")\n\n\n'
-        '@register_mechanism("taken_option")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        '@register_mechanism("taken_option")\nclass Mine(Window):\n    options: MineOptions\n',
         r"Option 'head_dim' of mechanism 'taken_option' at .*theirs\.py:9 has the name of an argument of build_mechanism or attend",
     ),
     "options that are no dataclass": (
         'class MineOptions(Options):\n    width: int = option(3, "width", "tokens")\n\n\n'
-        '@register_mechanism("undecorated")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        '@register_mechanism("undecorated")\nclass Mine(Window):\n    options: MineOptions\n',
         r"Option 'width' of mechanism 'undecorated' at .*theirs\.py:9 is not a dataclass field; decorate the class",
     ),
     "options of another kind": (
-        '@register_mechanism("dict_options")\nclass Mine(Window):\n    options_type = dict\n',
+        '@register_mechanism("dict_options")\nclass Mine(Window):\n    options: dict\n',
         r"The options of mechanism 'dict_options' at builtins\.dict are not a frozen dataclass derived from Options",
     ),
     "a capability outside of the capabilities": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    takes_globals = True\n',
         r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in capabilities; write ",
+    ),
+    "a summary outside of the facts": (
+        '@register_mechanism("misplaced")\nclass Mine(Window):\n    summary = "windows"\n',
+        r"sets 'summary' as an attribute, but it belongs in about; write about = About\(summary=\.\.\.\)",
     ),
     "handling outside of it": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    trims_padding = False\n',

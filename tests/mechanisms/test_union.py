@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
-from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.registry import check_options, mechanism_class
 from tests.cases import every_case
 from tests.mechanisms.listed import visible
 
@@ -24,7 +24,7 @@ MASKS = [
     name
     for name in list_mechanisms(grid=False)
     if issubclass(cls := mechanism_class(name), SparseMechanism | GatheredMechanism)
-    and cls.options_type.build(name, cls.sample).is_mask()
+    and check_options(name, dict(cls.about.sample)).is_mask()
     and name != "union"
 ]
 
@@ -69,7 +69,7 @@ def inputs(length: int = LENGTH) -> list[Tensor]:
 
 
 def union_of(names: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [{"mechanism": name, **mechanism_class(name).sample} for name in names]
+    return [{"mechanism": name, **mechanism_class(name).about.sample} for name in names]
 
 
 def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask: Tensor | None = None) -> None:

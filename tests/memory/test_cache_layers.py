@@ -67,7 +67,7 @@ def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: st
 def test_decoding_refuses_a_cache_layer_that_attention_never_reads(mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where transformers passes the cache in a way that this package does not know."""
     plain = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)
-    model = long_like(plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).sample}, num_hidden_layers=1)
+    model = long_like(plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, num_hidden_layers=1)
     settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "cache_implementation": cache, "disable_compile": True}
     expected = model.generate(tokens(2, 30), **{**settings, "use_cache": False, "cache_implementation": None})
     assert torch.equal(expected, model.generate(tokens(2, 30), **settings))

@@ -32,7 +32,7 @@ CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 def model(base: str, name: str) -> Any:
     plain = plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2)
-    return long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
+    return long_like(plain, base, {"mechanism": name, **mechanism_class(name).about.sample}, num_hidden_layers=2)
 
 
 FLOAT32 = ("window", "fixed", "top_k", "linear", "full")
@@ -81,7 +81,7 @@ WITH_TERMS = [
     for name in list_mechanisms(causal=True, grid=False)
     if mechanism_class(name).capabilities.takes_score_mod and name != "recurrent_memory"
 ]
-FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in WITH_TERMS} | {
+FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).about.sample} for name in WITH_TERMS} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
     "strided, absolute": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},

@@ -22,7 +22,7 @@ from tests.memory.test_cache_layers import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
 
 FORMS: dict[str, dict[str, Any]] = {
-    name: {"mechanism": name, **mechanism_class(name).sample}
+    name: {"mechanism": name, **mechanism_class(name).about.sample}
     for name in list_mechanisms(causal=True, grid=False)
     if name != "recurrent_memory"
 }
@@ -66,7 +66,7 @@ def decoding(attention: dict[str, Any], static: bool) -> bytes:
 def alone(name: str) -> bytes:
     """A mechanism, and what it makes of some tensors."""
     causal = mechanism_class(name).causal is not False
-    built = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).sample}).eval()
+    built = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).about.sample}).eval()
     q, k, v = torch.randn(3, 1, 4, 300, 16)
     with torch.no_grad():
         call = AttentionCall(causal=causal)

@@ -127,7 +127,7 @@ def test_sliding_cache_layers_of_transformers_are_read_in_text_order(width: int)
 @pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", quickly(CAUSAL, ["union"]))
 def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: str) -> None:
-    options = mechanism_class(mechanism).sample
+    options = mechanism_class(mechanism).about.sample
     model, mask = long_model({"mechanism": mechanism, **options}), padding(3, LENGTH, left=True)
     expected = model.generate(tokens(3, LENGTH), attention_mask=mask, **GREEDY)[:, LENGTH:]
     built = prototype(mechanism, dict(options))

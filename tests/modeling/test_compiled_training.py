@@ -126,7 +126,7 @@ def test_global_tokens_of_every_kind_are_in_the_graph(kind: str, fullgraph: bool
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ENCODERS)
 def test_every_mechanism_of_encoders_trains_as_one_graph(mechanism: str) -> None:
-    options = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
+    options = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
     inputs = batch(padded=True, global_tokens=0)
     assert all(gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=False))
     model = bert(options, 0.0)

@@ -18,7 +18,7 @@ from tests.cases import every_case
 SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}
 MECHANISMS = [
-    *((name, mechanism_class(name).sample) for name in list_mechanisms(causal=True, grid=False)),
+    *((name, mechanism_class(name).about.sample) for name in list_mechanisms(causal=True, grid=False)),
     ("window", {"window": 16, "relative": "transformer_xl"}),
 ]
 

@@ -104,7 +104,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
 def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     """fp32 changes nothing; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
-    model = long_model(base, None, {"mechanism": name, **mechanism_class(name).sample})
+    model = long_model(base, None, {"mechanism": name, **mechanism_class(name).about.sample})
     inputs = {**batch(150), **uncached(base)}
     real = inputs["attention_mask"].bool()
     with torch.no_grad():

@@ -17,6 +17,7 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism, reset
+from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.modeling.attach import weights
 from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, AttentionSite, attention_sites, copied_parameters
@@ -30,8 +31,8 @@ SIZED = ("linformer", "recurrent_memory")
 """Their default sizes are larger than these models."""
 RELATIVE = ("t5_buckets", "shaw:clip=4", "transformer_xl")
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)),
-    *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).sample and name not in SIZED),
+    *((name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)),
+    *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).about.sample and name not in SIZED),
     *(("window", {"relative": relative}) for relative in RELATIVE),
     ("hybrid", {"mixing": 0.5}),
     ("hybrid", {"features": "taylor:feature_dim=4"}),
@@ -253,6 +254,6 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
             super().__init__(*args)
             self.gate = nn.Parameter(torch.ones(1))
 
-    built = Forgetful(2, 8, 16, None, mechanism_class("full").options_type())
+    built = Forgetful(2, 8, 16, None, Options())
     with pytest.raises(OptionError, match=r"'forgetful' owns a tensor, 'gate', that nothing initialises.*define reset_parameters"):
         built.reset_parameters()

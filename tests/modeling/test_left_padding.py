@@ -40,7 +40,7 @@ def outputs(base: str, attention: dict[str, Any], masks: str, **changes: Any) ->
 
 @every_case(("base", "mechanism"), GRID, of=11)
 def test_left_padding_changes_no_rotary_encoder(base: str, mechanism: str) -> None:
-    alone, padded = outputs(base, {"mechanism": mechanism, **mechanism_class(mechanism).sample}, "tokens")
+    alone, padded = outputs(base, {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, "tokens")
     assert (alone - padded).abs().max() < 1e-4 * alone.abs().max()
 
 

@@ -147,7 +147,7 @@ def test_embeddings_as_inputs_give_what_their_tokens_give() -> None:
 @every_case("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
 def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
     """Of one that never computes its source's attention. Full attention keeps the source's positions, which count padding."""
-    model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).sample}).eval()
+    model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).about.sample}).eval()
     ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
     mask[0, :23] = 0
     with torch.no_grad():

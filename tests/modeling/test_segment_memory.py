@@ -88,7 +88,7 @@ def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() 
 @every_case("name", list_mechanisms(causal=True, grid=False), of=9, code=engine_of_form)
 def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
-    longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})
+    longer = model("gpt2", {"mechanism": name, **mechanism_class(name).about.sample})
     ids, size = tokens(2, 180), 60
     memory, logits = longer.new_memory(), []
     for first in range(0, 180, size):
@@ -131,7 +131,7 @@ def test_a_memory_carries_no_gradient_of_earlier_calls() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["transformer_xl", "linear", "window", "recurrent_memory", "full"])
 def test_a_memory_is_saved_and_read(name: str) -> None:
-    longer, ids = model("llama", {"mechanism": name, **mechanism_class(name).sample}), tokens(2, 300)
+    longer, ids = model("llama", {"mechanism": name, **mechanism_class(name).about.sample}), tokens(2, 300)
     memory = longer.new_memory()
     for first in range(0, 200, 40):
         memory = longer(ids[:, first : first + 40], memory=memory).memory

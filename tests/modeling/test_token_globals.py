@@ -45,7 +45,7 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
 @every_case("separators", [1, 2])
 @every_case("mechanism", TAKING)
 def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: str, separators: int, side: str) -> None:
-    attention = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
+    attention = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
     model = long_model("bert", "BertForQuestionAnswering", attention)
     inputs, before = question_and_document(separators, side)
     with torch.no_grad():
@@ -179,7 +179,9 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
         if name == "recurrent_memory":
             continue  # for Long classes only
         takes = mechanism_class(name).capabilities.takes_globals
-        model = built({"mechanism": name, **mechanism_class(name).sample, **({"window": 4} if name in ("window", "longformer") else {})})
+        model = built(
+            {"mechanism": name, **mechanism_class(name).about.sample, **({"window": 4} if name in ("window", "longformer") else {})}
+        )
         covered = any(mechanism.covers(200) for mechanism in with_members(layer_mechanisms(model)))
         if takes or covered:
             outs = [model(ids, global_attention_mask=given).last_hidden_state for given in (mask, 0 * mask)]

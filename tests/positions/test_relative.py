@@ -27,7 +27,7 @@ def drawn(module: torch.nn.Module) -> None:
 
 
 def mechanism(name: str, kind: str, **options: Any) -> Mechanism:
-    chosen = {"relative": kind, **mechanism_class(name).sample, **options}
+    chosen = {"relative": kind, **mechanism_class(name).about.sample, **options}
     built = mechanism_from(name, chosen, num_heads=4, head_dim=16, max_length=300)
     drawn(built.relative)
     return built

@@ -153,7 +153,7 @@ def test_distance_of_softmax_attention_is_zero() -> None:
 @every_case("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains and name != "recurrent_memory"])
 def test_attention_transfer_trains_every_mechanism_with_parameters(name: str) -> None:
     cls = mechanism_class(name)
-    student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
+    student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.about.sample})
     layer = AttentionTransfer(student, softmax(4, 16)).train()
     hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.capabilities.takes_hidden_states else {}
     attend(*torch.randn(3, 2, 4, 96, 16), mechanism=layer, causal=student.causal is True, **hidden)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
@@ -240,18 +240,18 @@ class Item(Scope):
             tokens: positions of the global tokens within the item's keys, if any.
         """
         self.source, self.shift, self.hole, self.tokens = source, shift, hole, tokens
-        self.biased: dict[tuple[int, int, int], Tensor] = {}
         self.by_query, self.by_key = (rows, slice(None), queries), (rows, slice(None), keys)
-        (self.batch, _, self.q_len, _), self.kv_len = source.q[self.by_query].shape, source.k[self.by_key].shape[2]
-        self.is_everything = hole is None and (self.batch, self.q_len, self.kv_len) == (*source.q.shape[::2], source.k.shape[2])
+        (batch, _, self.q_len, _), self.kv_len = source.q[self.by_query].shape, source.k[self.by_key].shape[2]
+        is_everything = hole is None and (batch, self.q_len, self.kv_len) == (*source.q.shape[::2], source.k.shape[2])
+        self.most_blocks = source.most_blocks(self)
+        self.whole = is_everything and self.most_blocks == 0
+        if hole is not None:  # padding between real tokens, as (1, 1, Nk, 1) bool
+            self.padding = (hole != 0)[..., None]
+            self.padding_of_queries = self.padding[:, :, shift : shift + self.q_len]
 
     @property
     def parts(self) -> Iterable[Part]:  # type: ignore[override]
         return self.source.parts(self)
-
-    @property
-    def whole(self) -> bool:  # type: ignore[override]
-        return self.is_everything and self.source.in_one_part(self)
 
     def read(self, name: str, x: Tensor) -> Tensor:
         of_keys = name in ("k", "v")
@@ -259,14 +259,14 @@ class Item(Scope):
         x = x.to(self.source.dtype) if self.source.is_backward and self.source.plain_backward else x
         if self.hole is None or name in ("out", "lse") or (name != "grad" and all_finite((x,))):  # 0 · NaN is NaN
             return x
-        return x.masked_fill(self.padding if of_keys else self.padding[:, :, self.shift : self.shift + self.q_len], 0)
+        return x.masked_fill(self.padding if of_keys else self.padding_of_queries, 0)
 
     def into(self, name: str, x: Tensor) -> Tensor:
         return x[self.by_key if name in ("dk", "dv") else self.by_query]
 
     def finish(self, results: dict[str, Tensor]) -> None:
-        if self.hole is not None:
-            self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
+        if self.hole is not None and "out" in results:
+            self.into("out", results["out"]).masked_fill_(self.padding_of_queries, 0)
 
     def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
         """``mask`` plus, if there is padding between real keys, the padding mask of the part's keys."""
@@ -274,12 +274,6 @@ class Item(Scope):
             return mask
         hole = keys.of(self.hole)[:, :, None]
         return hole if mask is None else mask + hole
-
-    @property
-    def padding(self) -> Tensor:
-        """``(1, 1, Nk, 1)`` bool, True for padding between real tokens."""
-        assert self.hole is not None
-        return (self.hole != 0)[..., None]
 
     def distances(self, part: Part) -> Tensor:
         """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all runs of a :class:`Runs`."""
@@ -291,8 +285,20 @@ class Item(Scope):
 
     def far_parts(self, tokens: Tensor, rows_first: bool) -> list[Part]:
         """Parts for the global tokens at positions ``tokens``: global columns and global rows."""
-        key = ("far parts", self.q_len, self.kv_len, self.shift, self.source.pattern, tuple(tokens.tolist()), self.source.dtype)
-        columns, rows = BYTE_CACHE.get(key, lambda: ([*self._columns(tokens)], self._rows(tokens)))
+        pattern, dtype = self.source.pattern, self.source.dtype
+
+        def make() -> tuple[list[Part], list[Part]]:
+            """Columns, and rows: global queries over all keys or, if causal, all keys up to the query."""
+            rows = tokens - self.shift
+            rows = rows[(rows >= 0) & (rows < self.q_len)]
+            if not pattern.global_rows or not len(rows):
+                return [*self._columns(tokens)], []
+            part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), overrides=True)
+            if pattern.causal:
+                part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
+            return [*self._columns(tokens)], [part]
+
+        columns, rows = BYTE_CACHE.get(("far parts", self.q_len, self.kv_len, self.shift, pattern, tuple(tokens.tolist()), dtype), make)
         return [*rows, *columns] if rows_first else [*columns, *rows]
 
     def _columns(self, columns: Tensor) -> Iterator[Part]:
@@ -300,7 +306,7 @@ class Item(Scope):
 
         The mask hides pairs within the band, so queries far from every global token need no mask.
         """
-        q_len, (left, right, causal) = self.q_len, self.source.band
+        q_len, left, right, causal = self.q_len, self.source.pattern.left, self.source.pattern.right, self.source.pattern.causal
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
         stop = (start + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
         any_inside, all_inside = start - columns <= left, stop - columns <= left
@@ -322,17 +328,6 @@ class Item(Scope):
                 number += 1
             row = end
 
-    def _rows(self, tokens: Tensor) -> list[Part]:
-        """Parts for global rows: global queries over all keys or, if causal, all keys up to the query."""
-        rows = tokens - self.shift
-        rows = rows[(rows >= 0) & (rows < self.q_len)]
-        if not self.source.pattern.global_rows or not len(rows):
-            return []
-        part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), overrides=True)
-        if self.source.pattern.causal:
-            part = part._replace(mask=additive_mask(self.distances(part) < 0, self.source.dtype)[None, None])
-        return [part]
-
 
 class BandSource(Source):
     """Base class of sources for a band and global tokens."""
@@ -349,17 +344,11 @@ class BandSource(Source):
         """The parts of an item."""
 
     @abstractmethod
-    def splits_batch(self, item: Item) -> bool:
-        """Whether batch rows must run as separate items, since a view of several blocks has the blocks on its batch axis."""
+    def most_blocks(self, item: Item) -> int:
+        """The number of blocks in the item's largest group; 0 if a single part has all queries and keys.
 
-    def in_one_part(self, item: Item) -> bool:
-        """Whether the item runs as a single part with all queries and keys."""
-        return False
-
-    @property
-    def band(self) -> tuple[int, int, bool]:
-        """The band: keys before a query, keys after it, and whether it is causal."""
-        return self.pattern.left, self.pattern.right, self.pattern.causal
+        A view of several blocks has the blocks on its batch axis. Batch rows then run as separate items.
+        """
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         if self.key_mask is not None:
@@ -372,7 +361,7 @@ class BandSource(Source):
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:
             item = Item(self, everything, everything, everything, earlier)
-            if len(self.q) == 1 or not self.splits_batch(item):
+            if len(self.q) == 1 or item.most_blocks <= 1:
                 yield item
                 return
         for row in range(len(self.q)):
@@ -409,26 +398,27 @@ class Band(BandSource):
         left, right, causal, global_rows, ahead = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
         self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned else None
-
-    def parts(self, item: Item) -> Iterator[Part]:
-        plan = self.plan(item)
-        near = self._near(item, plan)
-        far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
-        parts = [*far, *near] if self.is_backward else [*near, *far]
-        if item.hole is None and self.bias is None:
-            return iter(parts)
-        return (self._completed(item, part) for part in parts)
+        self.totals = [torch.zeros(x.shape, dtype=self.dtype) for x in learned] if self.learns else []
 
     def plan(self, item: Item) -> Plan:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
         settings = {"block": DROPOUT_BLOCK} if self.dropout else {"backward": self.is_backward, "tokens": item.tokens is not None}
         return band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
 
-    def splits_batch(self, item: Item) -> bool:
-        return any(group.blocks > 1 for group in self.plan(item).groups)
+    def most_blocks(self, item: Item) -> int:
+        plan = self.plan(item)
+        return 0 if plan.dense else max(group.blocks for group in plan.groups)
 
-    def in_one_part(self, item: Item) -> bool:
-        return self.plan(item).dense
+    def parts(self, item: Item) -> Iterator[Part]:
+        plan = self.plan(item)
+        near = self._near(item, plan)
+        far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
+        parts = [*far, *near] if self.is_backward else [*near, *far]  # global rows run last in forward and first in backward
+        biased: dict[tuple[int, int, int], Tensor] = {}
+        for part in parts:
+            if self.bias is not None:
+                part = self._biased(item, part, self.bias, biased)
+            yield part if item.hole is None else part._replace(mask=item.with_hole(part.mask, part.keys))
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
         """Parts for the band. Their masks lack padding and score terms."""
@@ -448,28 +438,18 @@ class Band(BandSource):
 
         return BYTE_CACHE.get(("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make)
 
-    def _completed(self, item: Item, part: Part) -> Part:
-        """The part with padding and bias added to its mask."""
-        mask = part.mask
-        if self.bias is not None:
-            mask, part = self._biased(item, part, self.bias), part._replace(of_scores=self._of_scores(item, part))
-        return part._replace(mask=item.with_hole(mask, part.keys))
-
-    def _biased(self, item: Item, part: Part, bias: DistanceBias) -> Tensor:
-        """The part's mask plus the bias, ``(1, H, queries, keys)``. Band parts of equal shape share it."""
+    def _biased(self, item: Item, part: Part, bias: DistanceBias, biased: dict[tuple[int, int, int], Tensor]) -> Part:
+        """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in ``biased``."""
+        if self.totals:
+            total, distances = self.totals[0], item.distances(part)
+            part = part._replace(of_scores=lambda gradient: bias.add_gradient(total, distances, gradient.sum(0)))
         shape = None
         if isinstance(part.queries, Runs) and isinstance(part.keys, Runs):
             shape = part.queries.size, part.keys.size, part.queries.start + item.shift - part.keys.start
-            if shape in item.biased:
-                return item.biased[shape]
+            if shape in biased:
+                return part._replace(mask=biased[shape])
         added = bias.over(item.distances(part))[None]
         added = added if part.mask is None else added.add_(part.mask)
         if shape is not None:
-            item.biased[shape] = added
-        return added
-
-    def _of_scores(self, item: Item, part: Part) -> Callable[[Tensor], None] | None:
-        if not self.totals or self.bias is None:
-            return None
-        bias, total, distances = self.bias, self.totals[0], item.distances(part)
-        return lambda gradient: bias.add_gradient(total, distances, gradient.sum(0))
+            biased[shape] = added
+        return part._replace(mask=added)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..call import DispatchContext, Pattern, inverse_permutation
 from .kernels import MASKED, padding_of, visible_mask, why_not_tiles
-from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
+from .softmax import Part, Runs, Scope, Source, source
 
 MAX_OWN_QUERIES = 4096
 """Maximum queries, over all heads, in one call for own blocks."""
@@ -27,19 +27,6 @@ MAX_OWN_QUERIES = 4096
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     return "the blocks are those of a table" if context.block_size else why_not_tiles(context)
-
-
-class _Item(Scope):
-    """Each query's own block, for one batch item and all heads."""
-
-    def __init__(self, item: int, parts: Iterable[Part]) -> None:
-        super().__init__(parts)
-        self.item = item
-
-    def read(self, name: str, x: Tensor) -> Tensor:
-        return x[self.item : self.item + 1]
-
-    into = read
 
 
 class _Head(Scope):
@@ -56,7 +43,7 @@ class _Head(Scope):
         super().__init__(parts)
         self.at, self.none, self.merges = (item, head), none, merges
         self.queries, self.row = order // shape[1], inverse_permutation(order).view(shape)
-        self.rows: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
 
     def read(self, name: str, x: Tensor) -> Tensor:
         x = x[self.at]
@@ -72,21 +59,21 @@ class _Head(Scope):
         rows[: self.none] = MASKED if name == "lse" else 0
         if earlier:
             rows[count:] = x
-        self.rows[name] = rows
+        self.buffers[name] = rows
         return rows[None, None]
 
     def finish(self, results: dict[str, Tensor]) -> None:
         row = self.row
+        if "dq" in results:
+            results["dq"][self.at] += F.embedding_bag(row, self.buffers["dq"], mode="sum")
+            return
         if self.merges:
             row = torch.cat([row, torch.arange(row.numel(), row.numel() + len(row))[:, None]], 1)
-        shares = self.rows["lse"][row.t()]
+        shares = self.buffers["lse"][row.t()]
         merged = shares.logsumexp(0)
         weights = shares.sub_(merged).exp_().t().contiguous()
-        results["out"][self.at] = F.embedding_bag(row, self.rows["out"], mode="sum", per_sample_weights=weights)
+        results["out"][self.at] = F.embedding_bag(row, self.buffers["out"], mode="sum", per_sample_weights=weights)
         results["lse"][self.at] = merged
-
-    def finish_backward(self, totals: dict[str, Tensor]) -> None:
-        totals["dq"][self.at] += F.embedding_bag(self.row, self.rows["dq"], mode="sum")
 
 
 @source
@@ -112,7 +99,7 @@ class Blocks(Source):
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
             if self.causal:
-                yield _Item(item, _own_blocks(self.q.shape[1], self.q.shape[2], self.size, padding, self.dtype))
+                yield Scope(_own_blocks(self.q.shape[1], self.q.shape[2], self.size, padding, self.dtype), slice(item, item + 1))
             if self.chosen.shape[3]:
                 yield from _heads(item, self.chosen[item], self.size, padding, merges=bool(self.causal))
 
@@ -146,7 +133,7 @@ def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges:
             if count:
                 keys = Runs(block * size, min(size, length - block * size))
                 mask = keys.of(padding[None, None])[:, :, None] if padding is not None and hidden[block] else None
-                parts.append(Part(DisjointRuns(end, count), keys, mask))
+                parts.append(Part(Runs(end, count, first_writer=True), keys, mask))
             end += count
         yield _Head(item, head, by_block[head], (length, choices), none, merges, parts)
 

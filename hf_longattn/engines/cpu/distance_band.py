@@ -14,7 +14,8 @@ diagonal. It is read as a strided view (w between queries, w + 1 within a row) a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -158,11 +159,6 @@ class _Tables(NamedTuple):
             return self.buckets[(distance + self.ahead).clamp(0, len(self.buckets) - 1)]
         return (distance + self.ahead).clamp(0, self.of_queries.shape[1] - 1)
 
-    def in_band(self, left: int, right: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows of both tables for the distances ``left, …, -right`` (a query's keys in order), and the indices of these rows."""
-        index = self.rows(torch.arange(left, -right - 1, -1))
-        return self.of_queries[:, index], None if self.of_keys is None else self.of_keys[:, index], index
-
 
 class _FarTerms(NamedTuple):
     """Distance terms of a part with global tokens."""
@@ -245,17 +241,18 @@ class Distances(BandSource):
         heads = self.p.shape[1]
         by_head = None if key_table is None else key_table.expand(heads, -1, -1)
         self.tables = _Tables(table.expand(heads, -1, -1), by_head, buckets, ahead)
-        self.rows, self.key_rows, self.index = self.tables.in_band(left, right)
 
-    def splits_batch(self, item: Item) -> bool:
-        return item.q_len > min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK)
+        # The rows of both tables for the distances left, …, -right: of a query's keys in order.
+        self.index = self.tables.rows(torch.arange(left, -right - 1, -1))
+        self.rows, self.key_rows = self.tables.of_queries[:, self.index], None if by_head is None else by_head[:, self.index]
+
+    def most_blocks(self, item: Item) -> int:
+        return -(-item.q_len // min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK))
 
     def parts(self, item: Item) -> Iterator[Part]:
-        return (
-            itertools.chain(self._far(item), self._near_backward(item))
-            if self.is_backward
-            else itertools.chain(self._near(item), self._far(item))
-        )
+        if self.is_backward:
+            return itertools.chain(self._far(item), self._near_backward(item))
+        return itertools.chain(self._near(item), self._far(item))
 
     def _far(self, item: Item) -> Iterator[Part]:
         """Parts for the global tokens."""
@@ -263,21 +260,28 @@ class Distances(BandSource):
         for part in () if item.tokens is None else item.far_parts(item.tokens, rows_first=self.is_backward):
             for some in _few_queries(part):
                 terms = _FarTerms(self.tables.rows(item.distances(some)), some.overrides)
-                added = terms.over(some.queries.of(p), None if e is None else some.keys.of(e), self.tables)
-                added = item.with_hole(added if some.mask is None else added + some.mask, some.keys)
-                yield some._replace(mask=added, of_scores=self._of_scores(item, some, terms, p, e) if self.is_backward else None)
+                of_queries, of_keys = some.queries.of(p), None if e is None else some.keys.of(e)
+                added = terms.over(of_queries, of_keys, self.tables)
+                some = some._replace(mask=item.with_hole(added if some.mask is None else added + some.mask, some.keys))
+                if self.is_backward:
+                    some = some._replace(of_scores=partial(self._add_far_gradients, item, some, terms, of_queries, of_keys))
+                yield some
 
-    def groups(self, item: Item) -> Iterator[Group]:
-        """The query blocks with their key slices, for a band or for chunks."""
-        left, right, _ = self.band
-        if self.chunk:
-            return chunk_groups(item.q_len, item.kv_len, item.shift, self.chunk, left + 1 - self.chunk, causal=right == 0)
-        return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
+    def _add_far_gradients(self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor) -> None:
+        """Add the gradients of a part with global tokens. ``p`` and ``e`` are those of the part's queries and keys."""
+        of_p, of_e = terms.backward(of_scores, p, e, self.tables, self.of_tables)
+        part.queries.add(self.dp[item.by_query], of_p)
+        if of_e is not None and self.key_sums is not None:
+            part.keys.add(self.key_sums[0][item.by_key], of_e)
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
         """For each group of equal blocks, its :class:`_Terms` and a list with the :class:`_Terms` of each call."""
-        left, right, _ = self.band
-        for group in self.groups(item):
+        sizes, left, right = (item.q_len, item.kv_len, item.shift), self.pattern.left, self.pattern.right
+        if self.chunk:
+            blocks = chunk_groups(*sizes, self.chunk, left + 1 - self.chunk, causal=right == 0)
+        else:
+            blocks = groups(*sizes, left, right, QUERIES_PER_BLOCK)
+        for group in blocks:
             terms = _Terms.of(group, item.shift, left, right)
             yield terms, [terms._replace(group=call) for call in group.parts(max(1, QUERIES_PER_CALL // group.block))]
 
@@ -303,9 +307,9 @@ class Distances(BandSource):
         windows of 256 and 512, 12 heads of 64, one thread).
         """
         p, dp, e = self.p[item.by_query], self.dp[item.by_query], None if self.e is None else self.e[item.by_key]
-        for kind, calls in self._calls(item):
-            scores, of_scores = kind.new(p[0], len(p), MASKED), kind.new(p[0], len(p), 0.0).zero_()  # stays 0 where there is no pair
-            of_terms, rows = of_scores[..., : kind.rows], kind.table(self.rows)[None]
+        for shared, calls in self._calls(item):
+            scores, of_scores = shared.new(p[0], len(p), MASKED), shared.new(p[0], len(p), 0.0).zero_()  # stays 0 where there is no pair
+            of_terms, rows = of_scores[..., : shared.rows], shared.table(self.rows)[None]
             for call in calls:
                 by_key = None if e is None or self.key_rows is None else call.key_products(e, self.key_rows)
                 of_keys = None if by_key is None else torch.zeros_like(by_key)
@@ -326,40 +330,26 @@ class Distances(BandSource):
                     add_product(de[item.by_key][:, :, call.keys], inside, call.table(self.key_rows)[None])
                     call.table(drows).add_((inside.mT @ e[:, :, call.keys]).sum(0))
 
-    def start_learning(self) -> None:
-        of_queries, of_keys = self.tables.of_queries, self.tables.of_keys
-        self.of_tables = self.tables._replace(
-            of_queries=torch.zeros_like(of_queries, memory_format=torch.contiguous_format),
-            of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
-        )
-        self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
-        self.totals = [self.dp]
-        self.key_sums = None
-        if self.e is not None and self.key_rows is not None:
-            self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
-
     def scopes(self, backward: bool) -> Iterator[Item]:
-        if backward and not self.totals:  # term gradients are always computed
-            self.start_learning()
+        if backward:  # the gradients of the terms are always computed
+            of_queries, of_keys = self.tables.of_queries, self.tables.of_keys
+            self.of_tables = self.tables._replace(
+                of_queries=torch.zeros_like(of_queries, memory_format=torch.contiguous_format),
+                of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
+            )
+            self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
+            self.key_sums = None
+            if self.e is not None and self.key_rows is not None:
+                self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
         return super().scopes(backward)
 
     def learned_gradients(self) -> list[Tensor]:
         self.of_tables.of_queries.index_add_(1, self.index, self.drows)
-        gradients = [self.dp, _summed_over(self.of_tables.of_queries, self.learned[1])]
+        gradients = [self.dp, self.of_tables.of_queries.sum_to_size(self.learned[1].shape)]
         if self.of_tables.of_keys is not None and self.key_sums is not None:
             self.of_tables.of_keys.index_add_(1, self.index, self.key_sums[1])
-            gradients += [self.key_sums[0], _summed_over(self.of_tables.of_keys, self.learned[3])]
+            gradients += [self.key_sums[0], self.of_tables.of_keys.sum_to_size(self.learned[3].shape)]
         return gradients
-
-    def _of_scores(self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None) -> Callable[[Tensor], None]:
-        def add(of_scores: Tensor) -> None:
-            of_keys = None if e is None else part.keys.of(e)
-            of_p, of_e = terms.backward(of_scores, part.queries.of(p), of_keys, self.tables, self.of_tables)
-            part.queries.add(self.dp[item.by_query], of_p)
-            if of_e is not None and self.key_sums is not None:
-                part.keys.add(self.key_sums[0][item.by_key], of_e)
-
-        return add
 
 
 def _few_queries(part: Part) -> Iterator[Part]:
@@ -371,11 +361,6 @@ def _few_queries(part: Part) -> Iterator[Part]:
     for at in range(0, part.queries.size, step):
         queries = part.queries.part(at, min(step, part.queries.size - at))
         yield part._replace(queries=queries, mask=None if part.mask is None else part.mask[:, :, at : at + queries.size])
-
-
-def _summed_over(gradients: Tensor, table: Tensor) -> Tensor:
-    """The gradient of a table ``(H or 1, W, F)``, from gradients per head."""
-    return gradients if len(table) == len(gradients) else gradients.sum(0, keepdim=True)
 
 
 def distance_attention(

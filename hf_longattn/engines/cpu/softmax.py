@@ -11,7 +11,6 @@ This file implements everything that sources share:
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -47,13 +46,9 @@ class Side(ABC):
     def of(self, x: Any) -> Tensor:
         """The side's tokens of ``x``, ``(n, H, size, …)``."""
 
-    def of_each(self, *tensors: Any) -> list[Tensor]:
-        """:meth:`of` for each of the tensors."""
-        return [self.of(x) for x in tensors]
-
-    @abstractmethod
     def put(self, x: Any, values: Tensor) -> None:
         """Write ``values (n, H, size, …)`` to the side's tokens of ``x``."""
+        self.of(x).copy_(values)
 
     @abstractmethod
     def add(self, x: Any, values: Tensor) -> None:
@@ -62,33 +57,30 @@ class Side(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Runs(Side):
-    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j < size."""
+    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j < size.
+
+    first_writer: whether the tokens occur once, and nothing was written to them before. :meth:`add` then does not read ``x``.
+    """
 
     start: int
     size: int
     rows: int = 1
     step: int = 0
     stride: int = 1
+    first_writer: bool = False
 
     def of(self, x: Tensor) -> Tensor:
-        return self.of_each(x)[0]
-
-    def of_each(self, *tensors: Tensor) -> list[Tensor]:
-        views = []
-        for x in tensors:
-            if self.rows == 1 and self.stride == 1:
-                views.append(x.narrow(2, self.start, self.size))
-                continue
-            _, by_head, by_token, *inner = x.stride()
-            shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
-            strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
-            views.append(x.as_strided(shape, strides, x.storage_offset() + self.start * by_token))
-        return views
-
-    def put(self, x: Tensor, values: Tensor) -> None:
-        self.of(x).copy_(values)
+        if self.rows == 1 and self.stride == 1:
+            return x.narrow(2, self.start, self.size)
+        _, by_head, by_token, *inner = x.stride()
+        shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
+        strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
+        return x.as_strided(shape, strides, x.storage_offset() + self.start * by_token)
 
     def add(self, x: Tensor, values: Tensor) -> None:
+        if self.first_writer:
+            self.put(x, values)
+            return
         runs, width = self, self.size
         if self.rows > 1 and self.step == 0:
             runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
@@ -107,13 +99,6 @@ class Runs(Side):
         return dataclasses.replace(self, start=self.start + first * self.stride, size=size)
 
 
-class DisjointRuns(Runs):
-    """Runs whose tokens occur once, and in no other part. :meth:`add` therefore writes values without reading ``x``."""
-
-    def add(self, x: Tensor, values: Tensor) -> None:
-        self.put(x, values)
-
-
 @dataclasses.dataclass(frozen=True)
 class Listed(Side):
     """Tokens by their indices ``(n,)``, which must be distinct."""
@@ -130,20 +115,6 @@ class Listed(Side):
 
     def add(self, x: Tensor, values: Tensor) -> None:
         x.index_add_(2, self.tokens, values.to(x.dtype))
-
-
-class Scratch:
-    """Named buffers that all parts of a call reuse."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(shape)
 
 
 class Part(NamedTuple):
@@ -173,55 +144,31 @@ class Scope:
     whole: bool = False
     """Whether the scope has a single part with all queries and keys of the batch."""
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
-        self.parts = parts
+    def __init__(self, parts: Iterable[Part] = (), rows: slice | None = None) -> None:
+        """rows: the batch rows of the scope; ``None`` for all."""
+        self.parts, self.rows = parts, rows
 
     def read(self, name: str, x: Tensor) -> Any:
         """The tensor from which parts read ``x``. ``name`` is q, k, v, out, lse or grad."""
-        return x
+        return x if self.rows is None else x[self.rows]
 
     def into(self, name: str, x: Tensor) -> Any:
         """The tensor to which parts write results for ``x``. ``name`` is out, lse, dq, dk or dv."""
-        return x
+        return x if self.rows is None else x[self.rows]
 
     def finish(self, results: dict[str, Tensor]) -> None:
-        """After the last part, write results that are still in buffers to the call's ``out`` and ``lse``."""
+        """After the last part, write results that are still in buffers to ``results``.
 
-    def finish_backward(self, totals: dict[str, Tensor]) -> None:
-        """After the last part, write gradients that are still in buffers to the call's ``dq``, ``dk`` and ``dv``."""
-
-    def backward(self, run: Backward) -> Gradients | None:
-        """Add the gradients of all parts to the totals. A scope that is :attr:`whole` may return them instead."""
-        tensors = {name: self.read(name, x) for name, x in run.inputs.items()}
-        totals = [self.into(name, x) for name, x in run.totals.items()]
-        gradients = self.add_gradients(run, tensors, totals)
-        self.finish_backward(run.totals)
-        return gradients
-
-    def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Any]) -> Gradients | None:
-        """:meth:`backward` for tensors from :meth:`read` and :meth:`into`. Queries of a part that overrides get no further gradients."""
-        whole = self.whole
-        for part in self.parts:
-            keys, values = part.keys.of_each(tensors["k"], tensors["v"])
-            grad, queries, *results = part.queries.of_each(*(tensors[name] for name in ("grad", "q", "out", "lse")))
-            inputs = (grad, queries, keys, values, *results)
-            few = keys.shape[2] <= MAX_PLAIN_KEYS
-            if run.dropout is None and (few or part.of_scores is not None or part.memory is not None):
-                run.add_plain(part, totals, *inputs)
-            else:
-                gradients = run.of_part(part, *inputs)
-                if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
-                    return gradients
-                for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
-                    side.add(total, gradient)
-            if part.overrides:
-                tensors["grad"] = tensors["grad"].clone()
-                part.queries.put(tensors["grad"], torch.zeros_like(grad))
-        return None
+        These are the call's ``out`` and ``lse`` or, in the backward pass, ``dq``, ``dk`` and ``dv``.
+        """
 
 
 class Source(ABC):
-    """Generates the parts of one call. Subclasses read their arguments in :meth:`read_arguments`."""
+    """Generates the parts of one call. Subclasses read their arguments in :meth:`read_arguments`.
+
+    learns: whether the gradients of learned tensors are needed.
+    totals: sums for these gradients, see :meth:`learned_gradients`.
+    """
 
     name: ClassVar[str]
     sums_in_fp32: ClassVar[bool] = True
@@ -231,11 +178,10 @@ class Source(ABC):
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-        dropout: Dropout | None,
+        dropout: Dropout | None, learns: bool = False,
     ) -> None:  # fmt: skip
-        self.dropout, self.dtype = dropout, mask_dtype(q)
-        self.q, self.k, self.v = q, k, v
-        self.learned, self.totals = learned, []  # type: tuple[Sequence[Tensor], list[Tensor]]
+        self.q, self.k, self.v, self.learned, self.dropout, self.dtype = q, k, v, learned, dropout, mask_dtype(q)
+        self.learns, self.totals = learns, list[Tensor]()
         self.read_arguments(learned, fixed, numbers)
 
     @abstractmethod
@@ -260,12 +206,8 @@ class Source(ABC):
         """Zero-initialised sums for the gradients of q, k and v."""
         return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)]
 
-    def start_learning(self) -> None:
-        """Allocate sums for the gradients of learned tensors. Without them, these gradients are not computed."""
-        self.totals = [torch.zeros(x.shape, dtype=self.dtype) for x in self.learned]
-
     def learned_gradients(self) -> list[Tensor]:
-        """The gradients of learned tensors. Call this after the last scope."""
+        """The gradients of the learned tensors. Called after the last scope."""
         return self.totals
 
 
@@ -273,16 +215,16 @@ SOURCES: dict[str, type[Source]] = {}
 """Source name -> source class."""
 
 
-def source(kind: type[Source]) -> type[Source]:
+def source(cls: type[Source]) -> type[Source]:
     """Class decorator: register a source in :data:`SOURCES`."""
-    SOURCES[kind.name] = kind
-    return kind
+    SOURCES[cls.name] = cls
+    return cls
 
 
 def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout | None) -> Any:
     """Output ``(n, H, queries, D)`` and log-sum-exp ``(n, H, queries)`` of a part."""
     if drop is not None:
-        return drop.forward((*place, *part.place), q, k, v, part.mask, scale)
+        return drop.forward(place, q, k, v, part.mask, scale)
     if part.merges and k.shape[2] <= MAX_PLAIN_KEYS:
         return few_keys(q, k, v, part.mask, scale)
     if q.shape[2] == 1 and q.element_size() < 4:
@@ -291,41 +233,40 @@ def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Te
     return flash(q, k, v, 0.0, part.causal, attn_mask=part.mask, scale=scale)
 
 
-class Backward(NamedTuple):
-    """Tensors and settings of one backward pass."""
+def part_backward(
+    part: Part, place: tuple[int, ...], inputs: Sequence[Tensor], totals: Sequence[Any], scale: float, drop: Dropout | None
+) -> Gradients | None:
+    """The gradients of a part's q, k and v. If plain products compute them, they are added to ``totals``, and the result is ``None``.
 
-    inputs: dict[str, Tensor]
-    """grad, q, k, v, out and lse."""
-    totals: dict[str, Tensor]
-    """dq, dk and dv, to which the gradients of the parts are added."""
-    scale: float
-    dropout: Dropout | None
-    place: tuple[int, ...]
+    Args:
+        inputs: grad, q, k, v, out and lse of the part; grad, out and lse belong to the whole softmax.
+        totals: tensors for the gradients of q, k and v, for :meth:`Side.add`.
+    """
+    grad, q, k, v, out, lse = inputs
+    if drop is not None:
+        return drop.backward(place, grad, q, k, v, out, lse, part.mask, scale)
 
-    def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
-        """Add the gradients of a part, computed by plain matrix products, to ``totals``."""
+    # A score term needs the gradient of the scores, which the fused kernel does not return.
+    if k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None:
         grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-        of_scores, weights = plain_gradients(part.mask, self.scale, grad, q, k, v, out, lse, part.memory)
+        of_scores, weights = plain_gradients(part.mask, scale, grad, q, k, v, out, lse, part.memory)
         if part.of_scores is not None:
             part.of_scores(of_scores)
-        products = (part.queries, of_scores, k, self.scale), (part.keys, of_scores.mT, q, self.scale), (part.keys, weights.mT, grad, 1.0)
+        products = (part.queries, of_scores, k, scale), (part.keys, of_scores.mT, q, scale), (part.keys, weights.mT, grad, 1.0)
         for total, (side, left, right, factor) in zip(totals, products, strict=True):
-            if type(side) is Runs and len(left) == 1:
+            if isinstance(side, Runs) and not side.first_writer and len(left) == 1:
                 add_product(side.of(total), left, right, factor)
             else:
                 side.add(total, (left @ right).mul_(factor))
+        return None
 
-    def of_part(self, part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        """The gradients of a part's q, k and v, by the fused kernel or, with dropout, by :class:`.kernels.Dropout`."""
-        if self.dropout is not None:
-            return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
-        if q.shape[2] > 1 or q.element_size() >= 4:
-            return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=self.scale)
-        grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated query gets no gradient
-        q, out, lse = _doubled(q, out, lse)
-        mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
-        dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=self.scale)
-        return dq[:, :, :1], dk, dv
+    if q.shape[2] > 1 or q.element_size() >= 4:
+        return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=scale)
+    grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated query gets no gradient
+    q, out, lse = _doubled(q, out, lse)
+    mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+    dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
+    return dq[:, :, :1], dk, dv
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
@@ -342,13 +283,13 @@ def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def softmax_forward(
-    kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
+    source_name: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
     scale: float, dropout: float, seed: Tensor | None, sink_scores: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax attention over the parts of a source.
 
     Args:
-        kind: name of the source. The source class documents ``learned``, ``fixed`` and ``numbers``.
+        source_name: key of :data:`SOURCES`. The source class documents ``learned``, ``fixed`` and ``numbers``.
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         dropout, seed: dropout of the weights, see :class:`.kernels.Dropout`. Not supported together with score terms. The seed is a
             tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without dropout.
@@ -358,29 +299,29 @@ def softmax_forward(
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
     drops = None if seed is None else Dropout(dropout, int(seed))
-    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
+    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops)
     out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
     for number, scope in enumerate(parts_of.scopes(backward=False)):
-        queries, keys, values = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
+        tensors = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
         into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
         for part in scope.parts:
-            rows, *earlier = part.queries.of_each(queries, *(into if part.merges or not part.queries.copies else ()))
-            of_keys, of_values = part.keys.of_each(keys, values)
-            results = part_forward(part, (number,), rows, of_keys, of_values, scale, drops)
+            inputs = [side.of(x) for side, x in zip((part.queries, part.keys, part.keys), tensors, strict=True)]
+            results = part_forward(part, (number, *part.place), *inputs, scale, drops)
+
+            # The kernel's own tensors are the result if they cover the batch in the layout of the result: a copy less.
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 if sink_scores is not None:
                     merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
+                earlier = [part.queries.of(x) for x in into]
                 merge_into(*earlier, *results)
+                if not part.queries.copies:
+                    continue
                 results = earlier
-            if part.queries.copies:
-                part.queries.put(into[0], results[0])
-                part.queries.put(into[1], results[1])
-            elif not part.merges:
-                earlier[0].copy_(results[0])
-                earlier[1].copy_(results[1])
+            part.queries.put(into[0], results[0])
+            part.queries.put(into[1], results[1])
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
         zero_unseen(out, lse)
@@ -395,31 +336,42 @@ cpu_softmax = torch.library.custom_op("hf_longattn::cpu_softmax", softmax_forwar
 @torch.library.custom_op("hf_longattn::cpu_softmax_backward", mutates_args=(), device_types="cpu")
 def cpu_softmax_backward(
     grad: Tensor, out: Tensor, lse: Tensor, learns: bool,
-    kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
+    source_name: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
     scale: float, dropout: float, seed: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
     drops = None if seed is None else Dropout(dropout, int(seed))
-    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
-    if learns:
-        parts_of.start_learning()
+    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops, learns)
     inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
     sums = parts_of.sums()
-    totals = dict(zip(("dq", "dk", "dv"), sums, strict=True))
-    gradients: Gradients | None = None
+    results: list[Tensor] | None = None
     for number, scope in enumerate(parts_of.scopes(backward=True)):
-        gradients = scope.backward(Backward(inputs, totals, scale, parts_of.dropout, (number,)))
+        tensors = {name: scope.read(name, x) for name, x in inputs.items()}
+        names = ("dq", "dk", "dv")
+        totals, whole = [scope.into(name, x) for name, x in zip(names, sums, strict=True)], scope.whole
+        for part in scope.parts:
+            of_part = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
+            gradients = part_backward(part, (number, *part.place), of_part, totals, scale, drops)
+            if gradients is not None:
+                if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
+                    results = [*gradients]
+                    break
+                for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
+                    side.add(total, gradient)
+            if part.overrides:  # its queries get no gradients from other parts
+                tensors["grad"] = tensors["grad"].clone()
+                part.queries.put(tensors["grad"], torch.zeros_like(of_part[0]))
+        scope.finish(dict(zip(names, sums, strict=True)))
     of_learned = [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)] if learns else []
-    if gradients is not None:
-        return [*gradients, *of_learned]
-    like = token_major(q.dtype, q, k, v)
-    same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
-    sums = [total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)]
-    return [*sums, *of_learned]
+    if results is None:
+        like = token_major(q.dtype, q, k, v)
+        same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
+        results = [total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)]
+    return [*results, *of_learned]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed, sink_scores = inputs
+    ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed, sink_scores = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.learned = len(learned)
     ctx.save_for_backward(*output, seed, sink_scores, q, k, v, *learned, *fixed)
@@ -429,7 +381,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
-    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed)
+    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed)
     dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
@@ -446,13 +398,13 @@ def _empty_gradients(*arguments: Any) -> list[Tensor]:
     return [*token_major(q.dtype, q, k, v), *of_learned]
 
 
-cpu_softmax.register_fake(lambda kind, q, *_: empty_results(q))
+cpu_softmax.register_fake(lambda source_name, q, *_: empty_results(q))
 cpu_softmax_backward.register_fake(_empty_gradients)
 cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 
 
 def attend_parts(
-    kind: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
+    source_name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
     numbers: Sequence[int], dropout: float = 0.0, sink_scores: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more.
@@ -471,4 +423,4 @@ def attend_parts(
     )
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
     seed = torch.randint(1 << 62, (), device=q.device) if dropout else None
-    return run(kind, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]
+    return run(source_name, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]

@@ -7,7 +7,6 @@ on the tile and on numbers such as lengths, not on q, k and v. It is cached as l
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..byte_cache import BYTE_CACHE
 from ..call import DispatchContext, GatherTile
 from .kernels import MASKED, MAX_SHARED_CELLS, additive_mask, drops_in_tiles, padding_of, why_not_tiles
-from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
+from .softmax import Part, Runs, Scope, Side, Source, source
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`, in bytes."""
@@ -100,20 +99,12 @@ class Layout(NamedTuple):
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool
 
-    def of(self, item: int) -> tuple[Chunk, ...]:
-        """The calls for a batch item."""
-        return self.chunks[item % len(self.chunks)]
-
-    def nbytes(self) -> int:
-        """The estimated size in memory."""
-        return CHUNK_BYTES * sum(map(len, self.chunks))
-
 
 def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
-    return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), Layout.nbytes)
+    return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
 
 
 def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
@@ -127,10 +118,9 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
         signature = need[0] if shared else [max(map(max, need))] * len(need[0])
         chunks = []
-        for first, count in _groups(signature, query_runs, key_runs):
+        for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
             if signature[first] == NO_PAIR:
                 continue
-            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
             for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
                 rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
                 low, high = min(rows), max(rows)
@@ -186,34 +176,39 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
     return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
 
 
-def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int]]:
-    """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
+def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int, list[_Row | None]]]:
+    """Group neighbouring rows of equal shape, need and step.
 
+    Yields the index of the first row, the number of rows, and for each side the first row with the step to the next one. That is ``None``
+    if the side's rows are not equally spaced.
+    """
     listed = [side for side in sides if side is not None]
     shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
-    kinds = list(zip(needs, *shapes, strict=True))
+    equal = list(zip(needs, *shapes, strict=True))
     starts = [[0 if row is None else row.start for row in side] for side in listed]
     steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(needs)
     first = 0
     while first < len(needs):
         last = first
-        while last + 1 < len(needs) and kinds[last + 1] == kinds[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
+        while last + 1 < len(needs) and equal[last + 1] == equal[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
             last += 1
-        yield first, last + 1 - first
+        joined: list[_Row | None] = []
+        for side in sides:
+            row, following = (None, None) if side is None else (side[first], side[min(first + 1, last)])
+            joined.append(None if row is None or following is None else row._replace(step=following.start - row.start))
+        yield first, last + 1 - first, joined
         first = last + 1
-
-
-def _joined(runs: list[_Row | None], first: int, count: int) -> _Row | None:
-    run, following = runs[first], runs[min(first + 1, first + count - 1)]
-    return None if run is None or following is None else run._replace(step=following.start - run.start)
 
 
 def _cut(
     spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
-    """Cut ``count`` equal rows into calls within ``limits``. A call takes slots of one row first.
-    If there is room, it adds rows, then heads, if heads differ (``per_head``); otherwise it adds heads, then rows."""
+    """Cut ``count`` equal rows into calls within ``limits``.
+
+    A call takes slots of one row first. If there is room, it adds rows, then heads, if heads differ (``per_head``). Otherwise it adds
+    heads, then rows.
+    """
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step
@@ -259,16 +254,11 @@ def why_not(context: DispatchContext) -> str | None:
     return why_not_tiles(context, drops=drops_in_tiles(context))
 
 
-def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
-    """The rules of all tiles as the operator takes them: four numbers per tile."""
-    return [number for tile in tiles for number in Rules.of(tile)]
-
-
 class TokenTable:
     """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens reuse one buffer."""
 
-    def __init__(self, name: str, x: Tensor, scratch: Scratch) -> None:
-        self.name, self.width, self.scratch = name, math.prod(x.shape[3:]), scratch
+    def __init__(self, name: str, x: Tensor) -> None:
+        self.name, self.width, self.buffer = name, math.prod(x.shape[3:]), x.new_empty(0)
         uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
         if uneven or (x.dim() == 4 and x.stride(3) != 1):
             x = x.contiguous()
@@ -287,22 +277,14 @@ class _Viewed(Side):
     def of(self, x: TokenTable) -> Tensor:
         return self.runs.of(x.x[self.at])
 
-    def put(self, x: TokenTable, values: Tensor) -> None:
-        self.of(x).copy_(values)
-
     def add(self, x: TokenTable, values: Tensor) -> None:
         self.runs.add(x.x[self.at], values)
 
     def positions(self) -> Tensor:
         """``(rows, heads or 1, T)`` int32."""
-        start, size, rows, step, stride = dataclasses.astuple(self.runs)
-        first = torch.arange(rows, dtype=torch.int32)[:, None, None] * step
-        return first + (torch.arange(size, dtype=torch.int32) * stride + start)
-
-    def padding(self, padding: Tensor) -> Tensor:
-        """``padding (Nk,)`` of these keys, ``(rows, heads or 1, 1, T)``."""
-        view = self.runs.of(padding[None, None])[:, :, None]
-        return view if self.runs.stride == 1 else view.contiguous()
+        runs = self.runs
+        first = torch.arange(runs.rows, dtype=torch.int32)[:, None, None] * runs.step
+        return first + (torch.arange(runs.size, dtype=torch.int32) * runs.stride + runs.start)
 
 
 class _Gathered(Side):
@@ -325,7 +307,9 @@ class _Gathered(Side):
     def of(self, x: TokenTable) -> Tensor:
         """The tokens. Empty slots hold an arbitrary token, and their log-sum-exp is so large that their weights are 0."""
         index = self.index(x)
-        flat = x.scratch.take(x.name, (len(index), *x.x.shape[3:]), x.x)
+        if x.buffer.numel() < (size := len(index) * x.width):
+            x.buffer = x.x.new_empty(size)
+        flat = x.buffer[:size].view(len(index), *x.x.shape[3:])
         torch.index_select(x.table, 0, index, out=flat)
         tokens = flat.view(*self.listed.shape[:2], self.heads.stop - self.heads.start, *x.x.shape[3:])
         if self.holes and x.name == "lse":
@@ -345,19 +329,18 @@ class _Gathered(Side):
     def positions(self) -> Tensor:
         return self.listed.transpose(1, 2).to(torch.int32)
 
-    def padding(self, padding: Tensor) -> Tensor:
-        return padding[self.listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
-
 
 class _Tile(Scope):
-    """One tile, with all batch items."""
+    """One tile, with all batch items. ``tables``: those of the call, by the names of their tensors."""
 
-    def __init__(self, source: Tiles, parts: Iterator[Part]) -> None:
+    def __init__(self, tables: dict[str, TokenTable], parts: Iterator[Part]) -> None:
         super().__init__(parts)
-        self.source = source
+        self.tables = tables
 
     def read(self, name: str, x: Tensor) -> TokenTable:
-        return self.source.table(name, x)
+        if name not in self.tables:
+            self.tables[name] = TokenTable(name, x)
+        return self.tables[name]
 
     into = read
 
@@ -368,7 +351,7 @@ class Tiles(Source):
 
     - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
       :class:`hf_longattn.engines.call.GatherTile`.
-    - numbers: four per tile, see :func:`flat_rules`.
+    - numbers: the four numbers of the :class:`Rules` of each tile.
     """
 
     name = "tiles"
@@ -380,13 +363,6 @@ class Tiles(Source):
         rules = [Rules(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
         lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], rules
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
-        self.tables: dict[str, TokenTable] = {}
-        self.scratch = Scratch()
-
-    def table(self, name: str, x: Tensor) -> TokenTable:
-        if name not in self.tables:
-            self.tables[name] = TokenTable(name, x, self.scratch)
-        return self.tables[name]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], BACKWARD_LIMITS if self.dropout else FORWARD_LIMITS)
@@ -401,19 +377,19 @@ class Tiles(Source):
         return super().sums()
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        limits = BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS
+        limits, tables = BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS, dict[str, TokenTable]()
         for number, tile in enumerate(self.tiles):
-            yield _Tile(self, self.parts(tile, limits, merges=number > 0))
+            yield _Tile(tables, self.parts(tile, limits, merges=number > 0))
 
     def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
         """The parts of one tile. Parts whose keys are all padding are skipped."""
         plan, place = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
-            for chunk in plan.of(item):
+            for chunk in plan.chunks[item % len(plan.chunks)]:
                 queries = side(tile.queries, item, chunk, chunk.slots, chunk.queries)
                 keys = side(tile.keys, item, chunk, slice(None), chunk.keys)
-                hidden = None if padding is None else keys.padding(padding)
+                hidden = None if padding is None else padding[keys.positions().clamp(min=0)][:, :, None]
                 if hidden is not None and not bool(hidden.any()):
                     hidden = None
                 elif hidden is not None and bool(hidden.all()):
@@ -448,13 +424,16 @@ def chunk_mask(
     if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)
-    if spec.bias is not None:
-        bias = _bias(spec.bias, item, chunk, single)
-        if bias.dtype == torch.bool:
-            seen = seen & bias
-        else:
-            return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
-    return additive_mask(~seen, dtype)
+    if spec.bias is None:
+        return additive_mask(~seen, dtype)
+
+    # The bias of the chunk, (rows or 1, heads or 1, Tq or 1, Tk)
+    bias, slots = spec.bias, slice(0, 1) if single else chunk.slots
+    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
+    bias = bias[item % bias.shape[0], heads, rows, slots, chunk.key_slots].transpose(0, 1)
+    if bias.dtype == torch.bool:
+        return additive_mask(~(seen & bias), dtype)
+    return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
 
 
 def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
@@ -477,10 +456,3 @@ def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
     if rules.hidden_low <= rules.hidden_high:
         seen &= (distance < rules.hidden_low) | (distance > rules.hidden_high)
     return seen
-
-
-def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
-    """The tile's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
-    slots = slice(0, 1) if single else chunk.slots
-    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
-    return bias[item % bias.shape[0], heads, rows, slots, chunk.key_slots].transpose(0, 1)

@@ -7,7 +7,7 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 - ``capabilities``, ``handling`` (:mod:`.capabilities`): its inputs, what it needs from its model, and what ``forward`` does by itself.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
   with the length that positions were trained for (:mod:`.capabilities`).
-- ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
+- ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
 - ``advance``, ``attend_step``: how it decodes with a cache.
 """
 
@@ -17,7 +17,7 @@ import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +31,7 @@ from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
 from ...positions.trained_distances import Locality
-from .capabilities import Capabilities, Handling, aligns_sequences
+from .capabilities import About, Capabilities, Handling, aligns_sequences
 from .layout import full_pairs
 from .options import Options
 from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, weights_in_order, with_dense_terms
@@ -49,24 +49,10 @@ class Mechanism(nn.Module, ABC):
 
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
-    summary: ClassVar[str] = ""
-    """One line for lists of mechanisms."""
-    paper: ClassVar[str] = ""
-    """Author, year, title, section or equation."""
-    when: ClassVar[str] = ""
-    """Good use cases, as a noun or a clause without a full stop."""
-    engine: str = "its own"
-    """Engine that ``forward`` runs on, for lists of mechanisms."""
-    cost: ClassVar[str] = "not stated"
-    """How time grows with the length N, such as ``"N·w"``."""
+    about: ClassVar[About] = About()
+    """What lists and pages of mechanisms say."""
     causal: bool | str = "both"
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
-    options_type: ClassVar[type[Options]] = Options
-    """The class of :attr:`options`. A subclass names it once, in its annotation ``options: MineOptions``."""
-    sample: ClassVar[dict[str, Any]] = {}
-    """Options that suit inputs of a few hundred tokens, for tests and plots."""
-    covering_options: ClassVar[Mapping[str, int]] = {}
-    """Options of :meth:`covering`, each as a multiple of the length."""
     capabilities: Capabilities = Capabilities()
     """The mechanism's inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
@@ -74,23 +60,19 @@ class Mechanism(nn.Module, ABC):
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
     heads depend on each other, on their index or on their number."""
+    _options_type: ClassVar[type[Options]] = Options  # the class of `options`, from the annotation `options: MineOptions` of a subclass
     _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if (named := inspect.get_annotations(cls).get("options")) is not None and "options_type" not in vars(cls):
+        if (named := inspect.get_annotations(cls).get("options")) is not None:
             found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
             if found is None:
                 raise OptionError(
                     f"{cls.__name__} has options of {named}, which its module does not define; define it there, above the class."
                 )
-            cls.options_type = found
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
-        """Options with which the mechanism equals full softmax attention up to ``length`` tokens. ``None`` if none are known."""
-        return {name: multiple * length for name, multiple in cls.covering_options.items()} or None
+            cls._options_type = found
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

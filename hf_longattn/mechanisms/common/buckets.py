@@ -32,7 +32,6 @@ from .shared_options import KeysOrWeights
 class BucketedMechanism(Mechanism):
     """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could change a bucket."""
 
-    engine = "bucketed"
     handling = Handling(exports_definition=True)
     capabilities = Mechanism.capabilities.but(bitwise_causal=False)
     """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -16,6 +16,29 @@ from .global_tokens import GlobalTokenIds
 if TYPE_CHECKING:
     from ...engines.call import AttentionCall
     from ...positions.relative import Span
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What lists and pages of mechanisms say about a mechanism.
+
+    summary: one line on which keys a query attends to.
+    paper: author, year, title, section or equation.
+    when: good use cases, as a noun or a clause without a full stop.
+    engine: engine that ``forward`` runs on.
+    cost: how time grows with the length N, such as ``"N·w"``.
+    sample: options that suit inputs of a few hundred tokens, for tests and plots.
+    covering: a function ``(length, causal)`` that returns options with which the mechanism equals full softmax attention up to ``length``
+        tokens; of a mechanism on a grid, a function of the grid. ``None`` if no such options are known.
+    """
+
+    summary: str = ""
+    paper: str = ""
+    when: str = ""
+    engine: str = "its own"
+    cost: str = "not stated"
+    sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    covering: Callable[..., dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,8 +73,6 @@ MAX_LOG_RISE = 60.0
 class LinearMechanism(Mechanism):
     """A mechanism whose weights are products of features, or of exponentials of log features (:attr:`logarithms`)."""
 
-    engine = "linear"
-    cost = "N·D²"
     capabilities = Mechanism.capabilities.but(stateful=True, takes_score_mod=False)
     handling = Handling(position_dependent=False)
     estimates_exp: ClassVar[bool] = False

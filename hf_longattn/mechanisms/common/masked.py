@@ -219,8 +219,6 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
-    engine = "block_sparse"
-
     @property
     def handling(self) -> Handling:  # type: ignore[override]
         return self.band_handling()
@@ -300,7 +298,6 @@ class GatheredMechanism(MaskedMechanism):
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
 
-    engine = "gathered"
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
-from .capabilities import Capabilities, Handling
+from .capabilities import About, Capabilities, Handling
 from .options import (
     EXACT_LENGTH,
     LARGEST,
@@ -130,14 +130,18 @@ def _check_class(name: str, cls: Any) -> None:
         both = f"{defined_at(known)} and {defined_at(cls)}"
         raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
     attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
-    for holder, fields in (("capabilities", Capabilities.__dataclass_fields__), ("handling", Handling._fields)):
+    holders = (
+        ("about = About", About.__dataclass_fields__),
+        ("capabilities = Mechanism.capabilities.but", Capabilities.__dataclass_fields__),
+        ("handling = Mechanism.handling._replace", Handling._fields),
+    )
+    for holder, fields in holders:
         if misplaced := sorted(attributes.intersection(fields)):
-            change = "but" if holder == "capabilities" else "_replace"
             raise OptionError(
-                f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
+                f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder.partition(' ')[0]}; write {holder}"
                 f"({misplaced[0]}=...)."
             )
-    options = cls.options_type
+    options = cls._options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise OptionError(
             f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from Options; write "
@@ -191,7 +195,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
 
 def options_of(name: str) -> Mapping[str, object]:
     """The fields of a mechanism's options, by name."""
-    return mechanism_class(name).options_type.__dataclass_fields__
+    return mechanism_class(name)._options_type.__dataclass_fields__
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
@@ -202,7 +206,7 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid:
         name
         for name, cls in _REGISTRY.items()
         if (causal is None or cls.causal in ("both", causal))
-        and (engine is None or cls.engine == engine)
+        and (engine is None or cls.about.engine == engine)
         and (grid is None or cls.capabilities.needs_grid == grid)
     )
 
@@ -216,10 +220,12 @@ def mechanism_info(name: str) -> MechanismInfo:
     cls = mechanism_class(name)
     one_pass = not cls.capabilities.needs_grid and cls.causal is not True and prototype(name, {}).capabilities.recursion is None
     refused = {RELATIVE: not cls.capabilities.takes_score_mod, ORDER: cls.capabilities.needs_grid, EXACT_LENGTH: not one_pass}
-    options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
-    facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
-    facts |= {name: getattr(cls.capabilities, name) for name in ("trains", "takes_globals", "needs_grid")}
-    return MechanismInfo(**(facts | {"options": options, "exact_when": _exact_when(cls)}))
+    options = tuple(info for info in cls._options_type.infos() if not refused.get(info.name))
+    about, capabilities = cls.about, cls.capabilities
+    return MechanismInfo(
+        name, about.summary, about.paper, about.when, about.engine, about.cost, cls.causal, capabilities.trains,
+        capabilities.takes_globals, _exact_when(cls), capabilities.needs_grid, options,
+    )  # fmt: skip
 
 
 def input_in_words(name: str) -> str:
@@ -234,18 +240,17 @@ def input_in_words(name: str) -> str:
 
 def _exact_when(cls: type[Mechanism]) -> str:
     """Description of the options with which a mechanism equals full attention."""
-    if cls.capabilities.needs_grid:
-        covering: Any = getattr(cls, "covering_grid", None)
-        return "never" if covering is None else f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
-    forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
-    options = [cls.covering(EXAMPLE_LENGTH, causal) for causal in forms]
-    if options[0] is None:
+    if (covering := cls.about.covering) is None:
         return "never"
+    if cls.capabilities.needs_grid:
+        return f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
+    forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
+    options = [covering(EXAMPLE_LENGTH, causal) for causal in forms]
     if not options[0]:
         return "always"
-    texts = [_in_words(values or {}) for values in options]
+    texts = [_in_words(values) for values in options]
     causal_text = f" (causal: {texts[1]})" if len(set(texts)) > 1 else ""
-    any_length = options[0] == cls.covering(2 * EXAMPLE_LENGTH, forms[0])
+    any_length = options[0] == covering(2 * EXAMPLE_LENGTH, forms[0])
     return f"with {texts[0]}{causal_text}" + ("" if any_length else f", up to {EXAMPLE_LENGTH:,} tokens")
 
 
@@ -261,7 +266,7 @@ def _as_typed(value: Any) -> str:
 def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
     cls = mechanism_class(name)
-    built = cls.options_type.build(name, options)
+    built = cls._options_type.build(name, options)
     if built.relative is not None and not cls.capabilities.takes_score_mod:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "

@@ -135,7 +135,7 @@ def more_checks() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
     yield from kernel_checks()
     for name in list_mechanisms(grid=True):  # images
-        on_grid = DeviceCase(name, options=dict(mechanism_class(name).sample), length=300, padding="none", grid=True)
+        on_grid = DeviceCase(name, options=dict(mechanism_class(name).about.sample), length=300, padding="none", grid=True)
         yield from (on_grid, on_grid.at(length=2048), on_grid.at(dtype="fp32"), on_grid.at(term="bias"))
     yield DeviceCase("window", task="decode", causal=True, length=2048, dtype="fp32")
     yield from (

@@ -44,7 +44,7 @@ def draw(folder: Path) -> None:
     for name in list_mechanisms():
         cls = mechanism_class(name)
         torch.manual_seed(0)
-        built = mechanism_from(name, cls.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
+        built = mechanism_from(name, cls.about.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
         forms = {"bidirectional": False, "causal": True}
         shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
         draw_patterns(
@@ -75,7 +75,7 @@ def _section(name: str) -> str:
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
-    options = ", ".join(f"{option} {_shown(value)}" for option, value in cls.sample.items()) or "no options"
+    options = ", ".join(f"{option} {_shown(value)}" for option, value in cls.about.sample.items()) or "no options"
     image = f"![pattern of {name}](../images/{image_of(name)})\n\n*{size}, {options}; {rest}.*"
     about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
