@@ -17,7 +17,7 @@ from .engines.batch import Batch, documents_from, in_graph, nothing_seen, shape_
 from .engines.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.dense import dtype_in_attention
 from .engines.dispatch import OBSERVERS, choose, reporting, running
-from .engines.score_terms import ScoreMod
+from .engines.score_terms import GridBias, ScoreMod
 from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
@@ -171,7 +171,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or call.term.grid_bias is not None):
+    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
         raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."

@@ -18,6 +18,7 @@ from .cuda.flash_globals import flash_globals
 from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
+from .score_terms import DistanceBias, as_distance_term
 from .sequences import attend_per_sequence
 
 
@@ -57,9 +58,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
-    if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
+    if path == "cpu-distances" and (term := as_distance_term(call.term, q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    learned, ahead = ((), 0) if call.score_mod is None else call.term.for_band()
+    learned, ahead = ((call.score_mod.table,), call.score_mod.ahead) if isinstance(call.score_mod, DistanceBias) else ((), 0)
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     fixed = call.key_mask, global_mask
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
@@ -103,7 +104,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
     cross: whether queries and keys come from different sequences.
     """
-    by_kernel = "dense" in call.term.engines or (torch.compiler.is_exporting() and not call.term.by_distance_alone)
+    by_kernel = "dense" in call.term.engines or (torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias))
     if by_kernel and not _on_flash(q, k, call) and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
         q, k, v, call = clear_padding(q, k, v, call)
         return dense_attention(q, k, v, call.written_out())

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
 from .byte_cache import BYTE_CACHE
-from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
 PatternType = Literal[
@@ -276,7 +276,7 @@ class AttentionCall:
     def with_term_on_grid(self) -> AttentionCall:
         """The call with its score term bound to its grid."""
         grid = self.grid
-        return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
+        return self.replace(score_mod=self.score_mod.on(grid)) if isinstance(grid, Grid) and isinstance(self.score_mod, GridBias) else self
 
     def written_out(self) -> AttentionCall:
         """The call with its score term as a plain function. Call this before activation checkpointing begins."""

@@ -39,17 +39,15 @@ PREFIX_PAIRS = 3
 
 
 class ScoreTerm(ABC):
-    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`shifted`).
+    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`of_sequence`).
 
     The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
     """
 
     engines: tuple[str, ...] = ()
     """Paths that add the term without calling it. Other paths call it for their pairs."""
-    by_distance_alone: bool = False
-    """Whether the term depends only on distance and head, so that positions may count from any token."""
-    grid_bias: GridBias | None = None
-    """This term, if it is a bias by distance on the grid."""
+    ignores_moves: bool = False
+    """Whether the term is the same after tokens moved: it depends only on the head, and on the distance or the cells of a grid."""
 
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -65,15 +63,11 @@ class ScoreTerm(ABC):
         inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
-    def shifted(self, first: int, row: int = 0) -> ScoreMod:
-        """The term for a slice of the batch: position 0 means token ``first``, and row 0 means batch row ``row``."""
-        if self.by_distance_alone or not (first or row):
-            return self
-        return self.indexed(lambda b, position: (b + row, position + first))
-
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
         """The term of one batch row's keys ``start … stop - 1``, and of the queries at these positions."""
-        return self.shifted(start, row)
+        if self.ignores_moves or not (start or row):
+            return self
+        return self.indexed(lambda b, position: (b + row, position + start))
 
     def moved(self, move: Move, index: Index) -> ScoreMod:
         """The term after tokens moved. Afterwards, there are as many queries as keys.
@@ -82,7 +76,7 @@ class ScoreTerm(ABC):
             move: moves tensors that the term holds per token.
             index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
         """
-        return self if self.by_distance_alone else self.indexed(index)
+        return self if self.ignores_moves else self.indexed(index)
 
     def indexed(self, index: Index) -> ScoreMod:
         """The term as a function that looks up rows and positions by ``index``."""
@@ -94,24 +88,13 @@ class ScoreTerm(ABC):
 
         return mod
 
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """The term for the path ``cpu-distances``; ``None`` if it is not a distance term."""
-        return None
-
-    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
-        """Arguments for the path ``cpu-band``: the table of a bias, if any, and its ``ahead``."""
-        return (), 0
-
-    def on(self, grid: Grid) -> ScoreMod:
-        """The term bound to a call's grid."""
-        return self
-
 
 @dataclasses.dataclass(frozen=True)
 class _Function(ScoreTerm):
     """A plain function of absolute positions."""
 
     function: ScoreMod
+    engines: tuple[str, ...] = ()
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.function(score, b, h, q_idx, kv_idx)
@@ -121,16 +104,8 @@ class _Function(ScoreTerm):
         return self.function
 
 
-class _Nothing(ScoreTerm):
-    """The term of a call without one."""
-
-    engines = ("cpu-band", "dense", "windows")
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score
-
-
-NO_TERM = _Nothing()
+NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band", "dense", "windows"))
+"""The term of a call without one."""
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
@@ -204,20 +179,13 @@ class DistanceBias(ScoreTerm):
     ahead: int
 
     engines = ("cpu-band",)
-    by_distance_alone = True
+    ignores_moves = True
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceBias:
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
-
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
-        """The bias as a :class:`DistanceTerm` whose p is 1 for each query."""
-        return DistanceTerm(q.new_ones(1, dtype=self.table.dtype).expand(*q.shape[:3], 1), self.table[..., None], self.ahead, k)
-
-    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
-        return (self.table,), self.ahead
 
     def over(self, distance: Tensor) -> Tensor:
         """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
@@ -265,14 +233,16 @@ class DistanceTerm(ScoreTerm):
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+        tables = [x if x is None or len(x) == 1 else take_heads(x, chosen, 0) for x in (self.table, self.key_table)]
+        assert tables[0] is not None
         return dataclasses.replace(
             self,
             queries=take_heads(self.queries, chosen),
-            table=_of_heads(self.table, chosen),
+            table=tables[0],
             keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
             content=None if self.content is None else take_heads(self.content, chosen, 0),
             of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
-            key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+            key_table=tables[1],
         )
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
@@ -286,9 +256,6 @@ class DistanceTerm(ScoreTerm):
         queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
         of_keys = None if self.of_keys is None else move(self.of_keys, 2)
         return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
-
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
-        return self
 
     @property
     def written_out(self) -> ScoreMod:
@@ -322,8 +289,11 @@ class DistanceTerm(ScoreTerm):
         return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
 
 
-def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
-    return table if len(table) == 1 else take_heads(table, heads, 0)
+def as_distance_term(term: ScoreTerm, q: Tensor, k: Tensor) -> DistanceTerm | None:
+    """A term for the path ``cpu-distances``; ``None`` if it does not depend on the distance. A bias has the vector p = 1 for each query."""
+    if isinstance(term, DistanceBias):
+        return DistanceTerm(q.new_ones(1, dtype=term.table.dtype).expand(*q.shape[:3], 1), term.table[..., None], term.ahead, k)
+    return term if isinstance(term, DistanceTerm) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,14 +314,10 @@ class GridBias(ScoreTerm):
     grid: Grid | None = None
 
     engines = ("windows",)
-
-    @property
-    def grid_bias(self) -> GridBias:  # type: ignore[override]
-        """This term."""
-        return self
+    ignores_moves = True  # all sequences of a call have the same grid
 
     def __post_init__(self) -> None:
-        distances = math.prod(self._distances)
+        distances = math.prod(2 * size - 1 for size in self.sizes)
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
             raise InputError(
                 f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
@@ -364,13 +330,9 @@ class GridBias(ScoreTerm):
         return cls(table.t(), tuple(window))
 
     @property
-    def _distances(self) -> tuple[int, ...]:
-        return tuple(2 * size - 1 for size in self.sizes)
-
-    @property
     def has_prefix(self) -> bool:
         """Whether the table has entries for pairs with prefix tokens."""
-        return self.table.shape[1] > math.prod(self._distances)
+        return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
 
     @property
     def bound_grid(self) -> Grid:
@@ -405,12 +367,6 @@ class GridBias(ScoreTerm):
         tokens = torch.arange(self.bound_grid.length, device=places[0].device)[:, None]
         distances = [query - key for query, key in zip(self.bound_grid.places(tokens), places, strict=True)]
         return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
-
-    def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
-        return self  # all sequences of a call have the same grid
-
-    def moved(self, move: Move, index: Index) -> GridBias:
-        return self
 
     def __add__(self, other: GridBias) -> GridBias:
         """The sum of two biases for the same sizes."""
