@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..engines import accelerator
 from ..engines.call import AttentionCall
+from .common.capabilities import About
 from .common.feature_map import HeadwiseLinear, LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -42,9 +43,13 @@ class HedgehogOptions(Options):
 class Hedgehog(LinearMechanism):
     """Linear attention with learned exponential features, which can be as peaked as softmax."""
 
-    summary = "a learned exponential feature map, trained to imitate softmax"
-    paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
-    when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
+    about = About(
+        summary="a learned exponential feature map, trained to imitate softmax",
+        paper="Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6",
+        when="you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention",
+        engine="linear",
+        cost="N·D²",
+    )
     capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions

@@ -20,8 +20,6 @@ entirely before it. For a score term, a pool lies at its middle, or at the last 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +63,6 @@ class Hierarchical(Mechanism):
     )
     capabilities = Mechanism.capabilities.but(exports=False)
     per_head_tensors = ()
-    sample: ClassVar[dict[str, Any]] = {"block_size": 8}
-    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 2}
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:

@@ -26,6 +26,7 @@ from ..engines.accelerator import accelerated
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
+from .common.capabilities import About
 from .common.feature_map import LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -51,10 +52,13 @@ class PerformerOptions(Options):
 class Performer(LinearMechanism):
     """Linear attention by random features, an unbiased estimate of the softmax kernel."""
 
-    summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
-    paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
-    when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
-    cost = "N·m·D"
+    about = About(
+        summary="orthogonal random features that estimate softmax attention (FAVOR+)",
+        paper="Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4",
+        when="you train a model, and want an estimate of softmax attention at linear cost, without learned features",
+        engine="linear",
+        cost="N·m·D",
+    )
     sums_beside_softmax = False
     capabilities = LinearMechanism.capabilities.but(bitwise_causal=False, images_need_order=False)
     per_head_tensors = ()

@@ -12,8 +12,6 @@ with mem_0 learned, so that a model of S positions reads texts of any length. Gr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,8 +56,6 @@ class RecurrentMemory(GatheredMechanism):
     )
     capabilities = GatheredMechanism.capabilities.but(exports=False, trains=True, remembers=True, takes_sinks=False)
     handling = Handling()
-    sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
-    covering_options: ClassVar[Mapping[str, int]] = {"segment_length": 1}
     options: RecurrentMemoryOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:
