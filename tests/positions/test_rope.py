@@ -50,7 +50,7 @@ def test_dynamic_rope_grows_beyond_the_old_length() -> None:
 def test_a_rope_base_replaces_the_old_one() -> None:
     plan = rope_parameters("rope:base:8e6", {**PLAIN, "partial_rotary_factor": 0.5}, old_length=64, new_length=256)
     assert plan.parameters == {"rope_type": "default", "rope_theta": 8e6, "partial_rotary_factor": 0.5}
-    assert (plan.kind, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
+    assert (plan.scaling, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
     again = rope_parameters("rope:base:128000000", plan.parameters, old_length=256, new_length=512)
     assert again.parameters["rope_theta"] == 1.28e8
     assert rope_parameters("rope:base:10000", PLAIN, old_length=64, new_length=256).exact
