@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import re
 import subprocess
 import sys
 import tarfile
@@ -105,16 +104,6 @@ def build() -> None:
     run(uv, "tool", "run", TWINE, "check", "--strict", wheel, sdist)
 
 
-def says_version(file: str, pattern: str) -> bool:
-    """Whether a document of the checkout names this version where ``pattern`` finds one first."""
-    found = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return found is not None and found[1] == VERSION
-
-
-def main() -> None:
+if __name__ == "__main__":
     argparse.ArgumentParser(prog="python -m scripts.dev.tools.release", description=__doc__).parse_args()
     build()
-
-
-if __name__ == "__main__":
-    main()
