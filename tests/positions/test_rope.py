@@ -63,9 +63,9 @@ def test_a_rope_base_is_a_positive_number(value: str) -> None:
 
 
 def test_auto_rope_changes_nothing_where_no_layer_looks_beyond_the_old_length() -> None:
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).kind == "none"
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).kind == "yarn"
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=None).kind == "yarn"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).scaling == "none"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).scaling == "yarn"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=None).scaling == "yarn"
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
