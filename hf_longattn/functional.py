@@ -89,7 +89,7 @@ def attend(
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=grid, prefix=prefix, sink_scores=sink_scores, **options,
     )  # fmt: skip
-    return run_batch(module, q, k, v, call if call.batch is None else call.replace(finite_padding=False))
+    return run_batch(module, q, k, v, call if call.batch is None else call.replace(padding_values="any"))
 
 
 def reference_attend(
@@ -114,8 +114,7 @@ def prepare(
     **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
-    _check_tensors(q, k, v)
-    _check_values(scaling, dropout_p, seed)
+    _check_arguments(q, k, v, scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -185,8 +184,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
+def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid numbers."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
     fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
@@ -206,9 +205,6 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
         raise OptionError(f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype.")
 
-
-def _check_values(scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`OptionError` for an invalid value."""
     if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
         raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
     if isinstance(dropout_p, bool) or not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
@@ -322,6 +318,7 @@ def run_mechanism(
             "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
             by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
-        hides_padding = handling.hides_padding and call.finite_padding and accelerator.accelerated(q)
-        clears_padding = handling.clears_padding or hides_padding
-        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding and run is None)
+        # Finite padding stays only on accelerators, where clearing takes launches. On a CPU, a check costs little.
+        takes_any, finite = handling.takes_padding == "any", call.padding_values == "finite" and accelerator.accelerated(q)
+        clears_padding = run is None and (takes_any or (finite and handling.takes_padding == "finite"))
+        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding)

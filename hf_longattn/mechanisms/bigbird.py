@@ -27,7 +27,7 @@ from ..engines.accelerator import accelerated
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
-from ..engines.cuda.flex_blocks import BlockTable, flex_block_table
+from ..engines.cuda.flex import BlockTable, flex_block_table
 from ..engines.dense import dense_attention, grid_of, index_grid
 from ..engines.dispatch import choose, try_path
 from ..engines.gathered import gathered_attention
@@ -101,7 +101,7 @@ class BigBird(MaskedMechanism):
         covering=lambda length, causal: {"block_size": length},
     )
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
-    handling = Handling(hides_padding=True, exports_definition=True)
+    handling = Handling(takes_padding="finite", exports_definition=True)
     per_head_tensors = ()
     drawn_by_layer = True
     _kept: tuple[Any, Tensor] | None = None

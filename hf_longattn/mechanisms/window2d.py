@@ -279,7 +279,8 @@ class Window2d(MaskedMechanism):
         queries, fillers = grid.places(tokens), places.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
-        scores = scores + call.score_mod.beyond_grid(fillers) if isinstance(call.score_mod, GridBias) else scores
+        bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+        scores = scores if bias is None else scores + bias.beyond_grid(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)

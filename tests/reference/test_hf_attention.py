@@ -86,7 +86,7 @@ def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) 
     theirs = layer(hidden, sizes)[0]
     normed = layer.layernorm_before(hidden)
     q, k, v = (heads(projection(normed)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
-    bias = GridBias.of_swin(attention.relative_position_bias.relative_position_bias_table, (WINDOW, WINDOW))
+    bias = GridBias(attention.relative_position_bias.relative_position_bias_table.t(), (WINDOW, WINDOW))
     biases = None if sizes not in PADDED else (attention.k_proj.bias, attention.v_proj.bias)
     summed = hidden + attention.o_proj(windows(q, k, v, grid, int(shifted), biases, score_mod=bias))
     ours = summed + layer.mlp(layer.layernorm_after(summed))
@@ -118,7 +118,7 @@ def test_a_grid_bias_equals_the_table_of_beit(sizes: tuple[int, int]) -> None:
     module = BeitRelativePositionBias(config).double()
     random_weights(module)
     grid = Grid(sizes, prefix=1)
-    bias = GridBias.of_swin(module.relative_position_bias_table, sizes).on(grid)
+    bias = GridBias(module.relative_position_bias_table.t(), tuple(sizes)).on(grid)
     positions, nothing = torch.arange(grid.length), torch.zeros((), dtype=torch.double)
     ours = bias(nothing, torch.tensor(0), torch.arange(HEADS)[:, None, None], positions[:, None], positions)
     torch.testing.assert_close(ours[None], module(sizes))
@@ -226,8 +226,8 @@ REFORMER_LENGTH, CHUNK, REFORMER_HEADS, REFORMER_WIDTH, REFORMER_SEED = 320, 32,
 
 def reformer(num_hashes: int, num_buckets: int | list[int], causal: bool = False, after: int = 0) -> LSHSelfAttention:
     config = ReformerConfig(
-        hidden_size=REFORMER_HEADS * REFORMER_WIDTH, num_attention_heads=REFORMER_HEADS, attention_head_size=REFORMER_WIDTH, lsh_attn_chunk_length=CHUNK,
-        num_hashes=num_hashes, num_buckets=num_buckets, hash_seed=REFORMER_SEED, is_decoder=causal, attn_layers=["lsh"],
+        hidden_size=REFORMER_HEADS * REFORMER_WIDTH, num_attention_heads=REFORMER_HEADS, attention_head_size=REFORMER_WIDTH,
+        lsh_attn_chunk_length=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, hash_seed=REFORMER_SEED, is_decoder=causal, attn_layers=["lsh"],
         lsh_num_chunks_after=after, lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=REFORMER_LENGTH,
     )  # fmt: skip
     return LSHSelfAttention(config, layer_idx=0).eval()
@@ -242,8 +242,8 @@ def projected(module: LSHSelfAttention, hidden: Tensor) -> tuple[Tensor, Tensor]
 
 def ours(num_hashes: int, num_buckets: int, after: int = 0) -> LSH:
     return build_mechanism(
-        "lsh", num_heads=REFORMER_HEADS, head_dim=REFORMER_WIDTH, shared_qk=True, count_duplicates=True, seed=REFORMER_SEED, bucket_size=CHUNK,
-        num_hashes=num_hashes, num_buckets=num_buckets, num_chunks_after=after,
+        "lsh", num_heads=REFORMER_HEADS, head_dim=REFORMER_WIDTH, shared_qk=True, count_duplicates=True, seed=REFORMER_SEED,
+        bucket_size=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, num_chunks_after=after,
     )  # fmt: skip
 
 

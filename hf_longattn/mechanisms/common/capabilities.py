@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ...engines.call import UNBOUNDED
+from ...engines.call import UNBOUNDED, PaddingValues
 from ...positions.trained_distances import Locality, untrained_distances
 from .global_tokens import GlobalTokenIds
 
@@ -135,10 +135,9 @@ class Handling(NamedTuple):
     """Whether ``forward`` finds by itself where sequences start, so that on accelerators, rows need not be moved or split."""
     trims_padding: bool = False
     """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
-    clears_padding: bool = False
-    """Whether outputs of real tokens stay correct if padding holds NaN or infinities. Padding then need not be cleared."""
-    hides_padding: bool = False
-    """Whether finite values in padding are hidden by a mask alone. On accelerators, models then do not set them to zero."""
+    takes_padding: PaddingValues = "cleared"
+    """The values in padding with which outputs of real tokens stay correct. Padding with other values is cleared before ``forward`` runs;
+    on a CPU, finite padding is cleared for ``"finite"`` too."""
     is_plain_band: bool = False
     """Whether ``forward`` is only the band engine (no global tokens, no relative positions), which separates packed documents on a GPU."""
     exports_definition: bool = False

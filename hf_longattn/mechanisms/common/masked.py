@@ -23,7 +23,7 @@ from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
-from ...engines.score_terms import as_distance_term
+from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.trained_distances import Locality
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
@@ -235,7 +235,7 @@ class SparseMechanism(MaskedMechanism):
             position_dependent=pattern.has_globals or counts_tokens,
             finds_starts=finds_starts and not counts_tokens,
             trims_padding=pattern.bounded,
-            clears_padding=clears,
+            takes_padding="any" if clears else "cleared",
             is_plain_band=clears and not pattern.has_globals,
             exports_definition=exports_definition,
         )
@@ -252,7 +252,7 @@ class SparseMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         handling = self.handling
-        return handling.finds_starts and handling.clears_padding and documents_are_one_call(k, self.pattern(call.causal), call)
+        return handling.finds_starts and handling.takes_padding == "any" and documents_are_one_call(k, self.pattern(call.causal), call)
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
@@ -338,7 +338,7 @@ class GatheredMechanism(MaskedMechanism):
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
-        term = None if chunks is None or call.score_mod is None else as_distance_term(call.term, q, k)
+        term = None if chunks is None or call.score_mod is None else DistanceTerm.of(call.term, q, k)
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
