@@ -227,8 +227,8 @@ REFORMER_LENGTH, CHUNK, REFORMER_HEADS, REFORMER_WIDTH, REFORMER_SEED = 320, 32,
 def reformer(num_hashes: int, num_buckets: int | list[int], causal: bool = False, after: int = 0) -> LSHSelfAttention:
     config = ReformerConfig(
         hidden_size=REFORMER_HEADS * REFORMER_WIDTH, num_attention_heads=REFORMER_HEADS, attention_head_size=REFORMER_WIDTH,
-        lsh_attn_chunk_length=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, hash_seed=REFORMER_SEED, is_decoder=causal, attn_layers=["lsh"],
-        lsh_num_chunks_after=after, lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=REFORMER_LENGTH,
+        lsh_attn_chunk_length=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, hash_seed=REFORMER_SEED, is_decoder=causal,
+        attn_layers=["lsh"], lsh_num_chunks_after=after, lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=REFORMER_LENGTH,
     )  # fmt: skip
     return LSHSelfAttention(config, layer_idx=0).eval()
 
