@@ -14,7 +14,7 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
@@ -110,7 +110,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.capabilities.recursion is not None:
         return 0  # every step reads the whole text
-    if mechanism.capabilities.stateful:
+    if isinstance(mechanism, Stateful):
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:
@@ -125,7 +125,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Average bytes that a further token adds once windows and segments are full."""
-    if mechanism.capabilities.stateful or keys_per_query(mechanism) is not None:
+    if isinstance(mechanism, Stateful) or keys_per_query(mechanism) is not None:
         return 0
     near, far = (state_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
