@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-thorough test-slow test-lowest test-newest lint format bench docs site release test-matrix gpu-check clean
+.PHONY: help install demo test test-thorough test-slow test-lowest test-newest lint format bench docs site release gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -57,11 +57,6 @@ test-newest:  ## all tests but the slow ones on the newest versions that pyproje
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(NEWEST)/bin/pytest -n $(WORKERS) -m "not slow and not thorough" -p no:cacheprovider $(ARGS)
-
-# The wheel, not the checkout; rows whose Python is not on this machine fail. ARGS: rows, or --help.
-test-matrix: $(READY)  ## the wheel of `make release` on every Python, with the oldest and newest dependencies (downloads gigabytes)
-	@mkdir -p $(TMPDIR)
-	$(PY) -m scripts.dev.tools.version_matrix $(ARGS)
 
 lint: $(STUBS)  ## ruff, mypy and the ceilings of the package's size
 	$(VENV)/bin/ruff check .

@@ -17,7 +17,7 @@ from .engines.batch import Batch, documents_from, in_graph, nothing_seen, shape_
 from .engines.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.dense import dtype_in_attention
 from .engines.dispatch import OBSERVERS, choose, reporting, running
-from .engines.score_terms import ScoreMod
+from .engines.score_terms import GridBias, ScoreMod
 from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
@@ -90,7 +90,7 @@ def attend(
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=grid, prefix=prefix, sink_scores=sink_scores, **options,
     )  # fmt: skip
-    return run_batch(module, q, k, v, call if call.batch is None else call.replace(finite_padding=False))
+    return run_batch(module, q, k, v, call if call.batch is None else call.replace(padding_values="any"))
 
 
 def reference_attend(
@@ -115,8 +115,7 @@ def prepare(
     **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
-    _check_tensors(q, k, v)
-    _check_values(scaling, dropout_p, seed)
+    _check_arguments(q, k, v, scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -172,7 +171,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or call.term.grid_bias is not None):
+    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
         raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
@@ -186,8 +185,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
+def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid numbers."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
     fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
@@ -207,9 +206,6 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
         raise OptionError(f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype.")
 
-
-def _check_values(scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`OptionError` for an invalid value."""
     if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
         raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
     if isinstance(dropout_p, bool) or not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):

@@ -137,8 +137,8 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
     yield {
         "model": f"{name}  ({model.class_name}, model type {model.model_type})",
         "parameters": f"{model.parameters:,}",
-        "transformers": "" if model.composed else runs + ("; flash attention on GPUs" if model.flash else ""),
-        "longattn": "" if model.composed else model.verdict(),
+        "transformers": "" if model.towers else runs + ("; flash attention on GPUs" if model.flash else ""),
+        "longattn": "" if model.towers else model.verdict(),
     }
     layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()]
     yield table(("layers", "module", "heads", "a query sees"), layers, align="l")

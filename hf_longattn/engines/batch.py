@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_effici
 from ..errors import InputError
 
 Derived = TypeVar("Derived")
+NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 Place = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Places = Sequence[Place]
@@ -94,8 +95,20 @@ class Batch(PassCache):
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
-        """Every sequence that has a real token, row by row. Not available in a graph."""
-        return tuple(_find_sequences(*self._on_host))
+        """Every sequence that has a real token, row by row, from its first real token to its last. Not available in a graph."""
+        real, borders = self._on_host
+        width, places = real.shape[1], np.arange(real.size).reshape(real.shape)
+        begins = np.flatnonzero(borders)
+        starts = np.minimum.reduceat(np.where(real, places, real.size).ravel(), begins)
+        stops = np.maximum.reduceat(np.where(real, places + 1, 0).ravel(), begins)
+        counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
+
+        spans = []
+        for start, stop, count in np.stack([starts, stops, counts], 1).tolist():
+            if count:
+                row = start // width
+                spans.append(SequenceSpan(row, start - row * width, stop - row * width, count < stop - start))
+        return tuple(spans)
 
     def rolled(self) -> tuple[Tensor, Batch]:
         """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
@@ -130,8 +143,12 @@ class Batch(PassCache):
     @functools.cached_property
     def _borders(self) -> tuple[Tensor, Tensor]:
         """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens decrease, ``()`` bool."""
-        assert self.documents is not None
-        return _borders(self.mask, self.documents)
+        mask, documents = self.mask, self.documents
+        assert documents is not None
+        numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+        highest = numbers.cummax(1).values  # padding belongs to the document before it
+        borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
+        return borders, ((numbers < highest) if mask is None else (numbers < highest) & mask).any()
 
     @functools.cached_property
     def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -149,7 +166,11 @@ class Batch(PassCache):
         borders_there, descending = self._borders
         real_there = torch.ones_like(borders_there) if self.mask is None else self.mask
         rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)])).numpy()
-        _check_ascending(bool(rows[2].any()))
+        if rows[2].any():
+            raise InputError(
+                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
+                "number the documents in the order of their tokens."
+            )
         return rows[0], rows[1]
 
     @property
@@ -157,11 +178,6 @@ class Batch(PassCache):
         """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
         borders, device = self._on_host[1], self._borders[0].device
         return self.cached("cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device))
-
-    @property
-    def padded_left(self) -> bool:
-        """Whether some row may begin with padding. Always True in a graph, which cannot read the mask."""
-        return in_graph() or any(span.start > 0 for span in self.sequences)
 
     def places(self, missing: int) -> Places:
         """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
@@ -276,7 +292,7 @@ def no_fused_kernels() -> str | None:
     """
     if torch.compiler.is_compiling() or flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
         return None  # named for CUDA, but valid for every device
-    return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
+    return NO_FUSED_KERNELS
 
 
 def differentiated(*tensors: Tensor) -> bool:
@@ -287,35 +303,6 @@ def differentiated(*tensors: Tensor) -> bool:
 def of_any_length(length: int) -> bool:
     """Whether ``length`` is a free size of an exported graph. Comparing it would restrict the graph to one outcome."""
     return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
-
-
-def _find_sequences(real: np.ndarray[Any, Any], borders: np.ndarray[Any, Any]) -> Iterator[SequenceSpan]:
-    """The documents of each row, each from its first real token to its last."""
-    width, places = real.shape[1], np.arange(real.size).reshape(real.shape)
-    begins = np.flatnonzero(borders)
-    starts = np.minimum.reduceat(np.where(real, places, real.size).ravel(), begins)
-    stops = np.maximum.reduceat(np.where(real, places + 1, 0).ravel(), begins)
-    counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
-    for start, stop, count in np.stack([starts, stops, counts], 1).tolist():
-        if count:
-            row = start // width
-            yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
-
-
-def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns where document numbers rise, and column 0, ``(B, N)`` bool; and whether numbers of real tokens decrease, ``()`` bool."""
-    numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
-    highest = numbers.cummax(1).values  # padding belongs to the document before it
-    borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
-    return borders, ((numbers < highest) if mask is None else (numbers < highest) & mask).any()
-
-
-def _check_ascending(descending: bool) -> None:
-    if descending:
-        raise InputError(
-            "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
-            "number the documents in the order of their tokens."
-        )
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -13,11 +13,11 @@ from .call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .cpu.distance_band import distance_attention
 from .cpu.kernels import cached_mask, drops_in_tiles, masked_attention
 from .cpu.softmax import attend_parts
-from .cuda.flash_band import flash_band
-from .cuda.flash_globals import flash_globals
+from .cuda.flash_band import flash_band, flash_globals
 from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
+from .score_terms import DistanceBias, DistanceTerm
 from .sequences import attend_per_sequence
 
 
@@ -57,9 +57,10 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
-    if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
+    if path == "cpu-distances" and (term := DistanceTerm.of(call.term, q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    learned, ahead = ((), 0) if call.score_mod is None else call.term.for_band()
+    bias = call.score_mod if isinstance(call.score_mod, DistanceBias) else None
+    learned, ahead = ((), 0) if bias is None else ((bias.table,), bias.ahead)
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     fixed = call.key_mask, global_mask
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
@@ -74,7 +75,7 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    if not call.finite_padding:
+    if call.padding_values == "any":
         q, k, v, call = clear_padding(q, k, v, call)
     return flex_band(q, k, v, pattern, call.written_out())
 

@@ -6,12 +6,12 @@ entries first. A value larger than the budget is not cached.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,33 +24,24 @@ MAX_BYTES = 256 << 20
 """Maximum bytes in :data:`BYTE_CACHE`. This is enough for the masks and plans of 24 layers with different patterns."""
 ENTRY_BYTES = 512
 """Bytes counted per entry in addition to its tensors, so that the number of small entries is bounded too."""
-SHARE_AFTER_EVICTION = 7 / 8
-"""Fraction of the budget that an eviction leaves filled. It is below 1, so that the next new entries need no eviction."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Entry:
-    value: Any
-    nbytes: int
-    used: int
 
 
 class ByteCache:
     """A least-recently-used cache of at most ``budget`` bytes of tensors; thread-safe.
 
-    A hit is one dictionary lookup without a lock. Values are shared by all callers, who must not write to them.
+    Values are shared by all callers, who must not write to them.
     """
 
     def __init__(self, budget: int = MAX_BYTES) -> None:
         self.budget = budget
         self.nbytes = 0
         """Bytes in the cache."""
-        self._entries: dict[Hashable, _Entry] = {}
-        self._clock = itertools.count()
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        """Key -> value and bytes, the least recently used first."""
         self._lock = threading.RLock()  # reentrant, since freeing a value may drop another entry
 
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
-        """The cached value of ``key``. On a miss, ``make()`` is called and its value cached.
+        """The cached value of ``key``. On a miss, ``make()`` is called and its value cached, unless it exceeds the budget.
 
         Nothing is cached while PyTorch compiles or exports.
 
@@ -59,61 +50,45 @@ class ByteCache:
         """
         if torch.compiler.is_compiling():
             return make()
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.used = next(self._clock)
-            return entry.value
-        with _outside_modes():
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry[0]
+
+        # Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made.
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             value = make()
         nbytes = (size or tensor_bytes)(value)
-        return value if nbytes is None else self.put(key, value, nbytes)
-
-    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the entry."""
-        versions = map(tensor_version, tensors)
-        entry_key = (*key, *map(id, tensors), *versions)
-        cached = self.find(entry_key)
-        if cached is not None and all(ref() is x for ref, x in zip(cached[0], tensors, strict=True)):
-            return cached[1]
-        with _outside_modes():
-            value = make()
-        drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
-        refs = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
-        self.put(entry_key, (refs, value), size(value))
-        return value
-
-    def find(self, key: Hashable) -> Any:
-        """The value under ``key``, or ``None``."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        entry.used = next(self._clock)
-        return entry.value
-
-    def put(self, key: Hashable, value: Value, nbytes: int) -> Value:
-        """Cache ``value`` of ``nbytes``, unless it exceeds the budget. Returns ``value``."""
-        nbytes += ENTRY_BYTES
-        if nbytes > self.budget:
+        if nbytes is None or nbytes + ENTRY_BYTES > self.budget:
             return value
         with self._lock:
             self.drop(key)
-            if self.nbytes + nbytes > self.budget:
-                # a copy, since freeing values drops entries
-                used = {name: entry.used for name in list(self._entries) if (entry := self._entries.get(name)) is not None}
-                for oldest in sorted(used, key=used.__getitem__):
-                    self.drop(oldest)
-                    if self.nbytes + nbytes <= self.budget * SHARE_AFTER_EVICTION:
-                        break
-            self._entries[key] = _Entry(value, nbytes, next(self._clock))
-            self.nbytes += nbytes
+            self._entries[key] = value, nbytes + ENTRY_BYTES
+            self.nbytes += nbytes + ENTRY_BYTES
+            while self.nbytes > self.budget:
+                self.drop(next(iter(self._entries)))
         return value
+
+    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
+        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the entry."""
+        entry_key = (*key, *map(id, tensors), *map(tensor_version, tensors))
+        drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
+
+        def with_references() -> tuple[tuple[weakref.ref[Tensor], ...], Value]:
+            return tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()
+
+        while True:
+            references, value = self.get(entry_key, with_references, lambda entry: size(entry[1]))
+            if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
+                return value
+            self.drop(entry_key)  # of other tensors, which had these addresses before
 
     def drop(self, key: Hashable) -> None:
         """Drop ``key``, if present."""
         with self._lock:
-            entry = self._entries.pop(key, None)
-            if entry is not None:
-                self.nbytes -= entry.nbytes
+            _, nbytes = self._entries.pop(key, (None, 0))
+            self.nbytes -= nbytes
 
     def clear(self) -> None:
         """Drop everything."""
@@ -123,13 +98,6 @@ class ByteCache:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-@contextlib.contextmanager
-def _outside_modes() -> Iterator[None]:
-    """Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made."""
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        yield
 
 
 BYTE_CACHE = ByteCache()

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
-from .batch import Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph, no_fused_kernels
+from .batch import NO_FUSED_KERNELS, Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph
 from .byte_cache import BYTE_CACHE
-from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
+from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
 PatternType = Literal[
@@ -26,6 +27,8 @@ PathName = Literal[
     "cpu-band", "cpu-distances", "cpu-gathered", "cpu-blocks", "flash", "flex", "fla",
 ]  # fmt: skip
 """Algorithms or kernels that run a call. The first three are layouts of a batch, see :mod:`.sequences`."""
+PaddingValues = Literal["any", "finite", "cleared"]
+"""Values in padding: any, even NaN; finite ones; or those after :func:`clear_padding`."""
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
 UNBOUNDED = 1 << 40
@@ -153,11 +156,6 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
     return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
 
 
-def middle_of(real: Tensor) -> Tensor:
-    """Mean place ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
-    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
-
-
 def inverse_permutation(order: Tensor) -> Tensor:
     """The inverse of the permutations ``order (…, N)``."""
     places = torch.arange(order.shape[-1], device=order.device)
@@ -183,8 +181,7 @@ class AttentionCall:
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
         from the keys; queries without a visible key still give 0. Only for mechanisms with the capability ``takes_sinks``.
-    cleared: whether :func:`clear_padding` has already run on the inputs.
-    finite_padding: whether values in padding are finite, as in models. :func:`hf_longattn.attend` takes any.
+    padding_values: what padding in q, k and v may hold. In models it is finite; :func:`hf_longattn.attend` takes any.
     """
 
     causal: bool = False
@@ -199,8 +196,7 @@ class AttentionCall:
     detached_kv: tuple[Tensor, Tensor] | None = None
     grid: Grid | tuple[Grid, ...] | None = None
     sink_scores: Tensor | None = None
-    cleared: bool = False
-    finite_padding: bool = True
+    padding_values: PaddingValues = "finite"
 
     @classmethod
     def of(
@@ -274,9 +270,9 @@ class AttentionCall:
         return of_sinks.with_term(lambda term: term.of_heads(heads, device))
 
     def with_term_on_grid(self) -> AttentionCall:
-        """The call with its score term bound to its grid."""
-        grid = self.grid
-        return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
+        """The call with a bias by distance on the grid bound to its grid."""
+        grid, bias = self.grid, self.score_mod
+        return self.replace(score_mod=bias.on(grid)) if isinstance(grid, Grid) and isinstance(bias, GridBias) else self
 
     def written_out(self) -> AttentionCall:
         """The call with its score term as a plain function. Call this before activation checkpointing begins."""
@@ -306,22 +302,23 @@ def clear_padding(
         cross: whether queries and hidden states belong to another sequence, without this padding.
     """
     mask = call.key_mask
-    if mask is None or call.cleared or torch.compiler.is_exporting():
+    if mask is None or call.padding_values == "cleared" or torch.compiler.is_exporting():
         return q, k, v, call
     hidden, constants = None if cross else call.hidden_states, call.detached_kv or ()
     inputs = [x for x in (None if cross else q, k, v, hidden, *constants) if x is not None]
     if mask.device.type == "cpu" and not in_graph() and all_finite(inputs):
-        return q, k, v, call.replace(cleared=True)
+        return q, k, v, call.replace(padding_values="cleared")
     padding, length = ~mask, mask.shape[1]
 
     def clear(x: Tensor) -> Tensor:
+        """``x (B, H, n, D)`` of the last n tokens, with zeros at padding."""
         by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
         if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another layout
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 
     return q if cross else clear(q), clear(k), clear(v), call.replace(
-        cleared=True,
+        padding_values="cleared",
         hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
         detached_kv=tuple(map(clear, constants)) or None,
     )  # fmt: skip
@@ -385,8 +382,8 @@ class DispatchContext:
 
     @functools.cached_property
     def plain_only(self) -> str | None:
-        """Why only plain operations may run, or ``None``; evaluated once per call. Not used in graphs, which may have fused kernels."""
-        return no_fused_kernels()
+        """:func:`no_fused_kernels`, evaluated once per call. Not used in graphs, which may have fused kernels."""
+        return None if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled() else NO_FUSED_KERNELS
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]

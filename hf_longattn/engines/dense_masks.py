@@ -92,4 +92,4 @@ def lowers_sequences(mask: Tensor, causal: bool) -> bool:
     if documents_in_mask(pairs) is not None:
         return True
     batch = batch_of_mask(pairs, None, causal)
-    return batch is not None and batch.mask is not None and batch.padded_left
+    return batch is not None and batch.mask is not None and any(span.start > 0 for span in batch.sequences)

@@ -25,7 +25,7 @@ from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
 from .cpu import band, block_selected, distance_band, tiles
 from .cpu.kernels import drops_in_tiles
-from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
+from .cuda import fla, flash_band, flex, flex_kernel
 from .cuda.flex_kernel import NoKernel
 from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
 
@@ -149,7 +149,7 @@ PATHS: dict[PatternType, Paths] = {
     "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
     "band": (("dense", _band_leaves_keys_out), ("dense-masked", _band_is_long), *BAND_KERNELS, ("plain", _always_runs)),
     "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
-    "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex_blocks.why_not), ("tiles", _always_runs)),
+    "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
     "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }
 """Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""

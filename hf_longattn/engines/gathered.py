@@ -22,7 +22,7 @@ from .byte_cache import BYTE_CACHE
 from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
 from .cpu.tiles import Rules
-from .cuda.flex_blocks import flex_block_selected
+from .cuda.flex import flex_block_selected
 from .cuda.flex_tiles import flex_gathered
 from .dense import repeat_heads, same_dtype
 from .dispatch import try_path

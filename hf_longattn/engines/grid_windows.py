@@ -19,7 +19,7 @@ from .batch import differentiated, in_graph
 from .call import AttentionCall, DispatchContext
 from .cpu.kernels import why_not_tiles
 from .dense import fused_attention
-from .score_terms import PREFIX_PAIRS
+from .score_terms import PREFIX_PAIRS, GridBias
 from .token_grid import Grid
 
 CALL_BYTES = 4 << 20
@@ -219,8 +219,8 @@ def _region(
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` if the call has none."""
-    bias, rank, distances = call.term.grid_bias, len(region), []
-    if bias is None:
+    bias, rank, distances = call.score_mod, len(region), []
+    if not isinstance(bias, GridBias):
         return None
     for axis, stretch in enumerate(region):
         place, shape = torch.arange(stretch.size), [1] * (2 * rank)

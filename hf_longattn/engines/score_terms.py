@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,22 +37,23 @@ PREFIX_PAIRS = 3
 """Number of table entries for pairs with prefix tokens: only the query, only the key, or both are prefix tokens."""
 
 
-class ScoreTerm(ABC):
-    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`shifted`).
+class ScoreTerm:
+    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`of_sequence`).
 
     The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
+    A subclass overrides :meth:`__call__` or :attr:`written_out`.
     """
 
     engines: tuple[str, ...] = ()
     """Paths that add the term without calling it. Other paths call it for their pairs."""
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
-    grid_bias: GridBias | None = None
-    """This term, if it is a bias by distance on the grid."""
+    moves_with_tokens: bool = True
+    """Whether the term must be re-indexed when tokens move."""
 
-    @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         """The scores with the term added. The arguments broadcast."""
+        return self.written_out(score, b, h, q_idx, kv_idx)
 
     @property
     def written_out(self) -> ScoreMod:
@@ -65,15 +65,11 @@ class ScoreTerm(ABC):
         inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
-    def shifted(self, first: int, row: int = 0) -> ScoreMod:
-        """The term for a slice of the batch: position 0 means token ``first``, and row 0 means batch row ``row``."""
-        if self.by_distance_alone or not (first or row):
-            return self
-        return self.indexed(lambda b, position: (b + row, position + first))
-
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
         """The term of one batch row's keys ``start … stop - 1``, and of the queries at these positions."""
-        return self.shifted(start, row)
+        if not self.moves_with_tokens or not (start or row):
+            return self
+        return self._indexed(lambda b, position: (b + row, position + start))
 
     def moved(self, move: Move, index: Index) -> ScoreMod:
         """The term after tokens moved. Afterwards, there are as many queries as keys.
@@ -82,9 +78,9 @@ class ScoreTerm(ABC):
             move: moves tensors that the term holds per token.
             index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
         """
-        return self if self.by_distance_alone else self.indexed(index)
+        return self._indexed(index) if self.moves_with_tokens else self
 
-    def indexed(self, index: Index) -> ScoreMod:
+    def _indexed(self, index: Index) -> ScoreMod:
         """The term as a function that looks up rows and positions by ``index``."""
         inner = self.written_out
 
@@ -94,43 +90,21 @@ class ScoreTerm(ABC):
 
         return mod
 
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """The term for the path ``cpu-distances``; ``None`` if it is not a distance term."""
-        return None
-
-    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
-        """Arguments for the path ``cpu-band``: the table of a bias, if any, and its ``ahead``."""
-        return (), 0
-
-    def on(self, grid: Grid) -> ScoreMod:
-        """The term bound to a call's grid."""
-        return self
-
 
 @dataclasses.dataclass(frozen=True)
 class _Function(ScoreTerm):
     """A plain function of absolute positions."""
 
     function: ScoreMod
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.function(score, b, h, q_idx, kv_idx)
+    engines: tuple[str, ...] = ()
 
     @property
     def written_out(self) -> ScoreMod:
         return self.function
 
 
-class _Nothing(ScoreTerm):
-    """The term of a call without one."""
-
-    engines = ("cpu-band", "dense", "windows")
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score
-
-
-NO_TERM = _Nothing()
+NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band", "dense", "windows"))
+"""The term of a call without one."""
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
@@ -204,20 +178,13 @@ class DistanceBias(ScoreTerm):
     ahead: int
 
     engines = ("cpu-band",)
-    by_distance_alone = True
+    by_distance_alone, moves_with_tokens = True, False
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceBias:
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
-
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
-        """The bias as a :class:`DistanceTerm` whose p is 1 for each query."""
-        return DistanceTerm(q.new_ones(1, dtype=self.table.dtype).expand(*q.shape[:3], 1), self.table[..., None], self.ahead, k)
-
-    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
-        return (self.table,), self.ahead
 
     def over(self, distance: Tensor) -> Tensor:
         """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
@@ -260,19 +227,29 @@ class DistanceTerm(ScoreTerm):
 
     engines = ("cpu-distances",)
 
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.written_out(score, b, h, q_idx, kv_idx)
+    @classmethod
+    def of(cls, term: ScoreTerm, q: Tensor, k: Tensor) -> DistanceTerm | None:
+        """``term`` for the path ``cpu-distances``: a bias has p = 1 for each query. ``None`` for terms of other kinds."""
+        if isinstance(term, DistanceBias):
+            ones = q.new_ones(1, dtype=term.table.dtype).expand(*q.shape[:3], 1)
+            return cls(ones, term.table[..., None], term.ahead, k)
+        return term if isinstance(term, DistanceTerm) else None
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+
+        def taken(x: Tensor | None, axis: int) -> Tensor | None:
+            """The chosen heads of ``x``. Tables may have one head for all."""
+            return x if x is None or (axis == 0 and len(x) == 1) else take_heads(x, chosen, axis)
+
         return dataclasses.replace(
             self,
-            queries=take_heads(self.queries, chosen),
-            table=_of_heads(self.table, chosen),
+            queries=taken(self.queries, 1),
+            table=taken(self.table, 0),
             keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
-            content=None if self.content is None else take_heads(self.content, chosen, 0),
-            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
-            key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+            content=taken(self.content, 0),
+            of_keys=taken(self.of_keys, 1),
+            key_table=taken(self.key_table, 0),
         )
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
@@ -287,9 +264,6 @@ class DistanceTerm(ScoreTerm):
         of_keys = None if self.of_keys is None else move(self.of_keys, 2)
         return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
 
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
-        return self
-
     @property
     def written_out(self) -> ScoreMod:
         """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory each."""
@@ -299,7 +273,10 @@ class DistanceTerm(ScoreTerm):
     _constant = graph_property(lambda self: self._lookup())
 
     def _lookup(self) -> ScoreMod:
-        by_query, by_key = self.queries @ self.table.mT, self._by_key()
+        by_query, by_key = self.queries @ self.table.mT, None
+        if self.content is not None:  # c · k_j, (B, H, Nk)
+            grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
+            by_key = torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
         by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
         distances = len(buckets) if buckets is not None else self.table.shape[1]
@@ -313,17 +290,6 @@ class DistanceTerm(ScoreTerm):
             return score if by_key is None else score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
 
         return mod
-
-    def _by_key(self) -> Tensor | None:
-        """c · k_j, ``(B, H, Nk)``."""
-        if self.content is None:
-            return None
-        grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
-        return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-
-
-def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
-    return table if len(table) == 1 else take_heads(table, heads, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,73 +310,48 @@ class GridBias(ScoreTerm):
     grid: Grid | None = None
 
     engines = ("windows",)
-
-    @property
-    def grid_bias(self) -> GridBias:  # type: ignore[override]
-        """This term."""
-        return self
+    moves_with_tokens = False
+    """All sequences of a call have the same grid."""
 
     def __post_init__(self) -> None:
-        distances = math.prod(self._distances)
+        distances = math.prod(2 * size - 1 for size in self.sizes)
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
             raise InputError(
                 f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
                 f"(heads, {distances}), or (heads, {distances + PREFIX_PAIRS}) with entries for prefix tokens."
             )
 
-    @classmethod
-    def of_swin(cls, table: Tensor, window: Sequence[int]) -> GridBias:
-        """The bias of ``relative_position_bias_table (M, H)`` for windows of these sizes; BEiT's ``(M + 3, H)`` as well."""
-        return cls(table.t(), tuple(window))
-
-    @property
-    def _distances(self) -> tuple[int, ...]:
-        return tuple(2 * size - 1 for size in self.sizes)
-
     @property
     def has_prefix(self) -> bool:
         """Whether the table has entries for pairs with prefix tokens."""
-        return self.table.shape[1] > math.prod(self._distances)
+        return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
 
-    @property
-    def bound_grid(self) -> Grid:
-        """The grid of the call.
-
-        Raises:
-            InputError: the call has none.
-        """
-        if self.grid is None:
-            raise self._refusal()
-        return self.grid
-
-    def _refusal(self) -> InputError:
-        return InputError(
-            f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
-            f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
-        )
-
-    def on(self, grid: Grid) -> GridBias:
+    def on(self, grid: Grid | None) -> GridBias:
         """This bias bound to the grid of a call.
 
         Raises:
-            InputError: the grid has another rank.
+            InputError: the call has no grid, or one of another rank.
         """
-        bound = self if grid == self.grid else dataclasses.replace(self, grid=grid)
-        if grid.rank != len(self.sizes):
-            raise bound._refusal()
-        return bound
+        if grid is None or grid.rank != len(self.sizes):
+            raise InputError(
+                f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
+                f"{'without a grid' if grid is None else f'on another grid, {grid}'}; pass grid= with {len(self.sizes)} sizes."
+            )
+        return self if grid == self.grid else dataclasses.replace(self, grid=grid)
+
+    @property
+    def _call_grid(self) -> Grid:
+        """The grid that the bias was bound to. Without one, :meth:`on` raises an error."""
+        grid = self.on(self.grid).grid
+        assert grid is not None
+        return grid
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
         """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
-        tokens = torch.arange(self.bound_grid.length, device=places[0].device)[:, None]
-        distances = [query - key for query, key in zip(self.bound_grid.places(tokens), places, strict=True)]
-        return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
-
-    def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
-        return self  # all sequences of a call have the same grid
-
-    def moved(self, move: Move, index: Index) -> GridBias:
-        return self
+        grid = self._call_grid
+        tokens = torch.arange(grid.length, device=places[0].device)[:, None]
+        distances = [query - key for query, key in zip(grid.places(tokens), places, strict=True)]
+        return self.over(self.entries(distances)).masked_fill(tokens < grid.prefix, 0)
 
     def __add__(self, other: GridBias) -> GridBias:
         """The sum of two biases for the same sizes."""
@@ -432,7 +373,7 @@ class GridBias(ScoreTerm):
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        grid = self.bound_grid
+        grid = self._call_grid
         distances = [torch.as_tensor(q - k) for q, k in zip(grid.places(q_idx), grid.places(kv_idx), strict=True)]
         entries = self.entries(distances)
         if not grid.prefix:

@@ -33,9 +33,11 @@ UNKNOWN_STARTS = "a graph does not know where sequences start"
 
 
 def why_not_unchanged(context: DispatchContext) -> str | None:
-    """Why padded rows do not run in one call with a mask."""
+    """Why padded rows do not run in one call with a mask. A graph cannot read where the padding is."""
     batch = context.call.batch
-    return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
+    if not context.by_position or batch is None or not (in_graph() or any(span.start > 0 for span in batch.sequences)):
+        return None
+    return "its positions count from each row's first token"
 
 
 def why_not_split(context: DispatchContext) -> str | None:

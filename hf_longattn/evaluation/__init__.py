@@ -11,11 +11,6 @@ from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.names import module_names
 
 
-def list_metrics() -> list[str]:
-    """The names of the metrics: the modules of :mod:`hf_longattn.evaluation.metrics`."""
-    return module_names("evaluation.metrics")
-
-
 def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """Return an ``evaluate.Metric`` of this package, without a network and without files.
 
@@ -29,7 +24,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
         LongAttentionError: unknown name.
         OptionError: the module of that name has no metric in it.
     """
-    metrics = list_metrics()
+    metrics = module_names("evaluation.metrics")
     if name not in metrics:
         raise LongAttentionError(f"Unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
     from evaluate.loading import import_main_class

@@ -33,7 +33,7 @@ from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating
 from ..names import LOGGER
-from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
+from .late_chunking import PIECE, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)
 
@@ -45,7 +45,7 @@ BATCH_TOKENS = 4096
 """Tokens per forward pass, with padding. A longer document is read alone."""
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
-"""Kind of vectors -> default size: parts of a document, or tokens of a passage."""
+"""Unit of vectors -> default size: parts of a document, or tokens of a passage."""
 TASKS = ("document", "query")
 
 
@@ -133,7 +133,7 @@ def embed_documents(
             done += min(STEP, len(rows))
             note(min(done, share), share)
     written = (pq.read_metadata(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)
-    return {"documents": share, "vectors": sum(one.num_rows for one in written)}
+    return {"documents": share, "vectors": sum(file.num_rows for file in written)}
 
 
 def read_documents(source: str, split: str, text_column: str, id_column: str) -> Dataset:
@@ -187,8 +187,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
         what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
-        held = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
-        raise CheckpointError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
+        stored = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
+        raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; give another folder.")
 
 
 Row = tuple[int, int, Tensor]
@@ -200,18 +200,22 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
     prompt = network.prompts.get(task) or ""
     if network.transformers_model is None:  # such as StaticEmbedding
         raise CheckpointError(f"{name!r} begins with {type(network[0]).__name__}; give a model whose first module is a Transformer.")
-    if network.model_type == "MultiVectorEncoder":
-        if vectors.of not in ("parts", "tokens"):
-            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
-        return partial(_token_vectors, network, vectors, task)
-    if vectors.of == "document":
-        return partial(_whole, network, task)
-    check_averages(network, name)
-    return partial(_pieces, network, vectors, prompt)
+    several = network.model_type == "MultiVectorEncoder"
+    if several and vectors.of not in ("parts", "tokens"):
+        raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
+    if several or vectors.of == "document":
+        return partial(_encoded, network, vectors, task)
+    modules, pooling = [type(module).__name__ for module in network][1:], getattr(network[1], "pooling_mode", "mean")
+    if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
+        raise CheckpointError(
+            f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, and those of passages are "
+            "means of token states; give a model with mean pooling."
+        )
+    return partial(map, partial(_of_text, network, vectors, prompt))
 
 
-def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[int]]:
-    """The result of ``encode_document`` or ``encode_query``, and the character at which each text ends or is cut, with a warning."""
+def _encoded(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+    """Yield the vectors that ``encode_document`` or ``encode_query`` gives for each text. Long texts are cut, with a warning."""
     longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
     ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
@@ -222,35 +226,19 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[i
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
     fitting = longest - len(f" {prompt}".encode()) if longest else most  # a token of the prompt has a byte or more
-    ends = [len(text) if count <= fitting else _cut(network, text, prompt) for text, count in zip(read, counts, strict=True)]
     embed = network.encode_query if task == "query" else network.encode_document
-    return embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
-
-
-def _cut(network: Any, text: str, prompt: str) -> int:
-    """The character at which a text is cut that may be too long with its prompt; its length if it is not."""
-    if not network.tokenizer.is_fast:
-        return len(text)
-    tokens = read_tokens(network.tokenizer, text, prompt)
-    most = network.max_seq_length - len(tokens.before) - len(tokens.after)
-    return len(text) if len(tokens.ids) <= most else int(tokens.starts[most])
-
-
-def _whole(network: Any, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    vectors, ends = _encoded(network, task, texts)
-    for vector, end in zip(torch.from_numpy(vectors), ends, strict=True):
-        yield iter([(0, end, vector)])
-
-
-def _token_vectors(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    for states, end in zip(*_encoded(network, task, texts), strict=True):
-        size = -(-len(states) // vectors.size) if vectors.size else 1
-        yield iter([(0, end, F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
-
-
-def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    for text in texts:
-        yield _of_text(network, vectors, prompt, text)
+    encoded = embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False)
+    for text, count, states in zip(read, counts, encoded, strict=True):
+        end = len(text)
+        if count > fitting and network.tokenizer.is_fast:  # the character at which the model's tokenizer cuts the text
+            tokens = read_tokens(network.tokenizer, text, prompt)
+            room = longest - len(tokens.before) - len(tokens.after)
+            end = end if len(tokens.ids) <= room else int(tokens.starts[room])
+        if vectors.of == "document":
+            yield iter([(0, end, torch.from_numpy(states))])
+        else:
+            size = -(-len(states) // vectors.size) if vectors.size else 1
+            yield iter([(0, end, F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
 
 
 def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator[Row]:
@@ -260,7 +248,7 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
     size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
     longest = network.max_seq_length
     with evaluating(model):
-        windows = token_states(model, tokens, longest, default_overlap(longest))
+        windows = token_states(model, tokens, longest)
         if count <= size:  # sentence-transformers averages a text of one piece
             total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
             yield 0, len(text), F.normalize(total, dim=0)
@@ -300,22 +288,23 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
         for first in range(rows.start, rows.stop, STEP):
             files.append(steps / f"{first:09}.parquet")
             if not files[-1].is_file():
-                taken = data[first : min(first + STEP, rows.stop)]
-                embedded = zip(taken["id"], embed(taken["text"]), strict=True)
+                documents = data[first : min(first + STEP, rows.stop)]
+                embedded = zip(documents["id"], embed(documents["text"]), strict=True)
                 with staged_file(files[-1]) as staged:
-                    _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
+                    _write(staged, ((name, part, *row) for name, vectors in embedded for part, row in enumerate(vectors)))
             yield None
         complete = steps / file.name
         with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
-            held: list[pa.Table] = []
-            for one in files:
-                for group in pq.ParquetFile(one).iter_batches(ROWS):
-                    held.append(pa.Table.from_batches([group]))
-                    if sum(map(len, held)) >= ROWS:
-                        writer.write_table(pa.concat_tables(held).combine_chunks())
-                        held = []
-            if held:
-                writer.write_table(pa.concat_tables(held).combine_chunks())
+            # Row groups of similar size, however few vectors a step has.
+            tables: list[pa.Table] = []
+            for part in files:
+                for group in pq.ParquetFile(part).iter_batches(ROWS):
+                    tables.append(pa.Table.from_batches([group]))
+                    if sum(map(len, tables)) >= ROWS:
+                        writer.write_table(pa.concat_tables(tables).combine_chunks())
+                        tables = []
+            if tables:
+                writer.write_table(pa.concat_tables(tables).combine_chunks())
         complete.replace(file)
     shutil.rmtree(steps, ignore_errors=True)
 

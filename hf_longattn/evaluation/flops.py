@@ -102,7 +102,14 @@ class DecodeState:
 def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> list[DecodeState]:
     """The decode cache of every layer after ``length`` tokens of one sequence."""
     layers = list(mechanisms)
-    states = {layer: DecodeState(state_bytes(layer, shape, length), _growth(layer, shape)) for layer in set(layers)}
+    states = {}
+    for layer in set(layers):
+        growth = 0
+        if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
+            # The average over many tokens, once windows and segments are full. Less than a thousandth of a token is rounding.
+            near, far = (state_bytes(layer, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
+            growth = (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
+        states[layer] = DecodeState(state_bytes(layer, shape, length), growth)
     return [states[layer] for layer in layers]
 
 
@@ -121,14 +128,6 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     positions = torch.arange(length)[None]
     retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
-
-
-def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
-    """Average bytes that a further token adds once windows and segments are full."""
-    if isinstance(mechanism, Stateful) or keys_per_query(mechanism) is not None:
-        return 0
-    near, far = (state_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
-    return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
 def _measured(mechanism: Mechanism, shape: ModelShape) -> int:

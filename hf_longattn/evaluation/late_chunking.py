@@ -67,8 +67,8 @@ def late_chunks(
             shorter.
         prefix: the model's prompt for documents, such as "search_document: "; in no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
-        overlap: tokens shared by windows of a longer document; default: :func:`default_overlap`. Each state comes from the window in which
-            its token is further from an end (algorithm 2 of the paper takes the earlier window).
+        overlap: tokens shared by windows of a longer document; default: 128, and at most a quarter of a window. Each state comes from the
+            window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
         normalize: scale embeddings to length 1.
     Returns:
         For each document its passages, in the order of ``spans``.
@@ -83,7 +83,6 @@ def late_chunks(
     if chunk_tokens < 1:
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
     longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
-    overlap = default_overlap(longest) if overlap is None else overlap
     chunks = []
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
@@ -96,26 +95,6 @@ def late_chunks(
                 inside = passages[number]
             chunks.append([_chunk(text, span, read.starts, states, around, normalize, number) for span in inside])
     return chunks
-
-
-def default_overlap(longest: int | None) -> int:
-    """Tokens that windows of ``longest`` share: 128, and at most a quarter."""
-    return min(128, longest // 4) if longest else 0
-
-
-def check_averages(network: Any, name: str) -> None:
-    """Refuse a sentence-transformers model without mean pooling.
-
-    Raises:
-        CheckpointError: the model pools in another way.
-    """
-    kinds = [type(module).__name__ for module in network][1:]
-    mode = getattr(network[1], "pooling_mode", "mean")
-    if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or mode != "mean":
-        raise CheckpointError(
-            f"{name!r} makes its vectors by {', '.join(kinds)}{'' if mode == 'mean' else f' ({mode})'}, and those of passages are means of "
-            "token states; give a model with mean pooling."
-        )
 
 
 def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Span]]:
@@ -155,35 +134,34 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
     frame = call_tokenizer(tokenizer, "")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []
-    for first, last in pairwise(_cuts(text)):
-        opening = "" if first else prefix
-        read = call_tokenizer(tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        places = read["offset_mapping"]
-        # a token may belong to both, such as the space between
-        begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(opening)), len(places))
-        before += read["input_ids"][:begin]
-        ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
-        starts.append(torch.tensor([first + max(start - len(opening), 0) for start, _ in places[begin:]], dtype=torch.long))
-    return Tokens(torch.cat(ids), torch.cat(starts), before, after)
 
-
-def _cuts(text: str) -> list[int]:
-    """Where a text is cut to be tokenised: before a space between two words, at most :data:`PIECE` characters apart."""
+    # Cuts are before a space between two words, at most PIECE characters apart, so that the tokens are those of the whole text.
     cuts = [0]
     while len(text) - cuts[-1] > PIECE:
         space = text.rfind(" ", cuts[-1] + 1, cuts[-1] + PIECE)
         while space > 0 and (text[space - 1] + text[space + 1]).strip() != text[space - 1] + text[space + 1]:
             space = text.rfind(" ", cuts[-1] + 1, space)
         cuts.append(space if space > 0 else cuts[-1] + PIECE)
-    return [*cuts, len(text)]
+    for first, last in pairwise([*cuts, len(text)]):
+        opening = "" if first else prefix
+        read = call_tokenizer(tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = read["offset_mapping"]
+        # a token may belong to prefix and text, such as the space between
+        begin = next((at for at, (start, end) in enumerate(offsets) if max(start + 1, end) > len(opening)), len(offsets))
+        before += read["input_ids"][:begin]
+        ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
+        starts.append(torch.tensor([first + max(start - len(opening), 0) for start, _ in offsets[begin:]], dtype=torch.long))
+    return Tokens(torch.cat(ids), torch.cat(starts), before, after)
 
 
 @torch.no_grad()
-def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int) -> Iterator[tuple[Tensor, Tensor]]:
+def token_states(
+    model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The states of a text's tokens, window by window.
 
-    A text longer than ``longest`` tokens is read in windows that share ``overlap`` tokens. Each state comes from the window in which its
-    token is further from an end.
+    A text longer than ``longest`` tokens is read in windows that share ``overlap`` tokens; default: 128, and at most a quarter of a window.
+    Each state comes from the window in which its token is further from an end.
 
     Yields:
         The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at the start of the first
@@ -191,6 +169,8 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
     fixed = len(before) + len(after)
+    if overlap is None:
+        overlap = min(128, longest // 4) if longest else 0
     if longest is not None and longest - fixed < min(count, overlap + 1):
         raise InputError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "

@@ -49,13 +49,13 @@ def pool(mode: str, states: Tensor, real: Tensor) -> Tensor:
     """Pool states ``(B, N, D)`` over real tokens ``(B, N, 1)``, 1 or 0, by a mode in :data:`OLD_KEYS`."""
     if mode == "max":
         return states.masked_fill(real == 0, float("-inf")).amax(1)
-    place = real.cumsum(1)  # number of a real token in its text, from 1
+    number = real.cumsum(1)  # of a real token in its text, from 1
     if mode == "cls":
-        real = real * (place == 1)
+        real = real * (number == 1)
     elif mode == "lasttoken":
-        real = real * (place == real.sum(1, keepdim=True))
+        real = real * (number == real.sum(1, keepdim=True))
     elif mode == "weightedmean":
-        real = real * place
+        real = real * number
     total = real.sum(1).clamp(min=1e-9)
     return (states * real).sum(1) / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
 
@@ -67,15 +67,15 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
         CheckpointError: the list of modules is damaged.
     """
     modules = sentence_modules(folder)[1:] if (folder / MODULES).is_file() else []
-    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-    if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or not (file := folder / modules[0]["path"] / "config.json").is_file():
+    types = [str(module["type"]).rpartition(".")[2] for module in modules]
+    if types not in (["Pooling"], ["Pooling", "Normalize"]) or not (file := folder / modules[0]["path"] / "config.json").is_file():
         return None
     values = sentence_values(file)
     mode = values.get("pooling_mode") or [name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True]
     modes = (mode,) if isinstance(mode, str) else tuple(map(str, mode))
     if not modes or not set(modes) <= OLD_KEYS.keys() or values.get("include_prompt") is False:
         return None
-    return SentencePooling(modes, normalize=len(kinds) == 2)
+    return SentencePooling(modes, normalize=len(types) == 2)
 
 
 def write_for_servers(folder: Path, max_length: int) -> None:

@@ -79,7 +79,7 @@ class QAReader:
         """
         answers: list[Answer] = []
         for first in range(0, len(examples), EXAMPLES_AT_ONCE):
-            answers += self._read([examples[place] for place in range(first, min(first + EXAMPLES_AT_ONCE, len(examples)))])
+            answers += self._read([examples[number] for number in range(first, min(first + EXAMPLES_AT_ONCE, len(examples)))])
         return answers
 
     def _read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
@@ -91,22 +91,20 @@ class QAReader:
         columns["answers"] = [example.get("answers") or {"text": [], "answer_start": []} for example in examples]
         inputs = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
         rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
-        longest_first = sorted(rows, key=lambda row: -row["length"])
+
+        # The longest inputs first: rows of a batch then have similar lengths, and too little memory shows at once.
+        longest_first, device = sorted(rows, key=lambda row: -row["length"]), self.model.device
         with evaluating(self.model), torch.inference_mode():
-            for place in range(0, len(rows), self.batch_size):
-                self._score(longest_first[place : place + self.batch_size])
+            for first in range(0, len(rows), self.batch_size):
+                batch = longest_first[first : first + self.batch_size]
+                inputs = {name: value.to(device) for name, value in QACollator(self.tokenizer)(batch).items() if name != "labels"}
+                with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
+                    outputs = self.model(**inputs)
+                starts, ends = (scores.float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
+                for row, *scores in zip(batch, starts, ends, strict=True):
+                    row["scores"] = scores
         answers = best_answers(examples, rows, *zip(*(row["scores"] for row in rows), strict=True), most_tokens=self.max_answer_tokens)
         return [replace(answer, text=answer.above(self.null_threshold)) for answer in answers]
-
-    def _score(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add the scores of starts and ends to inputs, which share a forward pass."""
-        device = self.model.device
-        inputs = {name: value.to(device) for name, value in QACollator(self.tokenizer)(rows).items() if name != "labels"}
-        with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
-            outputs = self.model(**inputs)
-        starts, ends = (scores.float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
-        for row, *scores in zip(rows, starts, ends, strict=True):
-            row["scores"] = scores
 
 
 @dataclass(frozen=True)
@@ -187,10 +185,10 @@ def best_answers(
         of_rows, *scores = zip(*group, strict=True)
         offsets = [[tuple(offset) for offset in row["offsets"]] for row in of_rows]
         spans = n_best_spans(example["context"], offsets, *scores, most_tokens=most_tokens)
-        places = sorted({offset for window in offsets for offset in window if offset[0] >= 0})
+        tokens = sorted({offset for window in offsets for offset in window if offset[0] >= 0})
         first = min((example.get("answers") or {"answer_start": []})["answer_start"], default=None)
-        position = -1 if first is None else bisect_right(places, (first, np.inf)) - 1
-        answers.append(Answer(spans[0].text if spans else "", spans, len(places), position))
+        position = -1 if first is None else bisect_right(tokens, (first, np.inf)) - 1
+        answers.append(Answer(spans[0].text if spans else "", spans, len(tokens), position))
     return answers
 
 
@@ -209,7 +207,7 @@ def n_best_spans(
         context: the document.
         windows: per window, the characters of its tokens.
         start_scores, end_scores: per window, an array (≥ L,) of logits; padding after L is ignored.
-        n_best: candidates kept; also the number of starts and ends paired in every window.
+        n_best: maximum number of candidates; also the number of starts and ends paired in every window.
         most_tokens: longer spans are not considered.
     """
     spans: dict[tuple[int, int], float] = {}
@@ -231,7 +229,7 @@ def n_best_spans(
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of the ``count`` largest values, largest first."""
+    """The indices of the ``count`` largest values, largest first."""
     count = min(count, len(values))
     chosen = np.argpartition(-values, count - 1)[:count]
     return chosen[np.argsort(-values[chosen], kind="stable")]
@@ -241,13 +239,12 @@ PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "
 BY_DOCUMENT = "triviaqa_predictions.json"
 
 
-def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], threshold: float | None = None) -> dict[str, Any]:
+def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, Any]:
     """Scores of ``answers`` to ``examples`` in per cent.
 
     Args:
         examples: of ``load_qa``; ``gold`` (or else ``answers``) are the right texts, none for a question without an answer.
         answers: one per example, as a :class:`QAReader` returns them.
-        threshold: answer "" where the best span's score above "no answer" is below it; ``None`` = the answers as they are.
 
     Returns:
         exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
@@ -255,22 +252,25 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
         A question with several documents (TriviaQA) counts once (:func:`by_question`). document_* count every document, as in TriviaQA's
         Web part.
     """
-    documents, document_answers = examples, answers
+    parts: dict[str, Sequence[tuple[Mapping[str, Any], Answer]]] = {}
+    if any(example.get("document") for example in examples):
+        parts["document"] = [*zip(examples, answers, strict=True)]
     examples, answers = by_question(examples, answers)
-    texts = _texts(answers, threshold)
+    texts = [answer.text for answer in answers]
     result = _scores(examples, texts, [answer.length for answer in answers])
     result["by_length"] = result.pop("buckets")
     result["by_position"] = _scores(examples, texts, [answer.position for answer in answers])["buckets"]
-    parts: dict[str, list[int]] = {}
-    without = [number for number, example in enumerate(examples) if not gold_of(example)]
-    if without and len(without) < len(examples):
-        parts = {"HasAns": sorted(set(range(len(examples))) - set(without)), "NoAns": without}
+
+    # The names of SQuAD 2's script, where some questions have no answer.
+    pairs = [*zip(examples, answers, strict=True)]
+    parts |= {"HasAns": [pair for pair in pairs if gold_of(pair[0])], "NoAns": [pair for pair in pairs if not gold_of(pair[0])]}
+    if parts["HasAns"] and parts["NoAns"]:
         result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
-    if any(example.get("document") for example in examples):
-        result |= _named("document", _scores(documents, _texts(document_answers, threshold)))
-    for name, numbers in parts.items():
-        if numbers:
-            result |= _named(name, _scores([examples[number] for number in numbers], [texts[number] for number in numbers]))
+    else:
+        del parts["HasAns"], parts["NoAns"]
+    for name, part in parts.items():
+        scores = _scores([example for example, _ in part], [answer.text for _, answer in part])
+        result |= {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
     return result
 
 
@@ -281,13 +281,8 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
         {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
         for number, (example, length) in enumerate(zip(examples, lengths or [-1] * len(examples), strict=True))
     ]
-    scripts = [script_of(example) for example in examples]
+    scripts = ["trivia" if example.get("document") else "squad" for example in examples]
     return load_metric("long_qa").compute(predictions=predictions, references=references, scripts=scripts)
-
-
-def _named(name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of a part of the questions under the names of SQuAD 2's script."""
-    return {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
 
 
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
@@ -296,27 +291,18 @@ def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
     they are.
     """
     groups: dict[Any, list[int]] = {}
-    for place, example in enumerate(examples):
-        groups.setdefault(str(example["id"]) if example.get("document") else place, []).append(place)
+    for number, example in enumerate(examples):
+        groups.setdefault(str(example["id"]) if example.get("document") else number, []).append(number)
     if len(groups) == len(examples):
         return examples, answers
     merged = []
-    for places in groups.values():
-        group = [answers[place] for place in places]
+    for numbers in groups.values():
+        group = [answers[number] for number in numbers]
         best = max(group, key=lambda answer: answer.score)
         spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[: max(len(best.spans), 1)]
         position = next((answer.position for answer in group if answer.position >= 0), -1)
         merged.append(replace(best, spans=spans, length=sum(answer.length for answer in group), position=position))
-    return [examples[places[0]] for places in groups.values()], merged
-
-
-def _texts(answers: Sequence[Answer], threshold: float | None) -> list[str]:
-    return [answer.text if threshold is None else answer.above(threshold) for answer in answers]
-
-
-def script_of(example: Mapping[str, Any]) -> str:
-    """The official script of an example's data, by its name in :data:`~hf_longattn.evaluation.metrics.long_qa.SCRIPTS`."""
-    return "trivia" if example.get("document") else "squad"
+    return [examples[numbers[0]] for numbers in groups.values()], merged
 
 
 def gold_of(example: Mapping[str, Any]) -> list[str]:
@@ -327,17 +313,18 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
     """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no answer" in the order
     of their scores."""
-    from hf_longattn.evaluation.metrics.long_qa import SCRIPTS  # here, since evaluate takes long to import
+    from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer  # here, since evaluate takes long to import
 
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
-        ranked.append((answer.score, SCRIPTS[script_of(example)](answer.best, gold_of(example))[1], float(not gold_of(example))))
+        score_text, gold = score_alias if example.get("document") else score_answer, gold_of(example)
+        ranked.append((answer.score, score_text(answer.best, gold)[1], float(not gold)))
     ranked.sort(key=lambda row: row[0])
     current = best = sum(span for _, span, _ in ranked)
     threshold = -math.inf if not ranked else ranked[0][0] - 1.0
-    for place, (score, span, nothing) in enumerate(ranked):  # this span and all before it become "no answer"
+    for rank, (score, span, nothing) in enumerate(ranked):  # this span and all before it become "no answer"
         current += nothing - span
-        following = ranked[place + 1][0] if place + 1 < len(ranked) else score + 2.0
+        following = ranked[rank + 1][0] if rank + 1 < len(ranked) else score + 2.0
         if current > best and following > score:
             best, threshold = current, (score + following) / 2
     return threshold, 100 * best / max(1, len(ranked))

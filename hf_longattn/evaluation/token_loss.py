@@ -77,20 +77,20 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     Args:
         model: with a language-modelling head.
         shown, target: ``(B, N)``: the input on the model's device, and the targets on the CPU.
-        causal: whether a token is predicted at the place before it.
+        causal: whether a token is predicted at the position before it.
     """
     if causal:
         target = functional.pad(target[:, 1:], (0, 1), value=IGNORED)
     losses = torch.full(target.shape, float("nan"))
-    places = (target != IGNORED).any(0).nonzero().flatten()
-    selects = causal and len(places) < target.shape[1] - 1 and "logits_to_keep" in inspect.signature(model.forward).parameters
+    positions = (target != IGNORED).any(0).nonzero().flatten()
+    selects = causal and len(positions) < target.shape[1] - 1 and "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.no_grad():
-        returned = model(input_ids=shown, return_dict=True, **({"logits_to_keep": places.to(shown.device)} if selects else {}))
+        returned = model(input_ids=shown, return_dict=True, **({"logits_to_keep": positions.to(shown.device)} if selects else {}))
     logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
-    logits, target = logits if logits.shape[1] == len(places) else logits[:, places], target[:, places]
+    logits, target = logits if logits.shape[1] == len(positions) else logits[:, positions], target[:, positions]
     pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
     predicted = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
-    losses[:, places] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
+    losses[:, positions] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
     return functional.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 
 

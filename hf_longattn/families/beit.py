@@ -14,8 +14,7 @@ from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePo
 from ..engines.score_terms import PREFIX_PAIRS, GridBias
 from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.classes import Family, long_config
-from ..modeling.family.grid_config import TILE, LongGridConfig
-from ..modeling.family.grid_spec import GridSpec
+from ..modeling.family.grid_spec import TILE, GridSpec, LongGridConfig
 from ..modeling.family.long_config import runs_mechanisms
 
 
@@ -42,11 +41,11 @@ def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBia
     """
     table, sizes = module.relative_position_bias_table, tuple(module.window_size)
     if config.position_extension == TILE or grid == sizes:
-        return GridBias.of_swin(table, sizes)
+        return GridBias(table.t(), tuple(sizes))
     height, width = (2 * size - 1 for size in sizes)
     distances = table[:-PREFIX_PAIRS].reshape(1, width, height, -1).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(distances, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bilinear")
-    return GridBias.of_swin(torch.cat([resized.flatten(2)[0].t(), table[-PREFIX_PAIRS:]]), grid)
+    return GridBias(torch.cat([resized.flatten(2)[0].t(), table[-PREFIX_PAIRS:]]).t(), tuple(grid))
 
 
 class LongBeitRelativePositionBias(BeitRelativePositionBias):

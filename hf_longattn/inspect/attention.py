@@ -27,7 +27,7 @@ from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
 from ..mechanisms.common.capabilities import needs_training_by
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.audio_config import audio_seconds
+from ..modeling.family.audio_spec import audio_seconds
 from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
 from ..modeling.family.grid_spec import PIXELS
 from ..modeling.grids import family_of
@@ -53,7 +53,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192)
 SHORTEST = 16
 SECONDS = (7.5, 15.0, 30.0)
 """Durations in seconds that are measured by default, as far as the model and the recordings are long enough."""
-STRETCHES = 4
+EXCERPTS = 4
 """Maximum number of excerpts of the recordings for each duration."""
 QUERIES = 1024
 """Number of queries measured at each length by default, one from each of as many equal parts of the input."""
@@ -157,7 +157,7 @@ def diagnose(
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
             Models of sound in memory must be Long models.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a photo, for one of
-            sound a recording, or a folder from which up to :data:`STRETCHES` are read.
+            sound a recording, or a folder from which up to :data:`EXCERPTS` are read.
         processor: the tokenizer, image processor or feature extractor of a model in memory.
         lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough. For
             sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its processor makes.
@@ -198,18 +198,15 @@ def diagnose(
         read = _read_image(modality, network, loaded, Path(str(text)), processor, lengths)
     stack = watched_inputs(network, read.lengths[0][1][0])[0]
     causal = is_causal(stack)
-    chosen, reasons, measured = (
-        candidates_for(modality, candidates, causal),
-        dict[str, str](),
-        list[LengthDiagnosis](),
-    )
+    chosen, reasons, measured = candidates_for(modality, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
     for name, pieces in read.lengths:
         start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons, draws=True), -(-queries // len(pieces))
         for number, piece in enumerate(pieces):
-            progress(name + (f", stretch {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
+            progress(name + (f", excerpt {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
             stack, arguments, layers.layout, tokens = watched_inputs(network, piece)
             layers.rows = sampled_rows(tokens, share, seed=number)
-            layers.watch(stack, arguments)
+            with watching(stack, layers.see):
+                run_stack(stack, arguments)
         measured.append(layers.at_length(tokens, len(layers.rows) * len(pieces), causal, time.perf_counter() - start))
     device_name = torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
     if stack.device.type == "cpu":
@@ -224,31 +221,31 @@ def diagnose(
     )  # fmt: skip
 
 
-def is_text(given: object) -> bool:
-    """Whether it is a text, token ids or a file of a text, and not an image or recording, or a folder of these."""
-    if not isinstance(given, Path):
+def is_text(source: object) -> bool:
+    """Whether ``source`` is a text, token ids or a file of a text, and not an image or recording, or a folder of these."""
+    if not isinstance(source, Path):
         return True
     known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
-    files = given.rglob("*") if given.is_dir() else [given]
+    files = source.rglob("*") if source.is_dir() else [source]
     return not any(file.suffix.lower() in known for file in files)
 
 
 def _read_text(
-    network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, asked: Sequence[float] | None
+    network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
     """One text at each length.
 
     Raises:
         InputError: a length is too small, or beyond the model's positions or the text.
     """
-    if asked is not None and min(asked) < SHORTEST:
-        raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(asked):g}; give for example --lengths 512,2K.")
+    if requested is not None and min(requested) < SHORTEST:
+        raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K.")
     if tokenizer is None and loaded.folder is not None:
         tokenizer = load_tokenizer(loaded.folder, network.config)
     stack = watched_stack(network)
     limit = longest_input(stack.config)
-    if asked is not None:
-        lengths = sorted({int(length) for length in asked})
+    if requested is not None:
+        lengths = sorted({int(length) for length in requested})
     else:
         lengths = [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
     if limit is not None and lengths[-1] > limit:
@@ -257,7 +254,7 @@ def _read_text(
             f"give lengths of at most {limit}."
         )
     source, notes = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size), list[str]()
-    if asked is None:
+    if requested is None:
         if limit is not None and limit < LENGTHS[-1]:
             notes.append(f"The model ends at {limit:,} tokens; convert it to see its attention in longer texts.")
         if source.tokens < lengths[-1]:
@@ -267,7 +264,7 @@ def _read_text(
 
 
 def _read_sounds(
-    modality: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, asked: Sequence[float] | None
+    modality: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
     """Excerpts of recordings of each duration.
 
@@ -275,15 +272,15 @@ def _read_sounds(
         InputError: a duration exceeds the model's maximum or the recordings.
         CheckpointError: the model has no feature extractor.
     """
-    spec, config, settings = modality.spec, network.config, {"count": STRETCHES, "model": loaded.name, "processor": extractor}
+    spec, config, settings = modality.spec, network.config, {"count": EXCERPTS, "model": loaded.name, "processor": extractor}
     sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
-    if not loaded.is_long and not spec.base_reads(config, max(asked or SECONDS)):
+    if not loaded.is_long and not spec.base_reads(config, max(requested or SECONDS)):
         limit = float(spec.durations(config)[0])
     longest = min(sounds.longest, limit)
     durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
-    if asked is not None:
-        durations = sorted({audio_seconds(seconds, "--lengths") for seconds in asked})
+    if requested is not None:
+        durations = sorted({audio_seconds(seconds, "--lengths") for seconds in requested})
         if durations[-1] > limit:
             raise InputError(
                 f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; convert it first "
@@ -296,7 +293,7 @@ def _read_sounds(
 
 
 def _read_image(
-    modality: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
+    modality: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
     """One image, at the size that the processor makes.
 
@@ -304,7 +301,7 @@ def _read_image(
         OptionError: lengths were asked for.
         CheckpointError: the model has no processor.
     """
-    if asked is not None:
+    if requested is not None:
         raise OptionError(f"{loaded.name!r} reads {modality.nouns}, which are measured at one size; leave --lengths out.")
     stack = watched_layers(network)
     images = modality.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
@@ -350,7 +347,8 @@ def captured_mass(
     chosen, reasons = read_candidates(candidates), dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
-    layers.watch(stack, arguments)
+    with watching(stack, layers.see):
+        run_stack(stack, arguments)
     mass = stack_heads([means["captured"] for means in layers.means()])
     causal = is_causal(stack)
     pairs = costs(chosen, reasons, length, causal, *layers.shape, grid)
@@ -377,13 +375,8 @@ class MeasuredLayers:
         self.shape = (1, 1)
         """Number of heads, and width of a head."""
 
-    def watch(self, stack: PreTrainedModel, inputs: Any) -> None:
-        """Add one forward pass; the arguments are those of :func:`.watching.run_stack`."""
-        with watching(stack, self.see):
-            run_stack(stack, inputs)
-
     def see(self, number: int, layer: LayerAttention) -> None:
-        """Add the queries at :attr:`rows` of one layer."""
+        """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
         layer = layer.on(self.layout)
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):

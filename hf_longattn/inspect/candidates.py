@@ -59,51 +59,42 @@ class Candidate:
         options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
         return write_choice({"mechanism": self.mechanism, **options})
 
-    @property
-    def flags(self) -> list[str]:
-        """The flags of ``longattn convert`` that choose this candidate."""
-        options = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
-        return ["--mechanism", self.mechanism, *options]
-
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
         """Build the mechanism for one layer, in evaluation mode."""
         return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
 
-    def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
-        """Number of query–key products per head, the unit of cost."""
-        return self.sized(length, heads, head_dim).on_grid(grid).pairs(length, causal)
-
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
     """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
-    usual = unasked((*USUAL, *USUAL_CAUSAL * causal))
+    usual = built_in_candidates((*USUAL, *USUAL_CAUSAL * causal))
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
-def candidates_for(modality: Modality | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
-    """The candidates ``asked`` for, or those by default, for models of this modality (``None``: texts).
+def candidates_for(modality: Modality | None, requested: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+    """The ``requested`` candidates, or those by default, for models of this modality (``None``: texts).
 
     Raises:
-        OptionError: a mechanism that was asked for does not support these inputs.
+        OptionError: a requested mechanism does not support these inputs.
         OptionError: it does not exist.
     """
     if modality is None or not (modality.drawn or modality.timed):
-        return usual_candidates(causal) if asked is None else read_candidates(asked)
-    if asked is not None:
-        chosen = read_candidates(asked)
+        return usual_candidates(causal) if requested is None else read_candidates(requested)
+    if requested is not None:
+        chosen = read_candidates(requested)
         for candidate in chosen:
             modality.check_mechanism(candidate.mechanism, candidate.options)
         return chosen
+    usual = built_in_candidates(USUAL_ON_GRIDS if modality.drawn else USUAL_FOR_SOUND)
     fitting = []
-    for candidate in unasked(USUAL_ON_GRIDS) if modality.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
+    for candidate in usual if modality.drawn else [*usual, *usual_candidates()]:
         with suppress(OptionError):
             modality.check_mechanism(candidate.mechanism, candidate.options)
             fitting.append(candidate)
     return fitting
 
 
-def unasked(texts: Iterable[str]) -> list[Candidate]:
+def built_in_candidates(texts: Iterable[str]) -> list[Candidate]:
     """Candidates that the user did not name."""
     return [replace(Candidate.read(text), by_user=False) for text in texts]
 
@@ -131,8 +122,8 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     """
     causal, form = layer.call.causal, mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
-        kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
-        return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
+        exists, needed = ("causal" if is_causal else "bidirectional" for is_causal in (form, causal))
+        return f"exists in the {exists} form only, and these layers are {needed}."
     try:
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number
@@ -153,7 +144,10 @@ def costs(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
 ) -> tuple[int, ...]:  # fmt: skip
     """Number of query–key products per head for each candidate; for one that is not applicable, the number of full attention."""
-    everything = full_pairs(length, causal)
-    return tuple(
-        everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width, grid) for candidate in candidates
-    )
+    pairs = []
+    for candidate in candidates:
+        if str(candidate) in reasons:
+            pairs.append(full_pairs(length, causal))
+        else:
+            pairs.append(candidate.sized(length, heads, width).on_grid(grid).pairs(length, causal))
+    return tuple(pairs)

@@ -94,19 +94,16 @@ class Image(NamedTuple):
 class CandidateRow:
     """A row of the table of candidates.
 
-    place: number in the table, from 1, by ascending cost.
     mass: mass kept at the longest length, mean over layers and heads. least, least_layer: minimum over layers, and the layer's number.
     cost: query–key products at the longest length, divided by the products of full attention.
-    on_front: whether no candidate of the same or lower cost keeps more. chosen: whether it is :meth:`Diagnosis.chosen`.
+    chosen: whether it is :meth:`Diagnosis.chosen`.
     """
 
-    place: int
     candidate: Candidate
     mass: float
     least: float
     least_layer: int
     cost: float
-    on_front: bool
     chosen: bool
 
 
@@ -194,36 +191,39 @@ class Diagnosis:
     def flags(self, number: int) -> list[str]:
         """The flags of ``longattn convert`` that choose a candidate."""
         candidate = self.candidates[number]
-        return ["--towers", f"{self.tower}={candidate}"] if self.tower else candidate.flags
+        if self.tower:
+            return ["--towers", f"{self.tower}={candidate}"]
+        options = [word for name, value in candidate.options.items() for word in ("--option", f"{name}={value}")]
+        return ["--mechanism", candidate.mechanism, *options]
 
     def candidate_rows(self) -> list[CandidateRow]:
         """The table of applicable candidates, by ascending cost."""
-        front, captured, chosen = self.front(), self.last.captured(), self.chosen()
-        rows = []
-        for place, number in enumerate(self.applicable(), 1):
+        captured, chosen, rows = self.last.captured(), self.chosen(), []
+        for number in self.applicable():
             by_layer = captured[..., number].nanmean(1)
             least, layer = float(by_layer.min()), int(by_layer.argmin())
-            row = place, self.candidates[number], self.mass(number), least, layer, self.cost(number), number in front, number == chosen
-            rows.append(CandidateRow(*row))
+            rows.append(CandidateRow(self.candidates[number], self.mass(number), least, layer, self.cost(number), number == chosen))
         return rows
 
     def conclusion(self) -> str:
         """The conclusion from the numbers at the longest length, as one sentence."""
         spread = self.last.number("effective_tokens").nanmean(1)
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
-        sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {self._spread(float(spread[widest]))}"
+
+        def in_words(layer: int) -> str:
+            """The mean of a layer's effective tokens as text, rounded, but to no more than the length."""
+            tokens = float(spread[layer])
+            rounded = round(tokens, -2 if tokens >= 2000 else 0)
+            return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
+
+        sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {in_words(widest)}"
         if widest != narrowest:
-            sentence += f", those of layer {narrowest} over {self._spread(float(spread[narrowest]))}"
+            sentence += f", those of layer {narrowest} over {in_words(narrowest)}"
         number = self.chosen()
         if number is None:
             return f"{sentence}."
-        kept = f"{self.candidates[number]} keeps {percent(self.mass(number))} of the attention"
-        return f"{sentence}; {kept}, at {percent(self.cost(number))} of the cost."
-
-    def _spread(self, tokens: float) -> str:
-        """A mean of effective tokens as text, rounded, but to no more than the length."""
-        rounded = round(tokens, -2 if tokens >= 2000 else 0)
-        return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
+        mass, cost = percent(self.mass(number)), percent(self.cost(number))
+        return f"{sentence}; {self.candidates[number]} keeps {mass} of the attention, at {cost} of the cost."
 
     def dilution(self) -> str:
         """How effective tokens grow from the shortest to the longest length, as a sentence; empty for a single length."""
@@ -234,10 +234,10 @@ class Diagnosis:
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
         text = "the text" if self.frame_seconds is None else "the sound"
-        kind = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
+        pace = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
         return (
             f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from {before:,.0f} to "
-            f"{after:,.0f} effective {self.unit} ({kind}), and its largest weight goes from {percent(largest[0])} to {percent(largest[1])}."
+            f"{after:,.0f} effective {self.unit} ({pace}), and its largest weight goes from {percent(largest[0])} to {percent(largest[1])}."
         )
 
     def reach(self) -> str:

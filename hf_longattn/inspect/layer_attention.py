@@ -86,19 +86,21 @@ class LayerAttention:
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
-        heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
+        heads, groups, positions = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
             scores = at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ at_least_fp32(self.k).mT * scale
         scores = scores.view(len(q), heads, len(rows), self.length)
         if self.relative is not None:
             k = at_least_fp32(self.k)
-            scores = scores + self.relative.term(at_least_fp32(q), k, rows[None], places[None], self.call.causal, scale).to(scores.dtype)
+            term = self.relative.term(at_least_fp32(q), k, rows[None], positions[None], self.call.causal, scale)
+            scores = scores + term.to(scores.dtype)
         if self.call.score_mod is not None:
             b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
-            scores = self.call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))
+            indices = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), positions.view(1, 1, 1, -1)
+            scores = self.call.score_mod(scores, *indices)
         if self.call.causal:
-            scores = scores.masked_fill(places > rows[:, None], float("-inf"))
+            scores = scores.masked_fill(positions > rows[:, None], float("-inf"))
         if self.call.key_mask is not None:
             scores = scores.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
         if self.within is not None:
@@ -136,7 +138,7 @@ class RowSums:
             entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
             for name, values in zip(MEANS, (entropy.exp(), weights.amax(-1), weights[..., :SINK].sum(-1)), strict=True):
                 self.sums[name] += values.double().sum((0, 2)).cpu()
-            of_bin = bin_of(layer.distance(block))
+            of_bin = torch.frexp(layer.distance(block).double()).exponent.long()  # the number of binary digits, exact below 2⁵²
             mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(-1, of_bin.expand(weights.shape), weights)
             self.distance += mass.double().sum((0, 2)).cpu()
             for number, reading in enumerate(candidates):
@@ -180,8 +182,3 @@ def distance_bins(furthest: int) -> list[tuple[int, int]]:
         low = 1 << (len(bins) - 1)
         bins.append((low, min(2 * low - 1, furthest)))
     return bins
-
-
-def bin_of(distance: Tensor) -> Tensor:
-    """Index of the bin of each integer ``distance``, exact below 2⁵²."""
-    return torch.frexp(distance.double()).exponent.long()

@@ -251,7 +251,7 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
 
     No weights are loaded: each mechanism runs once on random queries and keys, without the terms that a base adds to its scores.
     """
-    generator, grid, found = torch.Generator().manual_seed(0), _grid(checkpoint), list[LayerPath]()
+    generator, grid, paths = torch.Generator().manual_seed(0), checkpoint.inputs.new.grid, list[LayerPath]()
     ran: dict[int, list[LayerPath]] = {}
     for layer, mechanism in enumerate(checkpoint.mechanisms):
         if id(mechanism) not in ran:
@@ -260,13 +260,13 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
             hidden = q.transpose(1, 2).flatten(2) if mechanism.capabilities.takes_hidden_states else None
             bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
             try:
-                with torch.no_grad(), _noting({}) as paths:
+                with torch.no_grad(), _noting({}) as noted:
                     attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.causal, hidden_states=hidden, **bound)
-                ran[id(mechanism)] = list(paths.values())
+                ran[id(mechanism)] = list(noted.values())
             except LongAttentionError as error:  # it runs in a whole model only
                 ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
-        found += [replace(path, layer=f"layer {layer}") for path in ran[id(mechanism)]]
-    return Explanation(found)
+        paths += [replace(path, layer=f"layer {layer}") for path in ran[id(mechanism)]]
+    return Explanation(paths)
 
 
 def planned_length(checkpoint: Inspection) -> int:
@@ -275,16 +275,12 @@ def planned_length(checkpoint: Inspection) -> int:
     These are :data:`LONGEST` or, if short texts are attended in full, one token more than the longest of them, up to :data:`MAX_PLANNED`.
     A grid has one size.
     """
-    grid = _grid(checkpoint)
+    grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
         return int(grid.length)
     in_full = max((getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0)
     enough = in_full + 1 if LONGEST <= in_full < MAX_PLANNED else LONGEST
     return min(checkpoint.max_length or enough, enough)
-
-
-def _grid(checkpoint: Inspection) -> Any:
-    return checkpoint.inputs.new.grid
 
 
 @contextlib.contextmanager

@@ -152,11 +152,6 @@ class StockInspection:
     why_not: str = ""
     towers: Mapping[str, StockInspection] = dataclasses.field(default_factory=dict)
 
-    @property
-    def composed(self) -> bool:
-        """Whether the layers are in towers, which run by themselves."""
-        return bool(self.towers)
-
     def groups(self) -> dict[tuple[str, DeclaredAttention], list[int]]:
         """The layers with equal attention: name of the modules without the layer's number, and attention -> numbers of the layers."""
         groups: dict[tuple[str, DeclaredAttention], list[int]] = {}

@@ -43,28 +43,27 @@ class TextIds:
                 raise InputError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
             self.ids: list[int] = text.tolist()
         else:
-            full_text = _read(text)
+            if isinstance(text, Path):
+                full_text = text_of(text)
+            elif len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
+                raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
+            elif not text.strip():
+                raise CheckpointError("The text is empty.")
+            else:
+                full_text = text
             if tokenizer is None:
                 raise OptionError("The model has no tokenizer; pass one as processor=, or token ids in place of the text.")
             self.prefix, self.suffix = special_ids(tokenizer)
             beginning = excerpt(full_text, longest)
-            self.ids = self.encode(beginning)
+            self.ids = token_ids(tokenizer, beginning, special_tokens=False)
             if len(self.ids) < longest and len(beginning) < len(full_text):
-                self.ids = self.encode(full_text)
+                self.ids = token_ids(tokenizer, full_text, special_tokens=False)
         if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
             raise CheckpointError(
                 f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer is another model's."
             )
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text without special tokens."""
-        assert self.tokenizer is not None
-        return token_ids(self.tokenizer, text, special_tokens=False)
-
-    @property
-    def tokens(self) -> int:
+        self.tokens = len(self.ids) + len(self.prefix) + len(self.suffix)
         """Number of tokens of the longest input from this text, special tokens included."""
-        return len(self.ids) + len(self.prefix) + len(self.suffix)
 
     def plain(self, length: int) -> Tensor:
         """The first tokens of the text between the special tokens, ``(length,)``.
@@ -79,16 +78,6 @@ class TextIds:
             )
         body = length - len(self.prefix) - len(self.suffix)
         return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
-
-
-def _read(text: str | Path) -> str:
-    if isinstance(text, Path):
-        return text_of(text)
-    if len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
-        raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
-    if not text.strip():
-        raise CheckpointError("The text is empty.")
-    return text
 
 
 def read_lengths(texts: Sequence[str]) -> list[int]:

@@ -54,7 +54,7 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     would take the most memory.
 
     Raises:
-        BackendError: the model is not from transformers, or its attention cannot be watched.
+        BackendError: the model is not from transformers, reads no text, or its attention cannot be watched.
     """
     _check_text(model, model)
     stack = watched_layers(model)
@@ -111,10 +111,10 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
                 'long_attention={"mechanism": "full"} for what it attends to now.'
             )
         check_interface(type(stack))
-        kinds = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
-        if kinds:
+        others = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
+        if others:
             raise BackendError(
-                f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and "
+                f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, for whose keys there is no mechanism; full attention and "
                 "sliding windows can be diagnosed."
             )
     elif any(isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()):
@@ -125,35 +125,23 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     return stack
 
 
-def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any], Grid]:
-    """:func:`watched_layers` of an image model, its arguments for ``inputs``, and the grid of the tokens.
-
-    Raises:
-        BackendError: the model does not read images on one grid of patches.
-        InputError: the image's size does not fit.
-    """
-    stack = watched_layers(model)
-    spec = grid_spec(stack)
-    grid = spec.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
-    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if spec.interpolates else {})}, grid
-
-
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
     """The stack to watch, its arguments, the grid of an image's tokens (else ``None``), and the number of tokens.
 
     ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
     Raises:
-        BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
+        BackendError: as :func:`watched_stack`, or the model does not read images on one grid of patches.
         InputError: the image's size does not fit.
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
-    modality = modality_of_model(getattr(model, "config", None))
+    modality, stack = modality_of_model(getattr(model, "config", None)), watched_layers(model)
     if modality is not None and modality.timed:
-        stack, spec = watched_layers(model), modality.spec
+        spec = modality.spec
         return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
-    stack, arguments, grid = watched_on_grid(model, inputs)
-    return stack, arguments, grid, grid.length
+    of_grid = grid_spec(stack)
+    grid = of_grid.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
+    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if of_grid.interpolates else {})}, grid, grid.length
 
 
 def has_mechanisms(model: nn.Module) -> bool:
@@ -168,7 +156,7 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
     ``stack`` is from :func:`watched_stack`. The softmax that is seen is over all keys that the base's own attention sees.
     """
     with evaluating(stack), with_mechanisms(stack):
-        own, passed = _own_attention(stack), itertools.count()
+        base, passed = _base_attention(stack), itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
             nonlocal passed
@@ -181,10 +169,10 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                 q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
                 raise InputError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
-            (name, options), within = own.for_layer(site.layer), None
+            (name, options), within = base.for_layer(site.layer), None
             if name != "full":
-                keeps = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
-                within = keeps.attended_keys(q, k, call.replace(global_mask=None))
+                window = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
+                within = window.attended_keys(q, k, call.replace(global_mask=None))
             see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))
 
         handles = [stack.register_forward_pre_hook(start)]
@@ -202,14 +190,11 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
 
 def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
     """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without a cache."""
-    if not isinstance(inputs, Tensor):
-        with torch.no_grad():
-            stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
-        return
-    takes = inspect.signature(stack.forward).parameters
-    settings = {"use_cache": False} if "use_cache" in takes else {}
+    if isinstance(inputs, Tensor):
+        takes = inspect.signature(stack.forward).parameters
+        inputs = {"input_ids": inputs[None], **({"use_cache": False} if "use_cache" in takes else {})}
     with torch.no_grad():
-        stack(input_ids=inputs[None].to(stack.device), **settings)
+        stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
@@ -221,12 +206,12 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
     return [site for site in attention_sites(stack) if not site.cross]
 
 
-def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
-    """The base's own attention: full, with sliding windows in the layers that have one."""
+def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
+    """The attention of the base itself: full, with sliding windows in the layers that have one."""
     config = stack.config.get_text_config()
-    return (
-        base_attention(own_windows(config)) if isinstance(getattr(config, "num_hidden_layers", None), int) else LongAttentionConfig("full")
-    )
+    if not isinstance(getattr(config, "num_hidden_layers", None), int):
+        return LongAttentionConfig("full")
+    return base_attention(own_windows(config))
 
 
 @contextlib.contextmanager
@@ -242,7 +227,7 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
         yield
         return
     before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
-    sites = attach_mechanisms(stack, _own_attention(stack))
+    sites = attach_mechanisms(stack, _base_attention(stack))
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)

@@ -27,7 +27,7 @@ from ..engines.accelerator import accelerated
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
-from ..engines.cuda.flex_blocks import BlockTable, flex_block_table
+from ..engines.cuda.flex import BlockTable, flex_block_table
 from ..engines.dense import dense_attention, grid_of, index_grid
 from ..engines.dispatch import choose, try_path
 from ..engines.gathered import gathered_attention
@@ -204,7 +204,7 @@ class BigBird(MaskedMechanism):
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
-        return call.finite_padding and accelerated(k)
+        return call.padding_values == "finite" and accelerated(k)
 
     def _zeroes_padding(self, length: int) -> bool:
         """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""

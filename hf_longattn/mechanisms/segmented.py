@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, middle_of, rows_of
+from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -286,3 +286,8 @@ def _average(weights: Tensor, blocks: Tensor) -> Tensor:
     """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to the tokens' dtype."""
     with torch.autocast(blocks.device.type, enabled=False):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
+
+
+def middle_of(real: Tensor) -> Tensor:
+    """Mean index ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
+    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)

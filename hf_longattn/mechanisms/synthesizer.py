@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -160,11 +160,27 @@ class Sizes:
 
 
 class SyntheticScores(nn.Module, ABC):
-    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``."""
+    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``.
 
-    def __init__(self, sizes: Sizes) -> None:
+    Args:
+        sizes: of the layer.
+        mlps: name -> number of columns of a :class:`TokenMLP`.
+        tables: name -> shape of a table per head. Tables are drawn from N(0, std²), and learned if ``sizes.trainable``.
+    """
+
+    def __init__(
+        self, sizes: Sizes, mlps: Mapping[str, int] | None = None, tables: Mapping[str, tuple[int, int]] | None = None, std: float = 1.0
+    ) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.tables, self.std = sizes, tuple(tables or ()), std
+        for name, columns in (mlps or {}).items():
+            self.add_module(name, TokenMLP(sizes.heads, sizes.width, sizes.hidden, columns))
+        for name, shape in (tables or {}).items():
+            table = torch.empty(sizes.heads, *shape)
+            if sizes.trainable:
+                self.register_parameter(name, nn.Parameter(table))
+            else:
+                self.register_buffer(name, table)
 
     @abstractmethod
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -178,12 +194,14 @@ class SyntheticScores(nn.Module, ABC):
         """Draw the initial values."""
         for child in self.children():
             reset(child, generator)
+        for name in self.tables:
+            nn.init.normal_(getattr(self, name), std=self.std, generator=generator)
 
 
 def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. (Slices would make an exported graph correct for one length only.)"""
-    places = torch.arange(k.shape[2], device=q.device)
-    return places[k.shape[2] - q.shape[2] :], places
+    indices = torch.arange(k.shape[2], device=q.device)
+    return indices[k.shape[2] - q.shape[2] :], indices
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -229,9 +247,7 @@ class TokenMLP(nn.Module):
 class Dense(SyntheticScores):
     """``S_ij = F(q_i)_j``: token i alone determines the scores of all positions."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.mlp = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.length)
+    mlp: TokenMLP
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         return at_columns(self.mlp(q), positions(q, k)[1])
@@ -244,10 +260,8 @@ class Dense(SyntheticScores):
 class FactorizedDense(SyntheticScores):
     """``S_ij = F_A(q_i)_{⌊j / b⌋} · F_B(q_i)_{j mod b}``: two short outputs, one repeated and one tiled."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.repeated = TokenMLP(sizes.heads, sizes.width, sizes.hidden, math.ceil(sizes.length / sizes.factor))
-        self.tiled = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.factor)
+    repeated: TokenMLP
+    tiled: TokenMLP
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         _, columns = positions(q, k)
@@ -258,13 +272,6 @@ class Random(SyntheticScores):
     """``S_ij = R_ij``: a matrix per head that does not depend on the input. Learned, or fixed as drawn."""
 
     matrix: Tensor
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        _held(self, "matrix", torch.empty(sizes.heads, sizes.length, sizes.length), sizes.trainable)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.matrix, generator=generator)
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         rows, columns = positions(q, k)
@@ -277,15 +284,6 @@ class FactorizedRandom(SyntheticScores):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        for name in ("rows", "columns"):
-            _held(self, name, torch.empty(sizes.heads, sizes.length, sizes.rank), sizes.trainable)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        for factor in (self.rows, self.columns):
-            nn.init.normal_(factor, std=self.sizes.rank**-0.25, generator=generator)
-
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         left, right = self.features(q, k, scale)
         return left @ right.transpose(-1, -2)
@@ -295,18 +293,14 @@ class FactorizedRandom(SyntheticScores):
         return self.rows.to(q.dtype)[None, :, rows], self.columns.to(q.dtype)[None, :, columns]
 
 
-def _held(module: nn.Module, name: str, value: Tensor, trainable: bool) -> None:
-    """Register ``value`` as a parameter or, if it is not trained, as a buffer."""
-    if trainable:
-        module.register_parameter(name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)
-
-
-KINDS: dict[str, type[SyntheticScores]] = {
-    "dense": Dense,
-    "factorized_dense": FactorizedDense,
-    "random": Random,
-    "factorized_random": FactorizedRandom,
+KINDS: dict[str, Callable[[Sizes], SyntheticScores]] = {
+    "dense": lambda sizes: Dense(sizes, mlps={"mlp": sizes.length}),
+    "factorized_dense": lambda sizes: FactorizedDense(
+        sizes, mlps={"repeated": math.ceil(sizes.length / sizes.factor), "tiled": sizes.factor}
+    ),
+    "random": lambda sizes: Random(sizes, tables={"matrix": (sizes.length, sizes.length)}),
+    "factorized_random": lambda sizes: FactorizedRandom(
+        sizes, tables=dict.fromkeys(("rows", "columns"), (sizes.length, sizes.rank)), std=sizes.rank**-0.25
+    ),
     "dot_product": DotProduct,
 }

@@ -36,7 +36,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
-from ..engines.score_terms import ScoreMod, ScoreTerm
+from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from .common.base import scaled_scores, softmax_over
@@ -280,7 +280,7 @@ class Window2d(MaskedMechanism, CopiesProjections):
         queries, fillers = grid.places(tokens), places.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
-        bias = call.term.grid_bias
+        bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
         scores = scores if bias is None else scores + bias.beyond_grid(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
@@ -345,7 +345,7 @@ class Window2d(MaskedMechanism, CopiesProjections):
 
 def _on_padded(term: ScoreTerm, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod:
     """``term`` on the padded grid ``larger``. Padding cells have distances, but no position in the sequence."""
-    if term.grid_bias is not None:
+    if isinstance(term, GridBias):
         return term.on(larger)
     inner = term.written_out
     positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)

@@ -1,18 +1,25 @@
-"""The commands: readable output on stdout, or one JSON object; the same conversion as from Python."""
+"""The commands of longattn: what they print and write."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
+from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.evaluation.token_loss import PARAGRAPHS
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
+from tests.trained import REAL_TEXT, tokenizer_of
+from tests.unsupported import ENCODER
 
 LENGTH = 64
 
@@ -159,3 +166,163 @@ def test_train_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str
         main(["train", "mlm"])
     assert stopped.value.code == 1
     assert "add --model" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of 64 tokens, and a text."""
+    folder, tokenizer = tmp_path_factory.mktemp("search"), tokenizer_of("bert", 64)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
+    return {"model": folder / "bert", "text": folder / "text.txt"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `longattn arguments…`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+SEARCHED = ("--length", "256", "--candidate", "window:window=8", "--candidate", "window:window=64", "--pieces", "1")
+
+
+def test_search_prints_the_conversion_that_gives_its_design(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "design.yaml"
+    code, out, err = run(capsys, "search", *places.values(), "--output", output, "--budget", "9.5", *SEARCHED)
+    assert (code, err) == (0, "")
+    assert "the held-out loss at 256 tokens is" in " ".join(out.split())
+    typed = next(line.removeprefix("next: longattn ") for line in out.splitlines() if line.startswith("next: "))
+    assert typed == f"convert {places['model']} bert-long --config {output}"
+    assert output.read_text(encoding="utf-8").startswith(f"# longattn {typed}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(typed))
+    assert not ended.value.code
+    written = json.loads((tmp_path / "bert-long" / "config.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    code, out, _ = run(capsys, "search", *places.values(), "--output", tmp_path / "other.yaml", "--budget", "9.5", *SEARCHED, "--json")
+    report = json.loads(out)
+    assert (code, report["length"]) == (0, 256)
+    chosen, converted = (LongAttentionConfig.from_dict(of["long_attention"]) for of in (report, written))
+    assert converted == chosen.with_option("exact_length", 64)  # which a conversion adds
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (("--budget", "0.0000001"), "in every layer, needs "),
+        (("--budget", "cheap"), "give a number above 0 such as"),
+        (("--candidate", "windw"), "Did you mean 'window'"),
+        (("--score", "loss"), "score is 'loss'"),
+        (("--compare-at", "4096"), "Mechanisms are compared on texts of up to 64 tokens"),
+    ],
+)
+def test_search_refuses_budgets_and_candidates_that_do_not_fit(
+    typed: tuple[str, ...], sentence: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "search", *places.values(), "--output", tmp_path / "design.yaml", *SEARCHED, *typed)
+    assert (code, out) == (1, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_search_refuses_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "short.txt").write_text("A few words.")
+    code, _, err = run(capsys, "search", places["model"], tmp_path / "short.txt", "--output", tmp_path / "design.yaml", *SEARCHED)
+    assert code == 1
+    assert "give a longer text" in err
+
+
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short model, `bert`, and a text, `text.txt`."""
+    folder = tmp_path_factory.mktemp("inspect")
+    tokenizer = tokenizer_of("bert")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    (folder / "text.txt").write_text(PARAGRAPHS, encoding="utf-8")
+    return folder
+
+
+MEASURED = ("--lengths", "64,128", "--candidate", "window:window=32", "--candidate", "linear")
+
+
+def test_inspect_of_a_text_prints_a_table_within_80_columns(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "inspect", place / "bert", place / "text.txt", *MEASURED)
+    assert (code, err) == (0, "")
+    assert out.lstrip().startswith("At 128 tokens the heads of layer")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    for told in ("window:window=32", "not measured for: linear", "add to longattn convert:\n  --mechanism window"):
+        assert told in out
+
+
+def test_inspect_of_a_text_prints_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "inspect", place / "bert", place / "text.txt", *MEASURED, "--json", "--queries", 5)
+    assert code == 0
+    values = json.loads(out)
+    assert [(row["length"], row["queries"]) for row in values["lengths"]] == [(64, 5), (128, 5)]
+
+
+def test_inspect_measures_a_long_model_by_its_source(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=256, verify=False)
+    code, out, err = run(capsys, "inspect", tmp_path / "long", place / "text.txt", *MEASURED)
+    assert (code, err) == (0, "")
+    for told in ("At 128 tokens the heads", "the checkpoint that this model was made from"):
+        assert told in out
+
+
+REFUSED = {
+    "a length beyond the model": (["--lengths", "512"], "ends at 128 tokens"),
+    "a length that is none": (["--lengths", "many"], "'many' is not a number of tokens"),
+    "an unknown mechanism": (["--candidate", "windw"], "Did you mean 'window'"),
+}
+
+
+@every_case("case", REFUSED)
+def test_inspect_refuses_lengths_and_candidates_that_do_not_fit(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, sentence = REFUSED[case]
+    code, out, err = run(capsys, "inspect", place / "bert", place / "text.txt", *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert sentence in err
+
+
+def test_inspect_measures_a_class_without_long_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict()
+    config_class = getattr(transformers, f"{ENCODER}Config")
+    config = config_class(**{**values, "model_type": config_class.model_type})
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "short")
+    transformers.AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "short")
+    code, out, _ = run(capsys, "inspect", tmp_path / "short", place / "text.txt", *MEASURED)
+    assert code == 0
+    assert "add to longattn convert:\n  --mechanism window" in out
+
+
+def test_inspect_reads_byte_order_marks_and_refuses_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--lengths", "64", "--candidate", "window:window=32", "--json", "--queries", 8)
+    found = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "book.txt").write_bytes(mark + PARAGRAPHS.replace("\n", "\r\n").encode())
+        code, out, _ = run(capsys, "inspect", place / "bert", tmp_path / "book.txt", *few)
+        assert code == 0
+        found.append([one["layers"] for one in json.loads(out)["lengths"]])
+    assert found[0] == found[1]
+    code, out, err = run(capsys, "inspect", place / "bert", tmp_path, *few)
+    assert (code, err) == (1, f"Error: The text {str(tmp_path)!r} is a folder; give one file, for example a book.\n")

@@ -1,7 +1,8 @@
-"""Architectures without a family: the plain class keeps its config and weights, with mechanisms beside them."""
+"""Every architecture is converted: each family, its heads, and trained checkpoints."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import pickle
@@ -362,3 +363,31 @@ def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: C
     [check] = [check for check in report.checks if check.name == "equal at the old length with full attention"]
     assert check.status == "passed"
     assert check.values["outputs"] == ["last_hidden_state"]
+
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+@pytest.mark.thorough
+def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_path: Path) -> None:
+    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
+    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
+    losses, reports = {}, {}
+    for positions in ("tile", "random"):
+        reports[positions] = convert_checkpoint(
+            CHECKPOINTS / "bert-python-512",
+            tmp_path / positions,
+            mechanism="window",
+            window=256,
+            max_length=1024,
+            positions=positions,
+            verify_text=argparse.__file__,
+        )
+        check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
+        losses[positions] = check.values["buckets"][-1]
+    assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
+    assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
+    assert reports["tile"].verified
+    assert not reports["tile"].needs_training
+    assert reports["random"].train_command

@@ -1,9 +1,12 @@
-"""A short checkpoint becomes a long one: same names, same values, loaded by transformers' Auto classes."""
+"""Conversion from end to end: encoders, decoders, encoder-decoders and models that answer questions."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
+import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +15,21 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 import hf_longattn
+from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import CheckpointError, InputError, OptionError
+from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.families import FAMILIES
+from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
+from tests.conversion.conftest import CLASSES, LENGTH
+from tests.lookups import lookups
 from tests.reports import tensor_counts
-
-from .conftest import CLASSES, LENGTH
+from tests.trained import tokenizer_of
 
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16}
@@ -255,3 +263,246 @@ def test_bases_with_terms_in_their_scores_get_a_window_by_default(name: str, bui
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
     assert report.verified
     assert report.plan["long_attention"]["mechanism"] == "window"
+
+
+Built = Callable[[str], Path]
+BART, PEGASUS = "BartForConditionalGeneration", "PegasusForConditionalGeneration"
+SIDES = ("encoder", "decoder")
+
+
+def tables(folder: Path) -> dict[str, torch.Tensor]:
+    found = load_file(folder / "model.safetensors")
+    return {side: found[f"model.{side}.embed_positions.weight"] for side in SIDES}
+
+
+@pytest.mark.thorough
+def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_path: Path) -> None:
+    report = convert_checkpoint(built(BART), tmp_path / "long", **WINDOW, max_length=200)
+    old, new = tables(built(BART)), tables(tmp_path / "long")
+    assert torch.equal(new["decoder"], old["decoder"])
+    assert torch.equal(new["encoder"], torch.cat([old["encoder"][:2], *[old["encoder"][2:]] * 4])[:202])
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["max_decoder_position_embeddings"]) == (200, LENGTH)
+    assert report.plan["decoder"] == {"long_attention": {"mechanism": "full"}, "old_length": LENGTH, "new_length": LENGTH}
+    assert report.plan["costs"][-1]["cache_bytes"] == 2 * 200 * 2 * 32 * 4  # the decoder keeps keys and values of the whole text
+    assert "longattn train seq2seq" in report.train_command
+    found = inspect_checkpoint(tmp_path / "long")
+    assert (found.max_length, found.causal, len(found.mechanisms)) == (200, False, 2)
+
+
+@pytest.mark.thorough
+def test_conversion_extends_a_decoder_with_its_own_attention(built: Built, tmp_path: Path) -> None:
+    own = {"mechanism": "window", "window": 12}
+    report = convert_checkpoint(
+        built(BART), tmp_path / "long", mechanism="full", max_length=200, max_decoder_length=150, decoder_long_attention=own
+    )
+    assert report.verified
+    assert report.plan["decoder"] == {"long_attention": own, "old_length": LENGTH, "new_length": 150}
+    assert [len(table) for table in tables(tmp_path / "long").values()] == [202, 152]
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "long")
+    assert [layer.self_attn.long_attention.name for layer in model.model.decoder.layers] == ["window"] * 2
+    ids = torch.arange(5, 25)[None]
+    assert model.generate(ids, max_new_tokens=100, min_new_tokens=100).shape == (1, 101)
+
+
+@pytest.mark.thorough
+def test_decoder_that_reads_the_text_becomes_as_long_as_the_encoder(built: Built, tmp_path: Path) -> None:
+    report = convert_checkpoint(built("BartForQuestionAnswering"), tmp_path / "long", **WINDOW, max_length=200)
+    assert report.plan["decoder"]["new_length"] == 200
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long")
+    with torch.no_grad():
+        assert model(torch.arange(5, 205)[None]).start_logits.shape == (1, 200)
+
+
+def test_decoder_alone_is_converted_and_refuses_settings_of_two_stacks(built: Built, tmp_path: Path) -> None:
+    report = convert_checkpoint(built("BartForCausalLM"), tmp_path / "long", **WINDOW, max_length=200)
+    assert "decoder" not in report.plan
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    assert config["max_decoder_position_embeddings"] == 200
+    assert not config["is_encoder_decoder"]
+    assert inspect_checkpoint(tmp_path / "long").max_length == 200
+    for flag in ({"max_decoder_length": 200}, {"decoder_long_attention": WINDOW}):
+        with pytest.raises(OptionError, match="is for the decoder of an encoder-decoder, but a BartForCausalLM"):
+            plan_conversion(built("BartForCausalLM"), **flag)
+
+
+@pytest.mark.thorough
+def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_path: Path) -> None:
+    report = convert_checkpoint(built(PEGASUS), tmp_path / "long", mechanism="full", max_length=200)
+    assert report.plan["positions"] == "sinusoidal"
+    assert not report.needs_training
+    expected = transformers.PegasusModel(
+        transformers.PegasusConfig(vocab_size=9, d_model=32, encoder_layers=0, max_position_embeddings=200)
+    )
+    assert torch.equal(tables(tmp_path / "long")["encoder"], expected.encoder.embed_positions.weight)
+    assert torch.equal(tables(tmp_path / "long")["decoder"], tables(built(PEGASUS))["decoder"])
+    with pytest.raises(OptionError, match="sinusoidal positions"):
+        plan_conversion(built(PEGASUS), max_length=200, positions="tile")
+
+
+@pytest.mark.thorough
+def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """As the first ones of Pegasus were stored."""
+    source = checkpoint(PEGASUS)
+    kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "embed_positions" not in name}
+    save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
+    assert report.verified
+    assert tensor_counts(report)["extended"] == 0
+    assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
+
+
+@pytest.mark.thorough
+def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint(BART, tokenizer="gpt2")
+    (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
+    report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
+    assert report.verified
+    assert json.loads((tmp_path / "long" / "generation_config.json").read_text())["max_length"] == 90
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
+
+
+def test_conversion_of_two_stacks_refuses_wrong_lengths_layers_and_tables(
+    built: Built, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
+        plan_conversion(built(BART), max_decoder_length=10)
+    with pytest.raises(InputError, match=r"a maximum length of 10 is too small"):
+        plan_conversion(built(BART), max_length=10)
+    with pytest.raises(OptionError, match="layer 7"):
+        plan_conversion(built(BART), decoder_long_attention={**WINDOW, "layers": {7: {"window": 3}}})
+    source = checkpoint(BART)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.decoder.embed_positions.weight"] = torch.zeros(40, 32)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"decoder\.embed_positions\.weight' of .* has the shape"):
+        convert_checkpoint(source, tmp_path / "long")
+
+
+LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
+SOURCES = [inspect.getsource(module) for module in (inspect, json, textwrap)]
+
+
+def separator_in(folder: Path) -> int | None:
+    return json.loads((folder / "config.json").read_text()).get("question_separator_id")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"])
+def test_converted_question_answering_head_makes_questions_global(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    source = with_tokenizer(built(name), tmp_path / "source")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    report = convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
+    assert report.verified
+    assert separator_in(tmp_path / "long") == tokenizer.sep_token_id
+    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long").eval()
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        encoded = [tokenizer("who built the house", text) for text in ("the keeper " * 40, "the town")]
+        before = [[int(place < row.sequence_ids(0).index(1)) for place in range(len(row["input_ids"]))] for row in encoded]
+        inputs = DataCollatorWithPadding(tokenizer)(encoded)
+        length = inputs["input_ids"].shape[1]
+        pad = [([0] * (length - len(row)), row) for row in before]
+        marks = torch.tensor([row + gap if side == "right" else gap + row for gap, row in pad])
+        with torch.no_grad():
+            found, marked = model(**inputs), model(**inputs, global_attention_mask=marks)
+        assert torch.equal(found.start_logits, marked.start_logits)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
+def test_converted_cross_encoder_makes_the_first_text_global(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
+    if saved == "with modules":
+        st.CrossEncoder(str(source), device="cpu").save(str(tmp_path / "ranks"))
+        source = tmp_path / "ranks"
+    else:
+        config = json.loads((source / "config.json").read_text())
+        value = {"version": "5.0.0"} if saved == "sentence_transformers" else "torch.nn.modules.linear.Identity"
+        (source / "config.json").write_text(json.dumps({**config, saved: value}))
+    convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
+    encoder = st.CrossEncoder(str(tmp_path / "long"), device="cpu")
+    assert separator_in(tmp_path / "long") == encoder.tokenizer.sep_token_id
+    pair = ("who built the house", "the keeper " * 60)
+    inputs = encoder.tokenizer(*pair, return_tensors="pt")
+    marks = torch.tensor([[int(place < inputs.sequence_ids(0).index(1)) for place in range(inputs["input_ids"].shape[1])]])
+    with torch.no_grad():
+        network = encoder.transformers_model.eval()
+        assert torch.equal(network(**inputs).logits, network(**inputs, global_attention_mask=marks).logits)
+
+
+def with_tokenizer(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    config = json.loads((model / "config.json").read_text())
+    tokenizer_of(config["model_type"], 64).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("BertForQuestionAnswering", {"mechanism": "window", "window": 16}), ("BertForMaskedLM", LONGFORMER)]
+)
+def test_other_heads_and_mechanisms_get_no_question_separator(
+    name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = with_tokenizer(built(name), tmp_path / "source")
+    convert_checkpoint(source, tmp_path / "long", **options, max_length=200, verify=False)
+    assert separator_in(tmp_path / "long") is None
+
+
+@pytest.mark.thorough
+def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(built: Callable[[str], Path], tmp_path: Path) -> None:
+    source = with_tokenizer(built("BertForMaskedLM"), tmp_path / "source")
+    convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)
+    attention = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]
+    assert attention["separator_token_id"] == AutoTokenizer.from_pretrained(source).sep_token_id
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The project's own question-answering model for 4,096 tokens."""
+    folder = tmp_path_factory.mktemp("questions") / "long"
+    asset = repository / "model_cards" / "bert-python-512-qa"
+    convert_checkpoint(asset, folder, mechanism="longformer", window=256, max_length=4096, verify=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted: Path) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
+    records = [record for seed in range(5) for record in lookups(SOURCES, tokenizer, 1500, seed)]
+    right = {"plain": 0, "mask": 0, "first token only": 0}
+    for record in records:
+        inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
+        places = torch.arange(inputs["input_ids"].shape[1])[None]
+        masks = {"plain": None, "mask": places < inputs.sequence_ids(0).index(1), "first token only": places < 1}
+        for name, mask in masks.items():
+            given = {} if mask is None else {"global_attention_mask": mask.long()}
+            with torch.no_grad():
+                outputs = model(**inputs, **given)
+            right[name] += answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits) == record["answers"]["text"][0]
+    assert right["plain"] == right["mask"] > 3 * right["first token only"]
+    assert right["plain"] > len(records) / 2
+    reader = QAReader(model, tokenizer, 4096)
+    assert sum(reader.answer(record) == record["answers"]["text"][0] for record in records) >= right["plain"]
+
+
+@pytest.mark.slow
+def test_onnx_graph_of_question_answering_needs_no_global_mask(converted: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
+    report = export_checkpoint(converted, tmp_path / "graph")
+    assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"), providers=["CPUExecutionProvider"])
+    for record in lookups(SOURCES, tokenizer, 1500, seed=0):
+        inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        start, end = session.run(["start_logits", "end_logits"], {name: value.numpy() for name, value in inputs.items()})
+        found = answer(tokenizer, inputs, torch.from_numpy(start), torch.from_numpy(end))
+        assert found == answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits)
+
+
+def answer(tokenizer: Any, inputs: Any, starts: torch.Tensor, ends: torch.Tensor) -> str:
+    return tokenizer.decode(inputs["input_ids"][0, starts.argmax() : ends.argmax() + 1]).strip()

@@ -1,4 +1,4 @@
-"""Conversion of models of several towers: each is planned and verified with its own settings, and both together."""
+"""Models of several towers, with Long classes and without, and generic models of videos and sounds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, BertTokenizer
+from typer.testing import CliRunner
 
-from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion
+import hf_longattn
+from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, search_design
 from hf_longattn.cli import main
-from hf_longattn.errors import CheckpointError, LongAttentionError
+from hf_longattn.cli.app import app
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.inspect import inspect_checkpoint
+from hf_longattn.modeling.generic import towers_of
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cases import every_case
+from tests.generic import load_generic
 from tests.grids import quickly
+from tests.modeling.test_generic_towers import build, mechanisms, output
 from tests.towers import SHAPE, save_clip
 
 NEW_SIZE, NEW_LENGTH = 64, 248
@@ -156,3 +165,184 @@ def test_plan_refuses_siglip2_whose_images_have_any_size(tmp_path: Path) -> None
     source = save_siglip(tmp_path / "short", "siglip2")
     with pytest.raises(LongAttentionError, match=r"no size to convert; load it with its Long class"):
         plan_conversion(source, max_length=256)
+
+
+WINDOW = {"mechanism": "window", "window": 4}
+CASES = ["siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", CASES)
+def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
+    model, inputs = build(case)
+    model.save_pretrained(tmp_path / "plain")
+    text = {"mechanism": "window", "window": 8}
+    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}})
+    checks = {check.name: check for check in report.checks}
+    assert checks["equal with the source's attention"].status == "passed"
+    assert checks["with the mechanism of the tower text"].status == "needs training"
+    assert checks["with the mechanism"].status == "needs training"
+    assert checks["finite"].status == "passed"
+    assert set(report.plan["towers"]) == {"text", "vision"}
+    assert report.plan["long_attention"] == {"towers": {"text": text, "vision": {"mechanism": "full"}}}
+    card = (tmp_path / "long" / "README.md").read_text()
+    assert "`window` attention in the tower text and `full` attention in the tower vision" in card
+    assert "import hf_longattn  # registers the model with transformers" in card
+    loaded = load_generic(tmp_path / "long")
+    assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {"text": {"window"}, "vision": {"full"}}
+    hf_longattn.enable_long_attention(model, {"towers": {"text": text, "vision": {"mechanism": "full"}}})
+    assert torch.allclose(output(loaded, inputs), output(model, inputs), rtol=0, atol=1e-6)
+    assert {name: mechanisms(tower) for name, tower in towers_of(AutoModel.from_pretrained(tmp_path / "long")).items()} == {
+        name: mechanisms(tower) for name, tower in towers_of(model).items()
+    }
+
+
+@pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
+def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_path: Path) -> None:
+    build(case)[0].save_pretrained(tmp_path / "plain")
+    full = {"mechanism": "full"}
+    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full})
+    assert not report.needs_training
+    names = ["with the mechanism of the tower text", "with the mechanism of the tower vision", "with the mechanism"]
+    assert [check.status for check in report.checks if check.name in names] == ["passed"] * 3
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert all(torch.equal(written[name], values) for name, values in load_file(tmp_path / "plain" / "model.safetensors").items())
+
+
+@pytest.mark.thorough
+def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) -> None:
+    build("llava")[0].save_pretrained(tmp_path / "plain")
+    towers = {"text": {"mechanism": "window", "window": 64}}
+    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
+    assert (report.plan["old_length"], report.plan["new_length"]) == (2048, 8192)
+    assert load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
+
+
+@pytest.mark.thorough
+def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> None:
+    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    towers = "text=full,vision=window:window=8,dilation=2"
+    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), "--generic", "--towers", towers])
+    assert shown.exit_code == 0, shown.output
+    assert "tower text" in shown.output
+    assert "tower vision" in shown.output
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), "--generic", "--towers", towers, "--json"])
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["towers"]
+    assert written == {"text": {"mechanism": "full"}, "vision": {"mechanism": "window", "window": 8, "dilation": [2]}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"towers": {"audio": WINDOW}}, "has no tower 'audio'; its towers are "),
+        ({"towers": {"text": WINDOW}, "mechanism": "full"}, "--towers and --mechanism full exclude each other"),
+        ({"towers": {"text": {"mechanism": "windw"}}}, "windw"),
+        ({"towers": {"text": {"mechanism": "window", "widow": 4}}}, "widow"),
+        ({"towers": {"text": WINDOW}, "max_length": 4096}, "cannot change the positions of a SiglipModel"),
+    ],
+)
+def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    build("siglip")[0].save_pretrained(tmp_path)
+    with pytest.raises(LongAttentionError, match=sentence) as caught:
+        plan_conversion(tmp_path, generic=True, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="but a BertModel reads texts; leave it out"):
+        plan_conversion(tmp_path, towers={"text": WINDOW})
+
+
+@pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
+def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
+    build(case)[0].save_pretrained(tmp_path / "plain")
+    towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
+    plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
+    text, vision = plan.towers["text"], plan.towers["vision"]
+    sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
+    assert vision.input_in_words("new") == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
+    assert text.input_in_words("new") == f"{text.config.max_position_embeddings} tokens"
+    assert all(tower.parameters > 1000 for tower in plan.towers.values())
+    assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
+    assert text.shape.causal is (case != "siglip")
+    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"vision": towers["vision"]}, verify=False)
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert list(inspected.towers) == ["vision"]
+    assert inspected.other_towers == ("text",)
+    assert (inspected.generic, inspected.class_name) == (True, type(build(case)[0]).__name__)
+    assert inspected.towers["vision"].parameters == vision.parameters
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "long")])
+    said = " ".join(shown.output.split())
+    assert "of transformers, with mechanisms" in said
+    assert "towers as in their class text" in said
+
+
+def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
+    """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
+    model, inputs = build("llava")
+    model.save_pretrained(tmp_path / "plain")
+    words = [f"w{number}" for number in range(190)]
+    BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
+        tmp_path / "plain"
+    )
+    arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full"]
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
+    assert done.exit_code == 0, done.output
+    assert "transformers' Trainer on pairs" not in done.output
+    towers = {"text": {"mechanism": "longformer", "window": 8}, "vision": {"mechanism": "full"}}
+    hf_longattn.enable_long_attention(model, {"towers": towers})
+    assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
+
+
+def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) -> None:
+    model, inputs = build("llava")
+    hf_longattn.enable_long_attention(model, {"towers": {"text": {"mechanism": "longformer", "window": 8}}, "text_global": True})
+    model.save_pretrained(tmp_path / "long")
+    assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
+    assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
+
+
+def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:
+    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert (inspected.towers, inspected.attention.mechanism, inspected.class_name) == ({}, "window", "SiglipModel")
+
+
+@pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
+def test_search_refuses_several_towers_and_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    build(case)[0].save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model"
+    if settings:
+        convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)
+        folder = tmp_path / "long"
+    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn inspect"
+    with pytest.raises(CheckpointError, match=said):
+        search_design(folder, "a text " * 2000, output=tmp_path / "design.yaml")
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+WIDE = {**SMALL, "intermediate_size": 48}
+PREDICTOR = {"pred_num_hidden_layers": 1, "pred_hidden_size": 32, "pred_num_attention_heads": 4}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "VideoMAEForVideoClassification": ("VideoMAEConfig", {**WIDE, "image_size": 32, "patch_size": 8, "num_frames": 4}),
+    "VJEPA2Model": ("VJEPA2Config", {**SMALL, **PREDICTOR, "crop_size": 32, "patch_size": 8, "frames_per_clip": 4}),
+    "ASTForAudioClassification": ("ASTConfig", {**WIDE, "patch_size": 8, "num_mel_bins": 32, "max_length": 64}),
+    "ParakeetForCTC": ("ParakeetCTCConfig", {"vocab_size": 30, "encoder_config": {**WIDE, "subsampling_conv_channels": 8}}),
+}
+
+
+@every_case("name", MODELS)
+def test_generic_models_of_videos_and_sounds_are_compared_with_their_source(name: str, tmp_path: Path) -> None:
+    config, values = MODELS[name]
+    torch.manual_seed(0)
+    getattr(transformers, name)(getattr(transformers, config)(**values)).save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", generic=True, mechanism="window", window=4)
+    checks = {check.name: check.status for check in report.checks}
+    assert checks["equal with the source's attention"] == checks["finite"] == "passed"
+    assert checks["with the mechanism"] == "needs training"
+    with pytest.raises(CheckpointError, match="has no Long classes; --generic may add mechanisms to its plain class"):
+        convert_checkpoint(tmp_path / "short", tmp_path / "other", mechanism="window", window=4)

@@ -10,8 +10,8 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.cuda import flex, flex_blocks
-from hf_longattn.engines.cuda.flex_blocks import BlockTable, flex_block_table
+from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda.flex import BlockTable, flex_block_table
 from hf_longattn.engines.dispatch import observe
 from tests.cases import every_case
 
@@ -64,7 +64,7 @@ def test_tables_of_one_length_are_kept_for_each_device(monkeypatch: pytest.Monke
         return q
 
     monkeypatch.setattr(flex, "fused_flex", attention)
-    monkeypatch.setattr(flex_blocks, "same_dtype", lambda *tensors: tensors)  # autocast knows no meta device
+    monkeypatch.setattr(flex, "same_dtype", lambda *tensors: tensors)  # autocast knows no meta device
     for device in ("cpu", "meta"):
         q = torch.zeros(1, 2, 300, 16, device=device)
 

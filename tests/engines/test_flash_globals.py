@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.batch import Batch, for_one_pass
 from hf_longattn.engines.call import AttentionCall, Pattern
-from hf_longattn.engines.cuda import flash_globals
-from hf_longattn.engines.cuda.flash_globals import Plan
+from hf_longattn.engines.cuda import flash_band
+from hf_longattn.engines.cuda.flash_band import Plan
 from hf_longattn.engines.dispatch import observe
 from tests.cases import every_case
 
@@ -66,13 +66,13 @@ def test_layers_of_a_union_share_one_plan(own_tokens: bool, monkeypatch: pytest.
     members = "longformer:window=40,global_tokens=0+3+longformer:window=60,global_tokens=0+5"
     module = build_mechanism("union", num_heads=4, head_dim=WIDTH, of=members).eval()
     made: list[Plan | str] = []
-    make = flash_globals._plan
+    make = flash_band._plan
 
     def counted(*arguments: Any) -> Plan | str:
         made.append(make(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(flash_globals, "_plan", counted)
+    monkeypatch.setattr(flash_band, "_plan", counted)
     tokens = for_one_pass((torch.arange(700) % 90 == 7).expand(2, -1)) if own_tokens else None
     call = AttentionCall(batch=Batch.of(real_tokens("left")), global_mask=tokens)
     first, second = (module(*tensors, call) for _ in range(2))
@@ -99,7 +99,7 @@ def run(form: str, padded: bool, dropout: float, *tensors: Tensor) -> Tensor:
     tokens = tokens if batch is None else tokens.roll(3, 1) & batch.mask
     call = AttentionCall(causal, batch, tokens, positions, dropout=dropout)
     pattern = Pattern(2, 0 if causal else 2, causal, has_globals=True, global_rows=settings.get("rows", True))
-    out = flash_globals.flash_globals(*tensors, pattern, call)
+    out = flash_band.flash_globals(*tensors, pattern, call)
     return out[:, :, 3:] if padded else out
 
 
@@ -126,8 +126,8 @@ def test_dropout_of_three_flash_calls_removes_weights_and_scales_the_others(form
 def test_lowered_scores_have_no_weight_in_half_precision() -> None:
     for dtype, scale in itertools.product((torch.bfloat16, torch.float16), (1e-4, 0.0625, 1.0)):
         q, k, v = (torch.zeros(3, 2, 64, dtype=dtype) for _ in range(3))
-        marks = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(-1, -1, flash_globals.FEATURES)
-        queries, keys, values = flash_globals._lowered(q, k, v, marks, scale)
+        marks = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(-1, -1, flash_band.FEATURES)
+        queries, keys, values = flash_band._lowered(q, k, v, marks, scale)
         scores = torch.einsum("qhd,khd->hqk", queries.float(), keys.float()) * scale
         assert values.shape[-1] == 72
         assert (scores[..., [0, 2]] == 0).all()

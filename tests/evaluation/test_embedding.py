@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,16 +140,15 @@ def test_embed_resumes_and_shares_work_with_the_same_files(
     folder: str, data: str, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_documents(folder, data, tmp_path / "whole", vectors="passages:20")
-    pieces, seen = embedding._pieces, list[str]()
+    embed_text, seen = embedding._of_text, list[str]()
 
-    def counted(network: Any, vectors: Any, prompt: str, texts: Sequence[str]) -> Iterator[Any]:
-        for text, rows in zip(texts, pieces(network, vectors, prompt, texts), strict=True):
-            if len(seen) == stop:
-                raise Killed
-            seen.append(text)
-            yield rows
+    def counted(network: Any, vectors: Any, prompt: str, text: str) -> Iterator[Any]:
+        if len(seen) == stop:
+            raise Killed
+        seen.append(text)
+        return embed_text(network, vectors, prompt, text)
 
-    monkeypatch.setattr(embedding, "_pieces", counted)
+    monkeypatch.setattr(embedding, "_of_text", counted)
     for stop in (3, 7, 10, 10**6):
         if stop < 100:
             with pytest.raises(Killed):

@@ -1,20 +1,38 @@
-"""Cards: the usage runs as it stands, the metadata survives being read back, and nothing is stated that was not given."""
+"""Model cards: what a card says, inherits, and never names."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from hf_longattn.errors import CheckpointError, LongAttentionError
+import hf_longattn
+from hf_longattn.cli import main
+from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, HubError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongGPT2Config
-from hf_longattn.hub import model_card, write_model_card
-from tests.grids import every_other
+from hf_longattn.files import public_name
+from hf_longattn.hub import model_card, push_model, write_model_card
+from hf_longattn.hub.card import inherited_metadata
+from hf_longattn.hub.push import push_loaded
+from hf_longattn.training.trainer import LongTrainer
+from tests.cases import every_case
+from tests.grids import every_other, quickly
+from tests.hub_server import serve
+from tests.hub_state import WRITER, Hub
+from tests.stock_cases import save_long
+from tests.trained import tokenizer_of
+from tests.training.conftest import start_task
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.spec.further)
 CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
@@ -306,3 +324,249 @@ def test_card_leaves_out_front_matter_of_odd_types_with_a_warning(front: str, tm
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
     assert "## Use" in write_model_card(folder).read_text()
+
+
+SOURCE = """---
+language: [en, de]
+license: other
+license_name: mine
+license_link: LICENSE.md
+datasets: [bookcorpus]
+base_model: someone/older
+pipeline_tag: fill-mask
+library_name: keras
+tags: [exbert, tf, onnx, biology]
+model-index:
+- name: small
+  results:
+  - task: {type: fill-mask}
+    dataset: {name: books, type: books}
+    metrics: [{type: loss, value: 2.0}]
+---
+
+# small-bert
+"""
+KEPT = {"language": ["en", "de"], "license": "other", "license_name": "mine", "license_link": "LICENSE.md", "datasets": ["bookcorpus"]}
+
+
+def written(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+
+
+def test_card_takes_over_metadata_of_a_source_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM")
+    (source / "README.md").write_text(SOURCE)
+    report = convert_checkpoint(source, tmp_path / "long", max_length=128, mechanism="window", window=16, verify=False)
+    assert "README.md" in report.files
+    card = written(tmp_path / "long")
+    assert {name: card.data.to_dict().get(name) for name in KEPT} == KEPT
+    assert set(card.data.tags) == {"exbert", "biology", "hf_longattn", "long-context"}
+    assert card.data.base_model is None, "the base of its source is not its base, and a folder has no name on the Hub"
+    assert card.data.eval_results is None
+    assert card.data.library_name == "transformers"
+    assert "# small-bert" not in card.text
+    assert f'from_pretrained("{tmp_path / "long"}")' in card.text
+    write_model_card(tmp_path / "long", license="mit", tags=["code"], base_model="someone/small-bert")
+    again = written(tmp_path / "long").data
+    assert (again.license, again.to_dict().get("license_name"), again.language) == ("mit", None, ["en", "de"])
+    assert again.base_model == "someone/small-bert"
+    write_model_card(tmp_path / "long")
+    assert written(tmp_path / "long").data.to_dict() == again.to_dict(), "a card that is written again keeps what it says"
+
+
+def test_card_takes_over_metadata_of_a_hub_source(checkpoint: Callable[..., Path], hub: Callable[[str], None], tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM")
+    (source / "README.md").write_text(SOURCE)
+    server = Hub()
+    server.add("someone/small-bert", source)
+    with serve(server):
+        hub(server.endpoint)
+        convert_checkpoint("someone/small-bert", tmp_path / "long", max_length=128, mechanism="window", window=16, verify=False)
+    card = written(tmp_path / "long")
+    assert {name: card.data.to_dict().get(name) for name in KEPT} == KEPT
+    assert card.data.base_model == "someone/small-bert"
+    assert "Converted from `someone/small-bert`" in card.text
+
+
+def test_unreadable_card_of_a_source_gives_no_metadata_and_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.warns(UserWarning, match="No metadata is taken"):
+        assert inherited_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_text("# no front matter\n")
+    assert inherited_metadata(tmp_path) == {}
+
+
+REPO, BIRDS = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
+COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
+    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
+    "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
+    "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
+    "clm": lambda at, out: [
+        *("train", "clm", "--model", f"{at}/long", "--data", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
+        *("--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
+    ],
+    "distill": lambda at, out: [
+        *("train", "distill", "--method", "logits", "--model", f"{at}/long", "--teacher", f"{at}/short"),
+        *("--data", f"{at}/book.txt", f"{at}/other.txt"),
+        *("--output", f"{out}", "--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a long model, the short one that it could be of, and texts."""
+    place = tmp_path_factory.mktemp("models") / "secret client"
+    small = {"num_hidden_layers": 1, "max_position_embeddings": 128, "vocab_size": 1000}
+    for name in ("long", "plain"):
+        save_long(place / name, "llama", {"mechanism": "full"}, **small)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(**small, **shape)).save_pretrained(place / "short")
+    tokenizer = tokenizer_of("gpt2", 128)
+    for name in ("long", "short"):
+        tokenizer.save_pretrained(place / name)
+    for name in ("book.txt", "other.txt"):
+        (place / name).write_text(BIRDS)
+    return place
+
+
+@pytest.mark.parametrize("command", quickly(COMMANDS, ("convert", "compress", "native", "distill")))
+def test_pushed_files_name_no_folder_of_this_machine(
+    command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(private)
+    at, out = Path("../secret client") if command == "native" else private, private / command
+    with pytest.raises(SystemExit) as ended:
+        main(COMMANDS[command](at, out))
+    assert not ended.value.code, capsys.readouterr().err
+    push_model(out, REPO, token=WRITER)
+    sent = server.repos[REPO].branches["main"]
+    places = [private.name, *(str(Path(package.__file__ or "").parent) for package in (hf_longattn, torch))]
+    assert [(name, place) for name, content in sent.items() for place in places if place.encode() in content] == []
+    card = sent["README.md"].decode()
+    assert "\n# pushed\n" in card
+    assert f"model_name: {command}\n" not in card
+    if command in ("native", "torch"):
+        assert not [name for name in ("long", "plain") if f"`{name}`" in card]
+        assert "from a local folder." in card
+
+
+@every_case(
+    ("typed", "shown"),
+    [
+        ("squad", "squad"),
+        ("org/data:subset", "org/data:subset"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("/home/a b/q.jsonl", "q.jsonl"),
+        ("file:///home/me/q.jsonl", "q.jsonl"),
+        ("../secret client/bert", "bert"),
+        ("secret client/bert", "bert"),
+        (r"C:\Users\me\q.jsonl", "q.jsonl"),
+        ("topic=classify:/home/a b/q.jsonl", "topic=classify:q.jsonl"),
+        ("moved away/q.jsonl", "q.jsonl"),
+        ("moved-away/q.jsonl", "q.jsonl"),
+        ("org/model-v1.5", "org/model-v1.5"),
+        ("", ""),
+    ],
+)
+def test_public_name_of_a_source_has_no_folders(typed: str, shown: str) -> None:
+    assert public_name(typed) == shown
+
+
+TUNED = "writer/tuned"
+METADATA = {"license": "apache-2.0", "language": "en", "datasets": ["bookcorpus"], "base_model": "someone/small-bert"}
+
+
+@pytest.fixture
+def folder(converted: Callable[[str], Path], tmp_path: Path) -> Path:
+    shutil.copytree(converted("bert"), tmp_path / "long-bert")
+    write_model_card(tmp_path / "long-bert", **METADATA, tags=["biology"])
+    return tmp_path / "long-bert"
+
+
+def pushed_card(server: Hub, tmp_path: Path) -> ModelCard:
+    (tmp_path / "pushed.md").write_bytes(server.repos[TUNED].branches["main"]["README.md"])
+    return ModelCard.load(tmp_path / "pushed.md", ignore_metadata_errors=False)
+
+
+def test_push_to_hub_of_a_model_sends_its_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.push_to_hub(TUNED)
+    card = pushed_card(server, tmp_path)
+    assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
+    assert set(card.data.tags) == {"biology", "hf_longattn", "long-context"}
+    assert f'from_pretrained("{TUNED}")' in card.text
+    there = server.repos[TUNED].branches["main"]
+    there["README.md"] = there["README.md"].replace(b"## Limits", b"## What it cannot do")
+    model.push_to_hub(TUNED)
+    assert "## What it cannot do" in pushed_card(server, tmp_path).text, "a card that is there stays"
+
+
+def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(server: Hub, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "notes.txt").write_text("mine")
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=TUNED, commit_message="First")
+    sent = server.repos[TUNED].branches["main"]
+    assert {"config.json", "model.safetensors", "README.md"} == set(sent)
+    assert f'from_pretrained("{TUNED}")' in sent["README.md"].decode()
+    assert server.repos[TUNED].messages == ["First"]
+    assert model.push_to_hub(TUNED).startswith(f"{server.endpoint}/{TUNED}/commit/")
+    with pytest.raises(HubError, match="is public, but it was to be private"):
+        model.push_to_hub(TUNED, private=True)
+    with pytest.raises(HubError, match="Repo id must be in the form"):
+        push_loaded(folder, "a/b/c", str(folder))
+
+
+@pytest.mark.parametrize("trainer", [Trainer, LongTrainer])
+def test_plain_trainer_keeps_the_tags_of_the_card(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=TUNED, use_cpu=True)
+    trainer(model, arguments).push_to_hub()
+    assert {"hf_longattn", "long-context"} <= set(pushed_card(server, tmp_path).data.tags)
+    commit = trainer(model, arguments).push_to_hub(blocking=False)
+    assert isinstance(commit, Future)
+    commit.result()
+
+
+def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(4):
+        (tmp_path / "texts" / f"{number}.txt").write_text(BIRDS * (number + 1))
+    given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "data": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
+    start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=TUNED)
+    card = pushed_card(server, tmp_path)
+    assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
+    assert "Fine-tuned from `long-bert`: 1 step on texts (input length 64). " in card.text
+    assert f'from_pretrained("{TUNED}")' in card.text
+    there = server.repos[TUNED].branches["main"]
+    assert {"model.safetensors", "tokenizer.json"} <= set(there)
+    assert "training_args.bin" not in there
+
+
+def test_repository_of_others_and_scores_are_not_pushed(
+    server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(BIRDS)
+    line = ["--model", str(folder), "--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt"), "--max-length", "64"]
+    line += ["--output", str(tmp_path / "run"), "--no-bf16", "--push-to-hub", "--hub-model-id", "stranger/tuned"]
+    assert train("mlm", line) == 1
+    assert re.search(r"'stranger/tuned' cannot be uploaded: .*403 Forbidden.*\.$", capsys.readouterr().err.strip())
+    assert train("mlm", [*line, "--no-do-train"]) == 1
+    assert "nothing is trained here" in capsys.readouterr().err
+    assert not server.repos
+
+
+def test_public_repository_is_refused_before_a_private_training(
+    server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add(TUNED)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(BIRDS)
+    texts = ["--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
+    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
+    assert train("mlm", [*line, "--push-to-hub", "--hub-model-id", TUNED, "--hub-private-repo", "True"]) == 1
+    assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -1,10 +1,11 @@
-"""Pushing to a Hub on loopback: what arrives, what stays, what is refused with a sentence, and what a broken connection costs."""
+"""Pushes: what is sent, what is refused, and that no token is shown."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,11 +18,12 @@ from transformers import AutoModelForMaskedLM
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import check_login, push_model, write_model_card
-from hf_longattn.loading import translated_errors
+from hf_longattn.loading import TOKEN, translated_errors
 from tests.cases import every_case
-
-from ..hub_server import serve
-from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
+from tests.fresh_processes import run_fresh
+from tests.hub.verbose_commands import LOUD, MARK, use_tokens
+from tests.hub_server import serve
+from tests.hub_state import READER, STRANGER, WRITER, Fault, Hub
 
 REPO = "writer/long-bert"
 
@@ -322,3 +324,34 @@ def test_push_sends_a_cache_snapshot_with_the_files_it_links_to(server: Hub, mod
 def test_unreadable_file_is_no_error_of_the_hub() -> None:
     with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), translated_errors(REPO):
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
+
+
+def test_no_output_or_file_of_convert_and_push_holds_a_token(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    environment = {**os.environ, **LOUD, "HF_HOME": str(tmp_path / "home")}
+    done = run_fresh(use_tokens, converted("bert").with_name("source"), tmp_path, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = re.split(f"^{MARK} (.*)$", done.stderr, flags=re.MULTILINE)
+    assert parts[1::2] == ["0", "0", "0", "1"]
+    assert "curl" in parts[2], "the libraries were not asked to be loud"
+    contents = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert (tmp_path / "sent-5").exists()
+    for token in (WRITER, READER):
+        assert token not in done.stdout + done.stderr
+        assert not any(token.encode() in content for content in contents)
+
+
+def test_errors_of_the_hub_hide_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in (WRITER, "secret-of-another-shape"):
+        with pytest.raises(HubError, match=r"Bearer hf_\*\*\*") as refused, translated_errors("me/model", token):
+            raise ValueError(f"the server said: bad header Bearer {token}")
+        assert token not in str(refused.value)
+        assert refused.value.__cause__ is None, "the traceback would print it"
+    assert TOKEN.search("hf_longattn and hf_hub_download") is None
+
+
+def test_report_of_a_push_keeps_no_token(converted: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+    with serve(Hub()) as server:
+        hub(server.endpoint)
+        report = push_model(converted("bert"), REPO, token=WRITER)
+    assert WRITER not in repr(report)
+    assert not any(WRITER in line for line in server.requests)

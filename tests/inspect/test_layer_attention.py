@@ -10,7 +10,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_over
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.inspect import layer_attention as module
-from hf_longattn.inspect.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, sampled_rows
+from hf_longattn.inspect.layer_attention import LayerAttention, RowSums, distance_bins, sampled_rows
 from hf_longattn.inspect.watching import run_stack, watched_stack, watching
 
 HEADS, WIDTH = 4, 8
@@ -70,11 +70,11 @@ def test_padding_is_neither_query_nor_key() -> None:
 def test_distance_bins_hold_every_distance_once() -> None:
     for length in (1, 2, 3, 40, 64, 65, 5000):
         bins = distance_bins(length - 1)
-        assert bins[-1][1] == length - 1
-        listed = [place for low, high in bins for place in range(low, high + 1)]
-        assert listed == list(range(length))
-        numbers = bin_of(torch.arange(length)).tolist()
-        assert all(low <= place <= high for place, (low, high) in zip(range(length), (bins[one] for one in numbers), strict=True))
+        assert [distance for low, high in bins for distance in range(low, high + 1)] == list(range(length))
+        sums = RowSums(length - 1, 1, 0)
+        sums.add(LayerAttention(torch.zeros(1, 1, length, 8), torch.zeros(1, 1, length, 8), AttentionCall()), torch.tensor([0]), [])
+        in_bins = [round(float(mass) * length) for mass in sums.mean()["distance"][0]]
+        assert in_bins == [high - low + 1 for low, high in bins], "the first query gives every key the same weight"
 
 
 def test_sampled_queries_are_spread_and_repeatable() -> None:

@@ -17,7 +17,7 @@ from hf_longattn.inspect import StockInspection, inspect_stock
 from hf_longattn.inspect.stock_layers import DeclaredAttention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward
 from tests.cases import every_case
-from tests.cli.test_inspect import run
+from tests.cli.test_commands import run
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99,
          "intermediate_size": 32, "pad_token_id": 0}  # fmt: skip
@@ -145,12 +145,12 @@ def test_the_command_shows_windows_and_memory_of_a_stock_model(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     inspected(tmp_path, "gpt_oss", CASES["gpt_oss"][0])
-    code, shown, error = run(capsys, tmp_path, "--lengths", "1K,2K")
+    code, shown, error = run(capsys, "inspect", tmp_path, "--lengths", "1K,2K")
     assert (code, error) == (0, "")
     assert all(len(line) <= 80 for line in shown.splitlines())
     for words in ("eager, since GptOssModel does not support SDPA", "0,2", "a window of 8 tokens", "1,024", "2,048"):
         assert words in shown
-    code, shown, _ = run(capsys, tmp_path, "--json")
+    code, shown, _ = run(capsys, "inspect", tmp_path, "--json")
     values = json.loads(shown)
     assert code == 0
     assert [row["length"] for row in values["memory"]] == [2048, 8192, 32768]
@@ -160,6 +160,6 @@ def test_the_command_shows_windows_and_memory_of_a_stock_model(
 def test_the_command_refuses_to_draw_a_stock_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     inspected(tmp_path / "bert", "bert")
-    code, _, error = run(capsys, tmp_path / "bert", "--plot", tmp_path / "layers.png")
+    code, _, error = run(capsys, "inspect", tmp_path / "bert", "--plot", tmp_path / "layers.png")
     assert code != 0
     assert "MODEL has none" in error

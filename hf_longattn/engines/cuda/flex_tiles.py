@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from ..byte_cache import BYTE_CACHE, tensor_bytes
 from ..call import UNBOUNDED, AttentionCall, GatherTile
 from ..dense import merged, repeat_heads
 from . import flex
-from .flex import Lists, listed
+from .flex import Lists, listed, lookup
 from .flex_kernel import kind_of
 
 BLOCK = 128
@@ -134,20 +134,6 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
         return x.transpose(1, 2)[item[:, None], places[:, 0]].transpose(1, 2)
     head = torch.arange(heads, device=x.device) // (heads // x.shape[1])
     return x[item[:, None, None], head[:, None], places]
-
-
-def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and whether it reads each axis. Axes of size 1 are not read. Without a table, the
-    function returns the last index."""
-    if table is None:
-        return (lambda *index: index[-1]), ()
-    read = tuple(size > 1 for size in table.shape)
-    values = table.squeeze()
-
-    def at(*index: Any) -> Tensor:
-        return values[tuple([one for one, is_read in zip(index, read, strict=True) if is_read])]
-
-    return at, read
 
 
 def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -17,11 +17,8 @@ class DescribedMetric(evaluate.Metric, ABC):
     """
 
     citation = ""
-
-    @property
-    @abstractmethod
-    def items(self) -> tuple[Any, Any]:
-        """A prediction and a reference: a type of ``datasets.Value``, or a list or dict of such."""
+    items: ClassVar[tuple[Any, Any]]
+    """A prediction and a reference: a type of ``datasets.Value``, or a list or dict of such."""
 
     def _info(self) -> evaluate.MetricInfo:
         predictions, references = map(feature, self.items)

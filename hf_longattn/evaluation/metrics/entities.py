@@ -30,49 +30,41 @@ class Entities(DescribedMetric):
 
     items = ["string"], ["string"]
 
-    def _compute(self, predictions: list[list[str]], references: list[list[str]], scheme: str | None = None) -> dict[str, float]:
-        return entity_scores(predictions, references, scheme)
+    def _compute(
+        self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], scheme: str | None = None
+    ) -> dict[str, float]:
+        scheme = scheme or scheme_of(predictions, references)
+        counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
+        for tags, gold_tags in zip(predictions, references, strict=True):
+            entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
+            right = len(entities & gold_entities)
+            counts["precision"].append((right, len(entities)))
+            counts["recall"].append((right, len(gold_entities)))
+            counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
+            counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
+        return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predictions))
 
 
-def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], scheme: str | None = None) -> dict[str, float]:
-    """Precision, recall and F1 over all documents, and the accuracy of single words, in per cent.
-
-    ``f1_se`` … are their standard errors over documents, ``n`` is the number of documents.
+def entities_of(tags: Sequence[str], scheme: str) -> set[Entity]:
+    """seqeval's entities of one document in a scheme of :data:`SCHEMES`.
 
     Raises:
         MissingExtraError: seqeval is not installed.
     """
-    counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    scheme = scheme or ("IOB1" if is_iob1(gold) else scheme_of([*predicted, *gold]))
-    for tags, gold_tags in zip(predicted, gold, strict=True):
-        entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
-        right = len(entities & gold_entities)
-        counts["precision"].append((right, len(entities)))
-        counts["recall"].append((right, len(gold_entities)))
-        counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
-        counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
-    return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predicted))
-
-
-def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
-    """seqeval's entities of one document in a scheme of :data:`SCHEMES`; by default, the scheme is detected."""
     check_extra("metrics", "seqeval")
     from seqeval import scheme as schemes
 
-    name = scheme or scheme_of([tags])
-    known = [tag == "O" or (tag[1:2] == "-" and tag[0] in name.rstrip("12")) for tag in tags]
-    prefixed = [tag if is_known else f"{SCHEMES[name]}-{tag}" for tag, is_known in zip(tags, known, strict=True)]
-    return {(entity.tag, entity.start, entity.end) for entity in schemes.Tokens(prefixed, getattr(schemes, name)).entities}
+    known = [tag == "O" or (tag[1:2] == "-" and tag[0] in scheme.rstrip("12")) for tag in tags]
+    prefixed = [tag if is_known else f"{SCHEMES[scheme]}-{tag}" for tag, is_known in zip(tags, known, strict=True)]
+    return {(entity.tag, entity.start, entity.end) for entity in schemes.Tokens(prefixed, getattr(schemes, scheme)).entities}
 
 
-def scheme_of(documents: Sequence[Sequence[str]]) -> str:
-    """IOBES or BILOU if a tag has one of their prefixes, otherwise IOB2."""
-    prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
-    return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"
-
-
-def is_iob1(documents: Sequence[Sequence[str]]) -> bool:
-    """Whether the tags are IOB1: entities begin with I-, and B- only separates neighbours (CoNLL-2003)."""
-    pairs = [pair for tags in documents for pair in pairwise(["O", *tags])]
+def scheme_of(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> str:
+    """IOB1, IOBES or BILOU if the tags are of such a scheme, otherwise IOB2."""
+    # In IOB1 (CoNLL-2003), all entities of the references begin with I-, and B- only separates neighbours.
+    pairs = [pair for tags in references for pair in pairwise(["O", *tags])]
     starts = {tag[:2] for before, tag in pairs if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])}
-    return starts == {"I-"}
+    if starts == {"I-"}:
+        return "IOB1"
+    prefixes = {tag[0] for tags in [*predictions, *references] for tag in tags if tag[1:2] == "-"}
+    return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hf_longattn.data.qa_schemas import normalise, normalised_alias
@@ -47,8 +48,10 @@ class LongQA(DescribedMetric):
         for reference, script in zip(references, scripts or ["squad"] * len(references), strict=True):
             if reference["id"] not in texts:
                 raise ValueError(f"no prediction for question {reference['id']!r}; every reference needs one")
-            scores.append(SCRIPTS[script](texts[reference["id"]], reference["answers"]["text"]))
+            score = score_alias if script == "trivia" else score_answer
+            scores.append(score(texts[reference["id"]], reference["answers"]["text"]))
         lengths = [reference["length"] for reference in references]
+        summarise = partial(means_in_percent, ("exact_match", "f1"))
         return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise, buckets)}
 
 
@@ -65,11 +68,8 @@ def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
     return _best_score(normalised_alias(prediction), [normalised_alias(alias) for alias in aliases])
 
 
-SCRIPTS = {"squad": score_answer, "trivia": score_alias}
-"""Name -> official scoring function of a dataset."""
-
-
 def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 against the best of ``answers``, all of them normalised."""
     if not answers:
         right = float(not prediction)
         return right, right
@@ -77,8 +77,3 @@ def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
     counted = [(answer.split(), sum((Counter(words) & Counter(answer.split())).values())) for answer in answers]
     f1 = max(2 * common / (len(words) + len(right)) if common else 0.0 for right, common in counted)
     return float(prediction in answers), f1
-
-
-def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Return means and standard errors of (exact, f1) pairs, in per cent, and their number."""
-    return means_in_percent(("exact_match", "f1"), scores)

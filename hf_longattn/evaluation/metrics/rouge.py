@@ -28,7 +28,16 @@ class Rouge(DescribedMetric):
     items = "string", "string"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return means_in_percent(NAMES, [rouge(*texts) for texts in zip(predictions, references, strict=True)])
+        check_extra("metrics", "rouge_score")
+        from rouge_score.rouge_scorer import RougeScorer
+
+        of_texts = []
+        for prediction, reference in zip(predictions, references, strict=True):
+            letters = [letter for letter in reference.lower() if letter.isalpha()]
+            other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
+            scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
+            of_texts.append([scores[name].fmeasure for name in NAMES])
+        return means_in_percent(NAMES, of_texts)
 
 
 class AnyScript:
@@ -40,18 +49,3 @@ class AnyScript:
         """Words; each Chinese character is a word."""
         words = self.split.pre_tokenize_str(self.normalise.normalize_str(text))
         return [word for word, _ in words if any(map(str.isalnum, word))]
-
-
-def rouge(prediction: str, reference: str) -> list[float]:
-    """The four F-scores (0 … 1) of one text.
-
-    Raises:
-        MissingExtraError: rouge_score is not installed.
-    """
-    check_extra("metrics", "rouge_score")
-    from rouge_score.rouge_scorer import RougeScorer
-
-    letters = [letter for letter in reference.lower() if letter.isalpha()]
-    other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
-    scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
-    return [scores[name].fmeasure for name in NAMES]

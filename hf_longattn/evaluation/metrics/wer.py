@@ -3,8 +3,6 @@ transcripts, divided by the words, or characters, of the references."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hf_longattn.errors import check_extra
 from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
@@ -23,25 +21,16 @@ class Wer(DescribedMetric):
     items = "string", "string"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return error_rates(predictions, references)
+        check_extra("metrics", "jiwer")
+        from jiwer import process_characters, process_words
 
-
-def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """``wer`` and ``cer`` in per cent, their standard errors, ``word_accuracy`` and the number of texts, ``n``.
-
-    Raises:
-        MissingExtraError: jiwer is not installed.
-    """
-    check_extra("metrics", "jiwer")
-    from jiwer import process_characters, process_words
-
-    rates: dict[str, Estimate] = {}
-    for name, process in (("wer", process_words), ("cer", process_characters)):
-        pairs = []
-        for prediction, reference in zip(predictions, references, strict=True):
-            counts = process(reference, prediction)
-            wrong = counts.substitutions + counts.deletions
-            pairs.append((wrong + counts.insertions, wrong + counts.hits))
-        rates[name] = ratio_and_error(pairs)
-    rate, error = rates["wer"]
-    return in_percent({**rates, "word_accuracy": (1 - rate, error)}, len(predictions))
+        rates: dict[str, Estimate] = {}
+        for name, process in (("wer", process_words), ("cer", process_characters)):
+            pairs = []
+            for prediction, reference in zip(predictions, references, strict=True):
+                counts = process(reference, prediction)
+                wrong = counts.substitutions + counts.deletions
+                pairs.append((wrong + counts.insertions, wrong + counts.hits))
+            rates[name] = ratio_and_error(pairs)
+        rate, error = rates["wer"]
+        return in_percent({**rates, "word_accuracy": (1 - rate, error)}, len(predictions))

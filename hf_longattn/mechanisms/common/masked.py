@@ -24,6 +24,7 @@ from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
+from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.trained_distances import Locality
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
@@ -338,7 +339,7 @@ class GatheredMechanism(MaskedMechanism):
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
-        term = None if chunks is None or call.score_mod is None else call.term.by_distance(q, k)
+        term = None if chunks is None or call.score_mod is None else DistanceTerm.of(call.term, q, k)
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}

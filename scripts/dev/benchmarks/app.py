@@ -40,8 +40,6 @@ Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
 
@@ -116,23 +114,24 @@ def measure(
 ) -> None:  # fmt: skip
     """Run, print and store; a refusal is one sentence and exit code 1."""
     from .case import Case
-    from .run import run_attention, run_model
+    from .run import run_benchmark
 
     with measuring(folder, threads):
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
-        run = run_attention if kind == "attention" else run_model
-        finish(run(case, parse_lengths(lengths), names, repeats=repeats, processor_time=processor_time, log=typer.echo), folder)
+        settings: dict[str, Any] = {"repeats": repeats, "processor_time": processor_time, "log": typer.echo}
+        finish(run_benchmark(kind, case, parse_lengths(lengths), names, **settings), folder)
 
 
 @contextmanager
 def measuring(folder: Path, threads: int | None) -> Iterator[None]:
     """With this many threads; what is refused, does not fit into memory or cannot be written into ``folder`` is one sentence and exit
     code 1."""
-    from .run import set_threads
+    import torch
 
     try:
-        set_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
@@ -162,20 +161,11 @@ def attention(
     head_dim: HeadDim = 64,
     repeats: Repeats = 5,
     threads: Threads = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
-    fields: dict[str, Any] = {
-        "mechanism": mechanism,
-        "backward": backward,
-        "causal": causal,
-        "num_globals": num_globals,
-        "dtype": dtype,
-        "batch": batch,
-    }
-    fields |= {"heads": heads, "head_dim": head_dim, "device": device, "seed": seed}
+    fields: dict[str, Any] = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals}
+    fields |= {"dtype": dtype, "batch": batch, "heads": heads, "head_dim": head_dim}
     measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
 
@@ -195,13 +185,11 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
         repeats: Repeats = 5,
         processor_time: ProcessorTime = False,
         threads: Threads = None,
-        device: Device = "cpu",
-        seed: Seed = 0,
         output_dir: OutputDir = Path("scripts/dev/results"),
     ) -> None:
         fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
-        fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward, "base": base}
-        measure("model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
+        fields |= {"head_dim": head_dim, "backward": backward, "base": base}
+        measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
     app.command(name, help=summary)(command)
 
@@ -225,7 +213,6 @@ def decode(
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
     full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
     threads: Threads = None,
-    seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
@@ -235,7 +222,7 @@ def decode(
     from .report import store_study
 
     with measuring(output_dir, threads):
-        shape = DecodeShape(layers, heads, head_dim, steps, seed)
+        shape = DecodeShape(layers, heads, head_dim, steps)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         show(store_study(output_dir / "decode.json", record), decoding_table(record))
@@ -255,7 +242,7 @@ def memory(
 ) -> None:
     """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
     from .case import Case
-    from .footprint import footprint_table, run_footprint
+    from .memory import footprint_table, run_footprint
     from .report import store_study
 
     with measuring(output_dir, threads):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,23 +37,12 @@ class Case:
     device: str = "cpu"
     base: str = "bert"
     """The family of whole models."""
-    grid: tuple[int, ...] = ()
-    """Sizes of the grid on which the tokens lie, if they do."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
         if self.base not in FAMILIES:
             raise OptionError(f"The family {self.base!r} is not known; choose one such as bert.{nearest(self.base, FAMILIES)}")
-        kind = self.device.partition(":")[0]
-        if kind not in ("cpu", "cuda"):
-            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise OptionError("There is no CUDA device here; leave --device out.")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.") from error
         if not 0 <= self.num_globals <= self.length:
             raise OptionError(
                 f"There cannot be {self.num_globals} global tokens in {self.length}; give --globals between 0 and the length."
@@ -72,10 +59,6 @@ class Case:
     def at(self, **changes: Any) -> Case:
         """The same case with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-    def on_grid(self, sizes: Sequence[int]) -> Case:
-        """The same case on a grid of these sizes."""
-        return self.at(grid=tuple(sizes), length=math.prod(sizes))
 
     def build(self) -> Mechanism:
         """The mechanism, on the device."""
@@ -123,8 +106,6 @@ class AttentionInputs:
     def beyond(self) -> dict[str, Any]:
         """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
         arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
-        if self.case.grid:
-            arguments["grid"] = tuple(self.case.grid)
         return {**arguments, "hidden_states": self.hidden} if self.mechanism.capabilities.takes_hidden_states else arguments
 
     def split(self, x: Tensor) -> Tensor:

@@ -29,13 +29,13 @@ from hf_longattn.functional import attend, prepare, reference_attend, run_batch
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 
+from .attention import GRADIENT_TOLERANCE, TOLERANCE, difference
 from .case import DTYPES
 from .decoding import VOCAB, DecodeShape, decoding_model
 from .decoding import difference as decoding_difference
 from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
-from .timing import in_turn, synchronise
-from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
+from .run import in_turn, synchronise
 
 CAP, DECODING_TOLERANCE = 5.0, 1e-3
 FIRST_LAYERS = DecodeShape(layers=2, heads=8, head_dim=64, steps=16)

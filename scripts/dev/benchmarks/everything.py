@@ -20,7 +20,6 @@ import tomllib
 from hf_longattn.errors import OptionError
 from hf_longattn.files import write_text
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks.report import one_sentence_errors
 
 COMMANDS = RESULTS / "commands.toml"
 BUSY = 0.5
@@ -43,7 +42,6 @@ def read_jobs(studies: bool = True) -> list[Job]:
     return [Job(tuple(names.split()), command) for names, command in commands.items()]
 
 
-@one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run what is chosen; 1 if a command failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -77,4 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except OptionError as error:
+        raise SystemExit(f"error: {error}") from None

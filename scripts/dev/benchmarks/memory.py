@@ -1,4 +1,4 @@
-"""Peak memory of one pass, each in a fresh process, and the exponent with which it grows."""
+"""Peak memory of passes over doublings of the length, each in a fresh process, and the exponent with which it grows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.mechanisms.common.options import read_choice
 from scripts.dev import ROOT
 
+from .attention import LeftOut
 from .case import Case
-from .implementations import build_implementation, build_inputs
+from .report import machine, markdown_table
+from .run import implementations
 
 MiB = 2**20
 
@@ -36,10 +39,11 @@ class Memory:
     extra: float
 
 
-def measure_memory(kind: str, implementation: str, case: Case) -> Memory:
-    """Run one pass of ``implementation`` in a new Python process and read the peak of its resident set (on CUDA, of the allocator)."""
+def measure_memory(kind: str, implementation: str, case: Case) -> Memory | None:
+    """Run one pass in a new process and read the peak of its resident set. ``None`` if it is left out."""
     request = {"kind": kind, "implementation": implementation, "case": dataclasses.asdict(case)}
-    return Memory(**in_a_new_process(__name__, request, f"the memory of {implementation} at {case.length} tokens"))
+    answered = in_a_new_process(__name__, request, f"the memory of {implementation} at {case.length} tokens")
+    return Memory(**answered) if answered else None
 
 
 def in_a_new_process(module: str, request: dict[str, Any], what: str) -> dict[str, Any]:
@@ -100,19 +104,67 @@ def growth(call: Callable[[], object]) -> float:
 def _measured(kind: str, implementation: str, case: dict[str, Any]) -> dict[str, Any]:
     """The fields of :class:`Memory`, measured in this process."""
     shape = Case(**case)
-    candidate = build_implementation(kind, implementation, build_inputs(kind, shape))
-    candidate.warm_up(shape.backward)  # compiling, lazy imports and thread pools are not what is measured
+    inputs_class, known, _ = implementations(kind)
+    try:
+        candidate = known[implementation](inputs_class(shape))
+    except LeftOut:
+        return {}
+    candidate.run(shape.backward)  # compiling, lazy imports and thread pools are not what is measured
     candidate.gradients = ()
     gc.collect()
-    if shape.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        candidate.run(shape.backward)
-        held, extra = before / MiB, (torch.cuda.max_memory_allocated() - before) / MiB
-    else:
-        held = _resident("VmRSS") / MiB
-        extra = growth(lambda: candidate.run(shape.backward))
+    held = _resident("VmRSS") / MiB
+    extra = growth(lambda: candidate.run(shape.backward))
     return dataclasses.asdict(Memory(candidate.name, shape.length, held, extra))
+
+
+STOCK = "stock"
+"""The line of transformers' own model."""
+
+
+def run_footprint(
+    mechanisms: Sequence[str],
+    lengths: Sequence[int],
+    case: Case,
+    *,
+    kind: str = "attention",
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure each mechanism (``window:window=512``) at every length.
+
+    Args:
+        case: shapes, dtype and whether the backward pass runs; mechanism, options and length are replaced.
+        kind: ``attention``; or ``model``, a whole model of the case's base, and the stock one as far as it is run.
+    Returns:
+        The record that is stored: machine, case, and for each mechanism MiB on top of the inputs and the exponent of their growth.
+    Raises:
+        OptionError: no mechanism or fewer than two lengths; an unknown mechanism or option.
+    """
+    if not mechanisms or len(lengths) < 2:
+        raise OptionError("Growth of memory needs a mechanism and two lengths or more; for example --mechanism window --lengths 4K,16K.")
+    results = []
+    for line in (*mechanisms, STOCK) if kind == "model" else mechanisms:
+        chosen = {"mechanism": "full"} if line == STOCK else read_choice(line)
+        mechanism_case = case.at(mechanism=chosen.pop("mechanism"), options=chosen)
+        measured: list[Memory] = []
+        for length in lengths:
+            memory = measure_memory(kind, "sdpa" if line == STOCK else "longattn", mechanism_case.at(length=length))
+            if memory is not None:
+                measured.append(memory)
+                log(f"{length:>7} {line:<40} {memory.extra:10.1f} MiB on top of the inputs")
+        growth = exponent(measured)
+        results.append({"mechanism": line, "mebibytes": [round(memory.extra, 1) for memory in measured], "exponent": growth})
+    about = {key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")}
+    return {"machine": machine(), "kind": "memory", "of": kind, "case": about, "lengths": list(lengths), "results": results}
+
+
+def footprint_table(record: dict[str, Any]) -> str:
+    """Mechanisms × lengths in MiB, and the exponent."""
+    rows = []
+    for result in record["results"]:
+        growth = "–" if result["exponent"] is None else f"{result['exponent']:.2f}"
+        sizes = [f"{size:,.0f}" for size in result["mebibytes"]]
+        rows.append([f"`{result['mechanism']}`", *sizes, *["–"] * (len(record["lengths"]) - len(sizes)), growth])
+    return markdown_table(["MiB", *(f"{length:,}" for length in record["lengths"]), "exponent"], rows)
 
 
 if __name__ == "__main__":

@@ -5,25 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import write_text
 
+from .attention import Check
 from .case import Case
-from .timing import Timing
-from .verify import Check
+from .run import Timing
 
 
 def machine() -> dict[str, Any]:
@@ -79,7 +76,7 @@ class BenchmarkResult:
         case = self.case
         options = [f"{name}{value}" for name, value in sorted(case.options.items())]
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
-        marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
+        marks += ["backward"] * (case.backward and self.kind == "attention")
         marks += [f"layers{case.layers}"] * (self.kind != "attention" and case.layers != Case.layers)
         bases = [case.base] * (case.base != "bert")
         return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
@@ -101,20 +98,6 @@ class BenchmarkResult:
                 for t in self.timings
             ],
         }
-
-
-def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """Decorator of a script's main: an error of this package is one sentence on stderr, and exit code 1."""
-
-    @functools.wraps(main)
-    def told(arguments: list[str] | None = None) -> int:
-        try:
-            return main(arguments)
-        except LongAttentionError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-
-    return told
 
 
 ROW = 480

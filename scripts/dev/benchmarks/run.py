@@ -1,69 +1,100 @@
-"""Run a benchmark: for every length build the implementations, verify them, then time them."""
+"""Run a benchmark: for every length build the implementations, verify them, then time them in turn.
+
+They take turns so that a drift of the machine's speed affects all of them alike.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_longattn.engines.cpu.onednn import check_bf16
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, nearest
 
-from .case import Case
-from .implementations import Implementation, LeftOut, build_implementation, build_inputs
-from .report import BenchmarkResult
-from .timing import time_in_turn, times_faster
-from .verify import verify_attention
+from .attention import ATTENTION, Implementation, LeftOut, verify_attention
+from .case import AttentionInputs, Case
 
-Log = Callable[[str], None]
+if TYPE_CHECKING:
+    from .report import BenchmarkResult
+
 OURS = "longattn"
+REWARM_SECONDS = 1.0
+"""Maximum seconds of a pass that runs once more untimed before each timed one. Otherwise it would pay for the caches and the memory that
+a heavier pass before it has taken."""
 
 
-def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
-    """Attention alone: our ``attend`` against others, on equal q, k, v.
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one implementation at one length; ``rounds`` holds every repeat in order."""
 
-    Args:
-        case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
-        lengths: tokens.
-        against: names of implementations (see :func:`.implementations.list_implementations`).
-        settings: ``repeats`` (timed rounds, default 5), ``processor_time`` (in place of time, where the machine is shared), ``log``
-            (called with progress lines).
+    implementation: str
+    length: int
+    rounds: tuple[float, ...]
 
-    Raises:
-        OptionError: for an unknown implementation, mechanism or option.
-    """
-    return _run("attention", case, lengths, against, verify_attention, **settings)
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
 
 
-def run_model(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
-    """Whole encoders with equal random weights: LongBert against BERT and others; settings as in :func:`run_attention`."""
-    from .models.verify import verify_model
+def implementations(kind: str) -> tuple[type[Any], Mapping[str, type[Any]], Callable[..., list[Any]]]:
+    """The inputs, the implementations by name and the verification of ``attention``, or of whole models (``model``, ``train``)."""
+    if kind == "attention":
+        return AttentionInputs, ATTENTION, verify_attention
+    from .encoders import ENCODERS, ModelInputs, verify_model  # attention alone needs no model classes
 
-    return _run("train" if case.backward else "model", case, lengths, against, verify_model, **settings)
+    return ModelInputs, ENCODERS, verify_model
 
 
-def _run(
-    name: str,
+def run_benchmark(
+    kind: str,
     case: Case,
     lengths: Sequence[int],
     against: Sequence[str],
-    verify: Callable[[Any, Sequence[Implementation]], list[Any]],
     *,
     repeats: int = 5,
     processor_time: bool = False,
-    log: Log = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> BenchmarkResult:
+    """Ours against others, on equal inputs. Nothing is timed where an output differs from the definition.
+
+    Args:
+        kind: ``attention``; ``model`` for whole encoders, or ``train`` for these with their backward pass.
+        case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
+        against: names of implementations, of :data:`.attention.ATTENTION` or :data:`.encoders.ENCODERS`.
+        repeats: timed rounds.
+        processor_time: whether processor time is taken, for a machine that others use as well.
+        log: called with progress lines.
+    Raises:
+        OptionError: for an unknown implementation, mechanism or option.
+    """
+    from .report import BenchmarkResult
+
+    inputs_class, known, verify = implementations(kind)
+    if unknown := next((name for name in against if name not in known or name == OURS), None):
+        others = [name for name in known if name != OURS]
+        raise OptionError(f"There is no implementation {unknown!r} here; choose from {', '.join(others)}.{nearest(unknown, others)}")
     if not lengths or min(lengths) < 1 or repeats < 1:
         raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
     if case.device == "cpu" and case.dtype == "bf16":
         check_bf16("--dtype fp32")
-    kind = "attention" if name == "attention" else "model"
-    result = BenchmarkResult(name, case, list(lengths), clock="processor time" if processor_time else "time")
+    result = BenchmarkResult(kind, case, list(lengths), clock="processor time" if processor_time else "time")
     for length in lengths:
-        inputs = build_inputs(kind, case.at(length=length))
-        candidates = _build(kind, inputs, against, length, result, log)
+        inputs = inputs_class(case.at(length=length))
+        candidates: list[Implementation] = []
+        for name in (OURS, *against):
+            try:
+                candidates.append(known[name](inputs))
+            except LeftOut as reason:
+                result.left_out.append({"implementation": name, "length": length, "reason": str(reason)})
+                log(f"{length:>7} {name:<22} left out: {reason}")
         checks = verify(inputs, candidates)
         result.checks += checks
         for check in checks:
@@ -73,33 +104,73 @@ def _run(
             return result
         clock = time.process_time if processor_time else time.perf_counter
         timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device, clock=clock)
-        timings = {timing.implementation: timing for timing in timed}
         result.timings += timed
-        for candidate in candidates:
-            line = f"{length:>7} {candidate.name:<22} {timings[candidate.name].median:10.2f} ms"
-            if candidate.name != OURS:
-                ratio = times_faster(timings[OURS], timings[candidate.name])
-                faster = round(ratio, 3)
-                result.ratios.append({"implementation": candidate.name, "length": length, "ours": OURS, "times_faster": faster})
+        for timing in timed:
+            line = f"{length:>7} {timing.implementation:<22} {timing.median:10.2f} ms"
+            if timing.implementation != OURS:
+                ratio = times_faster(timed[0], timing)
+                faster = {"implementation": timing.implementation, "length": length, "ours": OURS, "times_faster": round(ratio, 3)}
+                result.ratios.append(faster)
                 line += f"   {OURS} is {ratio:.2f}× as fast"
             log(line)
         del inputs, candidates
     return result
 
 
-def _build(kind: str, inputs: Any, against: Sequence[str], length: int, result: BenchmarkResult, log: Log) -> list[Implementation]:
-    """Ours first, then the others."""
-    candidates = [build_implementation(kind, OURS, inputs)]
-    for name in against:
-        try:
-            candidates.append(build_implementation(kind, name, inputs))
-        except LeftOut as reason:
-            result.left_out.append({"implementation": name, "length": length, "reason": str(reason)})
-            log(f"{length:>7} {name:<22} left out: {reason}")
-    return candidates
+def time_in_turn(
+    candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:  # fmt: skip
+    """Warm every implementation up once, then time them :func:`in_turn`."""
+    passes = {candidate.name: partial(candidate.run, backward) for candidate in candidates}
+    again = set()
+    for name, run in passes.items():
+        start = time.perf_counter()
+        run()
+        again |= {name} if time.perf_counter() - start < REWARM_SECONDS else set()
+    taken = in_turn(passes, (repeats, repeats), clock=clock, device=device, again=again)
+    return [Timing(name, length, tuple(values)) for name, values in taken.items()]
 
 
-def set_threads(threads: int | None) -> None:
-    """Use this many threads inside operations; ``None`` keeps PyTorch's default."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def in_turn(
+    passes: Mapping[str, Callable[[], Any]], turns: tuple[int, int], *, clock: Callable[[], float] = time.perf_counter,
+    seconds: float = math.inf, device: str = "cpu", again: Collection[str] = (),
+) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds of every pass by its name, which run A B C A B C …, each with the device synchronised.
+
+    Args:
+        turns: the minimum and the maximum number.
+        clock: returns seconds of the wall, or of the processor, for a machine that others use as well.
+        seconds: time of the clock after which no further turn begins.
+        again: names of passes that run once more untimed before each timed one.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in passes}
+    deadline = clock() + seconds
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(turns[1]):
+            if turn >= turns[0] and clock() >= deadline:
+                break
+            for name, run in passes.items():
+                if name in again:
+                    run()
+                synchronise(device)
+                start = clock()
+                run()
+                synchronise(device)
+                taken[name].append((clock() - start) * 1e3)
+    finally:
+        gc.enable()
+    return taken
+
+
+def times_faster(ours: Timing, other: Timing) -> float:
+    """How many times as fast ours is: the median over the rounds of the quotient within a round."""
+    return statistics.median(theirs / mine for mine, theirs in zip(ours.rounds, other.rounds, strict=True))
+
+
+def synchronise(device: str) -> None:
+    """Wait until a GPU has computed all that was launched."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -26,10 +26,10 @@ from transformers import BertConfig, BertModel
 
 import hf_longattn
 from hf_longattn.families import LongBertConfig, LongBertModel
+from scripts.dev.benchmarks.attention import mask_of
 from scripts.dev.benchmarks.case import AttentionInputs, Case
-from scripts.dev.benchmarks.definition import mask_of
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, output_of, study_parser
-from scripts.dev.benchmarks.timing import in_turn
+from scripts.dev.benchmarks.run import in_turn
 
 OUTPUT = Path("scripts/dev/results/same_precision")
 WINDOW = 512

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from scripts.dev.benchmarks.timing import in_turn
+from scripts.dev.benchmarks.run import in_turn
 from scripts.dev.real import NAME, real_checkpoint
 
 LENGTH = 4096

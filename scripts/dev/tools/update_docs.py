@@ -21,17 +21,16 @@ from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
-from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
+from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
-from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-PAGES = ("joint_reading", "same_precision", "stock_windows")
+PAGES = ("same_precision", "stock_windows")
 """Stored results whose page is a block of its own name."""
 
 
@@ -248,7 +247,6 @@ def left(table: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name.replace("_", "-"): partial(study_page, name) for name in PAGES},
-    "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
     "stock-windows-brief": lambda: stock_windows_brief(stored("stock_windows")),
     "benchmarks": benchmarks,

@@ -14,7 +14,8 @@ import pytest
 
 import hf_longattn.evaluation.metrics as metrics
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation import list_metrics, load_metric
+from hf_longattn.evaluation import load_metric
+from hf_longattn.names import module_names
 from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +35,7 @@ def example_of(name: str) -> tuple[Any, Any, str]:
 
 
 @every_case("source", ["name", "path"])
-@every_case("name", list_metrics())
+@every_case("name", module_names("evaluation.metrics"))
 def test_every_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
     check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
 
@@ -62,7 +63,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path, no_network: None) -> None:
     shutil.copy(ROOT / "examples" / "extend" / "same_length.py", dropped)
-    assert "same_length" in list_metrics()
+    assert "same_length" in module_names("evaluation.metrics")
     result = load_metric("same_length").compute(predictions=["ab", "c"] * 5, references=["xy", "xyz"] * 5)
     assert result == pytest.approx({"same_length": 50.0, "same_length_se": 50 / 3, "n": 10})
     check_metric(load_metric("same_length"), "same_length")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics.entities import entities_of, is_iob1
+from hf_longattn.evaluation.metrics.entities import entities_of, scheme_of
 from tests.cases import every_case
 
 seqeval = pytest.importorskip("seqeval.metrics")
@@ -31,7 +31,7 @@ scheme = pytest.importorskip("seqeval.scheme")
     ],
 )
 def test_entities_of_tags_are_those_of_the_strict_scheme(tags: str, expected: set) -> None:
-    assert entities_of(tags.split()) == expected
+    assert entities_of(tags.split(), scheme_of([tags.split()], [])) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_entities_of_tags_are_those_of_the_strict_scheme(tags: str, expected: se
 )
 def test_iob1_tags_are_told_from_iob2(tags: str, expected: bool) -> None:
     documents = [tags.split(), ["O"]]
-    assert is_iob1(documents) is expected
+    assert (scheme_of([], documents) == "IOB1") is expected
     if expected:
         result = load_metric("entities").compute(predictions=documents, references=documents, scheme="IOB1")
         kind = {"mode": "strict", "scheme": scheme.IOB1}

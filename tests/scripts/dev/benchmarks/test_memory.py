@@ -1,16 +1,20 @@
-"""Peak memory: measured in a fresh process, and its exponent."""
+"""Peak memory: one fresh process for each pass, one table for several mechanisms, and the exponent of growth."""
 
 from __future__ import annotations
 
+import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.errors import LongAttentionError, OptionError
 from scripts.dev.benchmarks import memory
+from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.case import Case
-from scripts.dev.benchmarks.memory import Memory, MiB, exponent, growth, measure_memory
+from scripts.dev.benchmarks.memory import Memory, MiB, exponent, footprint_table, growth, measure_memory, run_footprint
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
@@ -35,3 +39,21 @@ def test_failed_measurement_of_memory_is_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: failed)
     with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: MemoryError: no memory"):
         measure_memory("attention", "sdpa", Case("window", length=64, heads=2, head_dim=16))
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("warm_memory")
+def test_memory_benchmark_stores_mebibytes_and_growth(tmp_path: Path) -> None:
+    shape = ["--lengths", "512,2K", "--heads", "2", "--head-dim", "16", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, ["memory", "--mechanism", "linear", "--causal", *shape])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "memory-causal.json").read_text())
+    assert record["case"]["backward"]
+    assert len(record["results"][0]["mebibytes"]) == 2
+    assert "`linear`" in footprint_table(record)
+
+
+@pytest.mark.parametrize(("mechanisms", "lengths"), [([], [64, 128]), (["full"], [64])])
+def test_memory_benchmark_needs_mechanisms_and_two_lengths(mechanisms: list[str], lengths: list[int]) -> None:
+    with pytest.raises(OptionError, match="two lengths or more"):
+        run_footprint(mechanisms, lengths, Case())

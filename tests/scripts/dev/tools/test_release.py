@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from scripts.dev.tools import release
@@ -37,7 +39,8 @@ def test_release_names_files_that_are_missing_foreign_or_too_large() -> None:
 
 
 def test_citation_changelog_and_security_name_the_version() -> None:
-    assert release.says_version("CITATION.cff", r"^version: (\S+)$")
-    assert release.says_version("CHANGELOG.md", r"^## ([\d.]+)")
+    for file, pattern in {"CITATION.cff": r"^version: (\S+)$", "CHANGELOG.md": r"^## ([\d.]+)"}.items():
+        versions = re.findall(pattern, (release.ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert versions[0] == release.VERSION, file
     minor = release.VERSION.rpartition(".")[0]
     assert f"| the newest {minor}.x | yes |" in (release.ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -1,3 +1,0 @@
-"""Whole encoders; importing this registers their implementations."""
-
-from . import encoders as encoders

@@ -1,0 +1,458 @@
+"""Flags: every one has an effect, recipes fill them, and wrong input is one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import pytest
+import transformers
+import typer
+import yaml
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
+from typer.models import OptionInfo
+
+from hf_longattn.cli import app, main
+from hf_longattn.training.recipes import ready_recipes
+from tests.cases import every_case
+from tests.damage import CONVERT, convert, make_checkpoint
+
+SECONDS = 120
+"""After which a run counts as hanging; each takes seconds at most."""
+
+# What the places of the arguments are filled with, by the parameter's name; a new argument gets its own name as a text.
+FIRST = {"convert": "short", "plan": "short"}
+VALUES = (
+    "", "-1", "0", "1", "1000000000000", "9" * 400, "٣", "nan", "inf", "1e3", "x" * 5000, "no/such/folder/at/all", "FOLDER", "PIPE", "FILE",
+    "window=1", "0-999999999=full", "..", "\udcff",
+)  # fmt: skip
+"""Whatever the flag takes: numbers out of range, numbers that are none, paths to nothing, to folders and pipes, and unknown names."""
+
+
+def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names, command) of everything that can be typed."""
+    if hasattr(found, "commands"):
+        for name, inner in found.commands.items():
+            yield from commands(inner, (*path, name))
+    else:
+        yield path, found
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+FLAGS: list[Any] = [
+    pytest.param(path, parameter, id=f"{' '.join(path)} {(*parameter.opts, parameter.name)[0]}")
+    for path, command in COMMANDS.items()
+    for parameter in command.params
+    if parameter.name != "help"
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Names of checkpoints, and of things that are no file to read."""
+    root = tmp_path_factory.mktemp("flags")
+    make_checkpoint("bert", root / "short")
+    assert convert(root / "short", root / "long", *CONVERT)[0] == 0
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe")
+    (root / "file").write_text("5")
+    return {
+        "short": str(root / "short"),
+        "long": str(root / "long"),
+        "FOLDER": str(root / "folder"),
+        "PIPE": str(root / "pipe"),
+        "FILE": str(root / "file"),
+    }
+
+
+def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: dict[str, str]) -> list[str]:
+    """What makes a command run quickly: its places filled, and the quickest format and method."""
+    typed: list[str] = []
+    for parameter in COMMANDS[path].params:
+        if parameter.param_type_name == "argument":
+            filled = {
+                "source": places["short"],
+                "model": places[FIRST.get(path[0], "long")],
+                "destination": str(out / "made"),
+                "repo": "writer/x",
+                "name": "window",
+                "text": places["FILE"],
+                "image": None,  # with it, flags for texts are refused
+            }
+            typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
+    if path[0] == "export":
+        typed += ["--format", "torch"]  # which is quicker than ONNX
+    if path[0] == "compress":
+        typed += ["--method", "bf16"]
+    return typed
+
+
+class Hangs(BaseException):
+    """Nothing catches it."""
+
+
+def run_in_time(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise Hangs(" ".join(typed)[:300])
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(typed)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    found = capsys.readouterr()
+    code = ended.value.code or 0
+    assert isinstance(code, int)
+    return code, found.out, found.err
+
+
+def check(path: tuple[str, ...], parameter: Any, value: str, places: dict[str, str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = places.get(value, value)
+    typed = [*path, *arguments(path, places, out, {parameter.name: value})]
+    if parameter.param_type_name == "option":
+        typed += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], value]
+    here = Path.cwd()
+    os.chdir(out)  # where relative paths are made
+    try:
+        code, _, err = run_in_time(typed, capsys)
+    finally:
+        os.chdir(here)
+    said = [line for line in err.splitlines() if line.strip() and "Warning" not in line]
+    assert "Traceback" not in err
+    if code == 1:
+        assert said, typed
+        assert len(said[-1]) > 15, said
+        assert len(err) < 3000 + 2 * len(value), err
+        assert said[-1].rstrip()[-1] in ".?!)'\"…", said
+    elif code == 2:
+        assert "Usage" in err or "Error" in err or "error" in err, err
+    else:
+        assert code == 0, err
+
+
+def values_of(parameter: Any) -> tuple[str, ...]:
+    return ("",) if getattr(parameter, "is_flag", False) else VALUES
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("offline")
+@every_case(
+    ("path", "parameter"),
+    [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))],
+    of=4,
+    code=lambda path, parameter: path,
+)
+def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
+    path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    """Every fourth flag of each command with one of the values, in turn; :func:`test_every_odd_value_of_a_flag_is_a_sentence` has all."""
+    turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))
+    values = values_of(parameter)
+    check(path, parameter, values[turn % len(values)], places, tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("path", "parameter"), FLAGS)
+def test_every_odd_value_of_a_flag_is_a_sentence(
+    path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path_factory: Any, capsys: Any
+) -> None:
+    values = values_of(parameter)
+    for value in values if path != ("export",) else values[::6]:  # each of which takes a quarter of a minute
+        check(path, parameter, value, places, tmp_path_factory.mktemp("out"), capsys)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the Hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+READ = {"--results", "--text"}
+"""Options that name a file or folder to read, with --search-… and --verify-…."""
+FOLDERS = {"embed --output", "search --output"}
+"""Options that name a folder to write, which is refused where these commands are tested."""
+
+
+def options_with_paths() -> Iterator[str]:
+    """ "inspect --plot" and all others that take a path."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
+            kind, about = (*get_args(parameter.annotation), None, None)[:2]
+            if Path in (kind, *get_args(kind)) and isinstance(about, OptionInfo):
+                yield f"{command.name or command.callback.__name__} --{name.replace('_', '-')}"
+
+
+def written() -> set[str]:
+    """Of these, those that name a file to write."""
+    flags = {option: option.split()[1] for option in options_with_paths()}
+    return {option for option, flag in flags.items() if flag not in READ and not flag.startswith(("--search-", "--verify-"))} - FOLDERS
+
+
+BEFORE = {"inspect": "{here}"}
+"""The arguments of the commands that write files, in a folder without a model."""
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `longattn arguments…`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("option", sorted(written()))
+def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+    (tmp_path / "text.txt").write_text("A text.")
+    (tmp_path / "mine.png").write_text("mine")
+    command, flag = option.split()
+    code, out, err = run(capsys, *shlex.split(f"{command} {BEFORE[command].format(here=tmp_path)} {flag} {tmp_path / 'mine.png'}"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "mine.png' already exists; choose another file" in err
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+@every_case(
+    ("line", "option"),
+    [
+        ("export {here} out --format torch --opset 20", "--opset"),
+        ("export {here} out --format native --opset 20", "--opset"),
+        ("export {here} out --format native --task fill-mask", "--task"),
+        ("compress {here} out --method int8 --share 0.25", "--share"),
+        ("compress {here} out --method bf16 --share 0.5", "--share"),
+        ("inspect {here} --queries 1024", "--queries"),
+        ("inspect {here} text.txt --plot here.png", "--plot"),
+    ],
+)
+def test_commands_refuse_options_without_effect(
+    line: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Even with its default value, and before anything is read or computed."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *shlex.split(line.format(here=tmp_path)))
+    assert (code, out) == (2, "")
+    assert f"Invalid value for {option}: " in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]
+SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """A BERT and, for rotary recipes, a Llama; next to them a BERT of twelve layers, "deep"."""
+    folder = tmp_path_factory.mktemp("sources")
+    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=64)).save_pretrained(folder / "bert")
+    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=12, max_position_embeddings=64)).save_pretrained(folder / "deep")
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1, max_position_embeddings=8192)).save_pretrained(folder / "llama")
+    return {False: folder / "bert", True: folder / "llama"}
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *map(str, arguments), "--json"])
+    assert stopped.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.thorough
+@every_case("recipe", RECIPES, of=2)
+def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
+    source = sources["rope" in values.get("positions", "")]
+    if recipe == "longformer-growing-windows":  # which names layers up to the twelfth
+        source = source.parent / "deep"
+    if "image_size" in values:
+        ViTModel(ViTConfig(**{**SIZES, "num_hidden_layers": 12})).save_pretrained(source := source.parent / "vit")
+    plan = planned(capsys, source, "--config", recipe)
+    if "image_size" in values:
+        assert plan["new_image_size"] == [int(values["image_size"])] * 2
+    else:
+        assert plan["new_length"] == values["max_length"]
+    assert plan["positions"] == values.get("positions", "tile")
+    assert plan["long_attention"]["mechanism"] == values["mechanism"]
+    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1, "vitdet": 4}.get(recipe, 0)
+
+
+def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32")
+    assert plan["new_length"] == 128
+    assert plan["long_attention"]["window"] == 32
+
+
+@every_case(
+    ("text", "sentence"),
+    [
+        ("mechanism: [", "cannot be read"),
+        ("just words", "names and values"),
+        ("mechansm: window", "Did you mean 'mechanism'?"),
+        ("maximum-length: 7", "sets 'maximum_length'"),
+        ("mechanism: [window]", "sets 'mechanism' to ['window']; it must be a single value"),
+        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
+        (None, "does not exist"),
+        ("baesd", "There is no recipe 'baesd'"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(text or "")
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "somewhere", "--config", str(recipe)])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "flag"), [("max_length: many", "--max-length"), ("generic: perhaps", "--generic")])
+def test_values_of_a_recipe_are_checked_as_those_of_its_flags(
+    text: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "somewhere", "--config", str(tmp_path / "recipe.yaml")])
+    assert stopped.value.code == 2
+    assert f"Error: Invalid value for '{flag}'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 64 positions."""
+    folder = tmp_path_factory.mktemp("short") / "bert"
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(short: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for path in short.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+REQUESTS: dict[str, tuple[list[str], str]] = {
+    "unknown mechanism": (["--mechanism", "longfromer"], "Did you mean 'longformer'"),
+    "unknown option": (["--mechanism", "window", "--option", "widnow=3"], "Did you mean 'window'"),
+    "wrong option type": (["--mechanism", "window", "--option", "window=wide"], "must be int"),
+    "impossible option": (["--mechanism", "window", "--option", "window=0"], "must be at least 1"),
+    "layer beyond the model": (["--layers", "0-7=full"], "but the model has 2 layers"),
+    "unknown mechanism in a layer": (["--layers", "0=windw"], "Did you mean 'window'"),
+    "shorter than the source": (["--max-length", "63"], "The source takes 64 tokens"),
+    "unknown positions": (["--positions", "tiles", "--max-length", "128"], "Did you mean 'tile'"),
+    "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
+    "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--window 512", "No such option: --window. An option of a mechanism is typed --option window=VALUE."),
+        ("--num-sinks=4", "An option of a mechanism is typed --option num_sinks=VALUE."),
+        ("--option window", "'window' must read NAME=VALUE, for example window=512."),
+        ("--windows 512", "No such option: --windows"),
+    ],
+)
+def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "convert", "short", "long", *words.split())
+    assert code == 2
+    assert sentence in " ".join(err.split())
+
+
+@every_case("case", REQUESTS)
+def test_convert_refuses_bad_requests_writing_nothing(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, sentence = REQUESTS[case]
+    before = contents(source.parent)
+    code, out, err = run(capsys, "convert", source, tmp_path / "deep" / "long", *arguments)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert contents(source.parent) == before
+    assert not (tmp_path / "deep").exists()
+
+
+@every_case("command", ["convert {} {out}", "train mlm --model {} --data {text} --output {out}", "inspect {}", "inspect {} {text}"])
+def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a connection, transformers tries again for half a minute."""
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("transformers was asked"))
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    (tmp_path / "text.txt").write_text("A text.")
+    for name, sentence in (
+        ("someone/bert", "'someone/bert' is not a folder, and it cannot be downloaded"),
+        (f"{tmp_path}/empty", "has no config.json"),
+        (f"{tmp_path}/none", "There is no folder|does not exist"),
+        (f"{tmp_path}/text.txt", "is a file; give the folder"),
+    ):
+        code, out, err = run(capsys, *command.format(name, text=tmp_path / "text.txt", out=tmp_path / "out").split())
+        *_, last = err.splitlines()
+        assert (code, out) == (1, "")
+        assert re.search(sentence, last)
+        assert not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "long").mkdir()
+    code, _, err = run(capsys, "convert", source, tmp_path / "long", *CONVERT)
+    assert (code, "already exists" in err) == (1, True)
+    assert list((tmp_path / "long").iterdir()) == []
+
+
+@every_case(
+    "arguments",
+    [
+        ["convert"],
+        ["convert", "a", "b", "--option", "window"],
+        ["convert", "a", "b", "--layers", "first=window"],
+        ["convert", "a", "b", "--max-length", "0"],
+        ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
+        ["convert", "a", "b", "--unheard-of"],
+        ["inspect"],
+        ["conjure"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [("mechanism=window", "use --mechanism (in"), ("layers=window", "use --layers (in")],
+)
+def test_option_names_the_flag_of_what_is_no_option(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", str(tmp_path), "--option", option])
+    assert stopped.value.code == 1
+    assert instead in capsys.readouterr().err

@@ -1,0 +1,358 @@
+"""What conversion reads, and what it refuses: folders, repositories, weights in every format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import FalconH1Config
+
+import hf_longattn
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.source_models import open_source
+from hf_longattn.errors import CheckpointError
+from hf_longattn.families import FAMILIES
+from hf_longattn.loading import read_config
+from tests.cases import every_case
+from tests.conversion.every_family import source_config
+from tests.hub_server import serve
+from tests.hub_state import Hub
+
+Checkpoint = Callable[..., Path]
+WINDOW = {"mechanism": "window", "window": 16, "max_length": 128}
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as refused:
+        convert_checkpoint(folder, folder.parent / "long", mechanism="full", verify=False)
+    assert not (folder.parent / "long").exists()
+    return str(refused.value)
+
+
+LAYERS = [
+    ("bert", "BertForMaskedLM", "num_hidden_layers"),
+    ("llama", "LlamaForCausalLM", "num_hidden_layers"),
+    ("gpt2", "GPT2LMHeadModel", "n_layer"),
+    ("bart", "BartForConditionalGeneration", "encoder_layers"),
+    ("t5", "T5ForConditionalGeneration", "num_decoder_layers"),
+    ("mixtral", "MixtralForCausalLM", "num_hidden_layers"),
+    ("vit", "ViTForImageClassification", "num_hidden_layers"),
+]
+
+
+@pytest.mark.thorough
+@every_case(("base", "head", "field"), LAYERS)
+def test_conversion_refuses_more_or_fewer_layers_than_the_config_says(base: str, head: str, field: str, tmp_path: Path) -> None:
+    folder, config = tmp_path / "short", source_config(base)
+    count = max(2, getattr(config, field))
+    setattr(config, field, count)
+    FAMILIES[base].base_class(head)(config).save_pretrained(folder)
+    change_config(folder, **{field: count + 2})
+    assert re.match(r"\d+ tensors that a \w+ needs are missing in ", refusal(folder))
+    change_config(folder, **{field: count - 1})
+    assert "has tensors of layers that its config.json does not have" in refusal(folder)
+
+
+def test_conversion_refuses_a_config_with_other_shapes_or_layers(checkpoint: Checkpoint) -> None:
+    source = checkpoint("BertForMaskedLM")
+    change_config(source, num_hidden_layers=4)
+    assert refusal(source).startswith("32 tensors that a LongBertForMaskedLM needs are missing in ")
+    change_config(source, num_hidden_layers=1)
+    assert "has tensors of layers that its config.json does not have, the first is 'bert.encoder.layer.1." in refusal(source)
+    change_config(source, num_hidden_layers=2, intermediate_size=96)
+    assert re.search(r"intermediate\.dense\.\w+' of .* has the shape \(.*, but its config requires \(", refusal(source))
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "settings"),
+    [
+        ("BertModel", "BertForQuestionAnswering", WINDOW),
+        ("ViTModel", "ViTForImageClassification", {"mechanism": "full"}),
+        ("LongformerModel", "LongformerForTokenClassification", {}),
+    ],
+)
+def test_head_without_weights_stays_without_and_hidden_states_are_compared(
+    body: str, head: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config_class = getattr(transformers, body).config_class
+    more = {"BertModel": {"max_position_embeddings": 64}, "LongformerModel": {"attention_window": 16, "vocab_size": 100}}
+    config = config_class(**sizes, **more.get(body, {}))
+    getattr(transformers, body)(config).save_pretrained(tmp_path / "short")
+    change_config(tmp_path / "short", architectures=[head])
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
+    assert any("the source has no weights for its head" in check.detail for check in report.checks)
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert not [name for name in written if re.match(r"(qa_outputs|classifier)\.", name)]
+
+
+def test_no_part_of_a_tied_head_without_weights_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The bias of BERT's decoder is tied to that of the head, and both are missing."""
+    source = checkpoint("BertForMaskedLM")
+    tensors = load_file(source / "model.safetensors")
+    body = {name: value for name, value in tensors.items() if not name.startswith("cls.")}
+    save_file(body, source / "model.safetensors", {"format": "pt"})
+    convert_checkpoint(source, tmp_path / "long", **WINDOW)
+    assert load_file(tmp_path / "long" / "model.safetensors").keys() == body.keys()
+
+
+def test_tensors_that_the_class_does_not_read_are_left_out(tmp_path: Path) -> None:
+    """Beside a masked language model, a head of next sentences."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
+    config = transformers.BertConfig(**sizes, max_position_embeddings=64)
+    transformers.BertForPreTraining(config).save_pretrained(tmp_path / "short")
+    change_config(tmp_path / "short", architectures=["BertForMaskedLM"])
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW)
+    written, expected = load_file(tmp_path / "long" / "model.safetensors"), load_file(tmp_path / "short" / "model.safetensors")
+    assert expected.keys() - written.keys() == {name for name in expected if re.search(r"seq_relationship|pooler", name)}
+
+
+def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    transformers.BertModel.from_pretrained(source).save_pretrained(source, max_shard_size="400KB")
+    (source / "model.safetensors").unlink(missing_ok=True)
+    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).verified
+    next(source.glob("model-00002*")).unlink()
+    with pytest.raises(CheckpointError, match=r"cannot be loaded|has no weights"):
+        convert_checkpoint(source, tmp_path / "other", **WINDOW)
+
+
+@pytest.mark.parametrize("narrow", [("bert.embeddings.",), ("bert.encoder.", "cls."), ("",), ()], ids=["table", "layers", "all", "none"])
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
+    named: str, narrow: tuple[str, ...], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = checkpoint("BertForMaskedLM")
+    tensors = load_file(source / "model.safetensors")
+    tensors = {name: value.bfloat16() if name.startswith(narrow) else value for name, value in tensors.items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    change_config(source, dtype=named)
+    assert convert_checkpoint(source, tmp_path / "long", **WINDOW).verified
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert {name: value.dtype for name, value in written.items()} == {name: value.dtype for name, value in tensors.items()}
+    assert all(torch.equal(written[name][: len(value)], value) for name, value in tensors.items())
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["dtype"] == named
+
+
+def test_experts_of_a_mixture_are_those_of_the_source(tmp_path: Path) -> None:
+    """A file holds every expert's matrices, which the class has as one tensor."""
+    config = source_config("mixtral")
+    short = transformers.MixtralForCausalLM(config)
+    short.save_pretrained(tmp_path / "short")
+    assert convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full").verified
+    long = hf_longattn.LongMixtralForCausalLM.from_pretrained(tmp_path / "long").state_dict()
+    assert all(torch.equal(long[name], value) for name, value in short.state_dict().items())
+
+
+def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    change_config(source, architectures=None)
+    convert_checkpoint(source, tmp_path / "long", **WINDOW)
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["architectures"] == ["LongBertModel"]
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: value * float("nan") for name, value in tensors.items()}, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        convert_checkpoint(source, tmp_path / "nan", **WINDOW)
+
+
+def test_conversion_refuses_a_config_of_a_far_larger_model_before_it_takes_memory(checkpoint: Checkpoint) -> None:
+    source = checkpoint("BertForMaskedLM")
+    change_config(source, intermediate_size=40_000_000)
+    assert "bytes; is it that of another model?" in refusal(source)
+
+
+ARGUMENTS = {"mechanism": "window", "window": 16, "max_length": 128}
+
+
+def pickled(folder: Path, *, shards: int = 1, zipped: bool = True) -> Path:
+    """Replace the safetensors file of a checkpoint by what old versions of transformers wrote."""
+    state = transformers.AutoModelForPreTraining.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        return folder
+    files = {name: f"pytorch_model-{index % shards + 1:05}-of-{shards:05}.bin" for index, name in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({name: value for name, value in state.items() if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder
+
+
+@pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)], ids=["one file", "old format", "shards"])
+def test_pickled_checkpoint_is_converted_only_if_allowed(shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source, folder = pickled(checkpoint("GPT2LMHeadModel"), shards=shards, zipped=zipped), tmp_path / "results"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="add --allow-pickle"):
+        convert_checkpoint(source, folder / "long", **ARGUMENTS)
+    report = convert_checkpoint(source, folder / "long", allow_pickle=True, **ARGUMENTS)
+    assert report.verified
+    assert report.plan["source"] == str(source)
+    assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
+    assert [path.name for path in folder.iterdir()] == ["long"]
+    assert [path.name for path in (folder / "long").glob("*.safetensors")] == ["model.safetensors"]
+    assert not list((folder / "long").glob("*.bin"))
+
+
+def test_pickled_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    convert_checkpoint(pickled(checkpoint("GPT2LMHeadModel")), tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert len({"lm_head.weight", "transformer.wte.weight"} & written.keys()) == 1
+
+
+def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = pickled(checkpoint("BertForMaskedLM"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS).verified
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+
+
+class Harmful:
+    """What must never run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("harm"),)
+
+
+@every_case(
+    "content",
+    [
+        {"weight": Harmful()},
+        {"state_dict": {"weight": torch.zeros(2)}},
+        [torch.zeros(2)],
+        {"weight": torch.zeros(2).to_sparse()},
+        None,
+    ],
+    ids=["code", "nested", "list", "sparse", "damaged"],
+)
+@every_case("zipped", [True, False], ids=["zip", "old format"])
+def test_pickle_of_anything_but_tensors_is_refused_and_runs_no_code(
+    content: object, zipped: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint("BertForMaskedLM")
+    monkeypatch.chdir(tmp_path)
+    (source / "model.safetensors").unlink()
+    file = source / "pytorch_model.bin"
+    torch.save({"weight": torch.randn(1000)} if content is None else content, file, _use_new_zipfile_serialization=zipped)
+    if content is None:
+        file.write_bytes(file.read_bytes()[:2000])
+    sentence = r"^The \.bin files of .* hold more than tensors|cannot be loaded|tensors that a LongBertForMaskedLM needs are missing"
+    with pytest.raises(CheckpointError, match=sentence):
+        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_config_with_infinite_numbers_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
+    FalconH1Config(mamba_ssm_multipliers=None, time_step_limit=(0.0, float("inf"))).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert read_config(tmp_path)["time_step_limit"] == [0.0, float("inf")]
+
+
+def test_plan_refuses_a_file_and_a_missing_folder(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("{}")
+    for name, sentence in (("file.txt", "is a file; give the folder"), ("missing folder", "There is no folder")):
+        with pytest.raises(CheckpointError, match=sentence):
+            plan_conversion(tmp_path / name)
+
+
+def test_plan_refuses_a_folder_with_an_adapter(checkpoint: Callable[..., Path]) -> None:
+    source = checkpoint("BertModel")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter, not a model; merge it first: .*\.merge_and_unload\(\)"):
+        plan_conversion(source)
+
+
+REPO = "someone/small-bert"
+
+
+def test_plan_of_a_hub_source_fetches_no_weights_and_a_conversion_all_files(
+    built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    weights = (built("BertForMaskedLM") / "model.safetensors").stat().st_size
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        plan = plan_conversion(REPO, mechanism="window", window=16, max_length=128)
+        assert plan.parameters > 0
+        assert sum(int(line.split()[-1]) for line in server.requests if line.startswith("GET")) < weights / 2
+        report = convert_checkpoint(REPO, tmp_path / "long", mechanism="window", window=16, max_length=128)
+        assert report.verified
+        assert report.plan == {**plan.to_dict(), "source": REPO}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "sentence"),
+    [
+        ("someone/else", None, "is not a folder, and it cannot be downloaded: .*Repository Not Found"),
+        (REPO, "v9", "Revision Not Found"),
+    ],
+)
+def test_conversion_refuses_a_repository_or_revision_that_the_hub_lacks(
+    name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match=sentence):
+            convert_checkpoint(name, tmp_path / "long", revision=revision)
+    assert not (tmp_path / "long").exists()
+
+
+def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "config.json").write_text('{"model_type": "bert"}')
+    server = Hub()
+    server.add(REPO, tmp_path / "repository")
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match=r"'someone/small-bert' has no weights, or .* give a folder with model"):
+            convert_checkpoint(REPO, tmp_path / "long")
+        (tmp_path / "repository" / "pytorch_model.bin").write_text("")
+        server.add("someone/pickled", tmp_path / "repository")
+        with pytest.raises(CheckpointError, match=r"'someone/pickled' has no weights, or .*add --allow-pickle"):
+            open_source("someone/pickled")
+
+
+def test_refusal_of_an_unknown_token_does_not_show_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+    server, token = Hub(), "hf_" + "x" * 34
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match="cannot be downloaded") as refused:
+            plan_conversion(REPO, token=token)
+    assert token not in str(refused.value)
+
+
+def test_plan_of_a_hub_source_without_a_connection_is_one_sentence(hub: Callable[[str], None]) -> None:
+    hub("http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="it cannot be downloaded"):
+        plan_conversion(REPO)
+
+
+@every_case(
+    ("settings", "method"),
+    [({"load_in_8bit": True}, "an unnamed method"), ({"quant_method": "gptq", "bits": 4}, "gptq")],
+)
+def test_convert_refuses_quantised_source(settings: dict[str, Any], method: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("LlamaForCausalLM")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    for refuse in (plan_conversion, convert_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"quantised weights \({method}\), .* give the checkpoint that it was quantised from\."):
+            refuse(source, tmp_path / "long", mechanism="window", window=16)
+    assert not (tmp_path / "long").exists()
