@@ -9,6 +9,7 @@ from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import keys_per_query
 from ...mechanisms.common.registry import prototype
+from ...mechanisms.full import Full
 from ...positions.relative import relative_kind
 from ...positions.rope import RopePlan, rope_parameters
 
@@ -60,7 +61,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
 
 def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
     """Raise OptionError unless some layers have full attention, and the others see no further than the old length."""
-    others = [mechanism for mechanism in mechanisms if not mechanism.capabilities.moves_positions]
+    others = [mechanism for mechanism in mechanisms if not isinstance(mechanism, Full)]
     far = next((mechanism for mechanism in others if (reach := keys_per_query(mechanism)) is None or reach > old_length), None)
     if far is not None or len(others) == len(mechanisms):
         problem = "no layer has that" if far is None else f"mechanism {far.name!r} sees beyond the {old_length} tokens of the source"
