@@ -34,6 +34,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, SparseMechanism
 from ..mechanisms.common.shared_options import for_length
+from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
@@ -246,7 +247,7 @@ def longattn_attention_forward(
             if query.shape[2] == 1 and call.score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
                 output = _step(mechanism, query, key, value, call)
             else:
-                defined = torch.compiler.is_exporting() and mechanism.handling.exports_definition
+                defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
                 output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
             if with_weights:
                 weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None))
@@ -358,7 +359,8 @@ def _read_call(
         tokens = globals_of_keys(tokens, mask, q_len, key)
     detached_kv = kwargs.get(DETACHED_KV)
     if detached_kv is not None:
-        detached_kv = (tuple(detached_kv) or (key, value)) if mechanism.capabilities.stops_gradients(kv_len) else None
+        stops = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(kv_len)
+        detached_kv = (tuple(detached_kv) or (key, value)) if stops else None
     return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
 
 

@@ -17,6 +17,8 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.capabilities import projection_copies
+from ...mechanisms.linformer import Linformer
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
@@ -165,13 +167,13 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     """
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
-    sharing = [module for module in model.modules() if isinstance(module, Mechanism) and module.capabilities.shared_by_layers]
+    sharing = [module for module in model.modules() if isinstance(module, Linformer) and module.shared_by_layers]
     if not sharing:  # which is usual, and this runs several times for each model that is built
         return shared
     part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
     for name, module in model.named_modules():
         for relative_name, mechanism in mechanisms_on(module).items():
-            for parameter in mechanism.capabilities.shared_by_layers:
+            for parameter in mechanism.shared_by_layers if isinstance(mechanism, Linformer) else ():
                 full_name = f"{name}.{relative_name}.{parameter}".removeprefix(".")
                 key = (part_of.get(id(module)), type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
                 if first.setdefault(key, full_name) != full_name:
@@ -223,7 +225,7 @@ class LoadsMechanisms(_Base):
         super().initialize_weights()
         for module in missing:
             initialise_missing(module)
-        copying = [module for module in missing if isinstance(module, Mechanism) and module.capabilities.copies]
+        copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
         for attention in self.modules() if copying else ():
             for mechanism in mechanisms_on(attention).values():
                 if any(mechanism is module for module in copying):
