@@ -34,7 +34,7 @@ from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
-from hf_longattn.training.trainer import LongTrainer, rows_of
+from hf_longattn.training.trainer import LongTrainer, batch_rows
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
@@ -90,7 +90,7 @@ class TransferTrainer(LongTrainer):
         self.layers = layers
 
     def items_of(self, inputs: Mapping[str, Any]) -> int:
-        return rows_of(inputs)
+        return batch_rows(inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         training = model.training

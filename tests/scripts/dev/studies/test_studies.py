@@ -1,15 +1,21 @@
-"""Lookup questions: every one can be answered by following the lines, and two hops lie further apart than a window."""
+"""Studies that stay: questions about looked-up facts, and real checkpoints."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import InputError
 from scripts.dev.studies.demo import LOOKUP_LINE, Answer, share_right
 from scripts.dev.studies.lookup_questions import GAP, Filler, count_lines, lookup_document, lookup_questions
+from scripts.dev.studies.real_checkpoint import ROUNDS, Comparison, compare_short_texts, summary, time_long_text, tokens_of
+from tests.stock_cases import save_long
+from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES
 
 
@@ -64,3 +70,46 @@ def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, 
 def test_demo_counts_right_answers_with_their_standard_error() -> None:
     answers = [Answer("ours", 2, 1024, right, 1.0) for right in (True, True, True, False)] + [Answer("ours", 1, 1024, False, 1.0)]
     assert share_right(answers, "ours", 2) == (75.0, pytest.approx(21.65, abs=0.01), 4)
+
+
+@pytest.mark.slow
+def test_comparison_of_short_texts_tells_equal_vectors_from_others(real_folder: Path, real_long: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    original, converted = (sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long))
+    same, *_ = compare_short_texts(original, converted, [16])
+    assert same.equal
+    assert (same.tokens, same.cosine) == (16, pytest.approx(1))
+    converted[0].auto_model.embeddings.word_embeddings.weight.data.mul_(2)
+    assert not compare_short_texts(original, converted, [16])[0].equal
+
+
+@pytest.mark.parametrize(
+    ("equal", "sentence"),
+    [
+        ({16: True, 512: True}, "All are equal: an index of texts of up to 512 tokens stays valid."),
+        (
+            {16: True, 512: False},
+            "Equal up to 16 tokens. From 512 tokens on, vectors differ slightly: embed such texts again if an index has them.",
+        ),
+        ({16: False, 512: False}, "From 16 tokens on, vectors differ slightly: embed such texts again if an index has them."),
+    ],
+)
+def test_summary_says_up_to_which_length_vectors_are_equal(equal: dict[int, bool], sentence: str) -> None:
+    assert summary([Comparison(tokens, 1.0, 0.0 if same else 0.1) for tokens, same in equal.items()]) == sentence
+
+
+def test_timed_full_attention_is_that_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_long(tmp_path, "bert", {"mechanism": "window", "window": 8}, "BertModel", vocab_size=1000)
+    tokenizer_of("bert").save_pretrained(tmp_path)
+
+    ran: list[str] = []
+
+    def recorded(self: Any, *args: Any, **inputs: Any) -> Any:
+        ran.append(self.config._attn_implementation)
+        return forward(self, *args, **inputs)
+
+    forward = transformers.BertModel.forward
+    monkeypatch.setattr(transformers.BertModel, "forward", recorded)
+    assert all(seconds > 0 for seconds in time_long_text(tmp_path, 32))
+    assert ran.count("sdpa") == ROUNDS
+    assert tokens_of(transformers.AutoTokenizer.from_pretrained(tmp_path), 32)["input_ids"].shape == (1, 32)
