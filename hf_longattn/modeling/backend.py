@@ -34,6 +34,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, SparseMechanism
 from ..mechanisms.common.shared_options import for_length
+from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
@@ -333,12 +334,13 @@ def _attend(
         tokens = globals_of_keys(tokens, mask, q_len, key)
     detached_kv = kwargs.get(DETACHED_KV)
     if detached_kv is not None:
-        detached_kv = (tuple(detached_kv) or (key, value)) if mechanism.capabilities.stops_gradients(kv_len) else None
+        stops = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(kv_len)
+        detached_kv = (tuple(detached_kv) or (key, value)) if stops else None
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
 
     if q_len == 1 and score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
         return _step(mechanism, query, key, value, call), None
-    defined = torch.compiler.is_exporting() and mechanism.handling.exports_definition
+    defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     return output, mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if with_weights else None
 

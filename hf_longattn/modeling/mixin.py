@@ -17,7 +17,7 @@ from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.capabilities import Recursion
+from ..mechanisms.common.capabilities import Recursion, Stateful
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
@@ -329,7 +329,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
         return all(
-            layer.capabilities.recursion is None and (layer.capabilities.stateful or layer.attend_step is not None) for layer in decoding
+            layer.capabilities.recursion is None and (isinstance(layer, Stateful) or layer.attend_step is not None) for layer in decoding
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
+from hf_longattn.mechanisms.transformer_xl import TransformerXL, TransformerXLOptions
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 from tests.mechanisms.listed import visible
@@ -176,9 +177,7 @@ def test_transformer_xl_gradients_stop_at_the_border_of_a_segment(length: int, c
 
 def test_transformer_xl_without_memory_equals_segments_alone() -> None:
     q, k, v = (torch.randn(2, 2, 300, 8, requires_grad=True) for _ in range(3))
-    assert not build_mechanism("transformer_xl", num_heads=2, head_dim=8, segment_length=64, memory_length=0).capabilities.stops_gradients(
-        300
-    )
+    assert not TransformerXL(2, 8, 16, None, TransformerXLOptions(64, 0)).stops_gradients(300)
     for causal in (False, True):
         out = attend(q, k, v, "transformer_xl", causal=causal, segment_length=64, memory_length=0)
         expected = attend(q, k, v, "segmented", causal=causal, block_size=64, integration="none")

@@ -16,6 +16,7 @@ from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.capabilities import projection_copies
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
@@ -222,7 +223,7 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from ``Mechanism.capabilities.copies``."""
+    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from ``CopiesProjections.copies``."""
     parameters = own_projections(attention)
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
@@ -230,7 +231,7 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise a mechanism's parameters with copies of its layer's projections, unless they were loaded."""
-    for name, parameter in copied_parameters(attention, mechanism.capabilities.copies).items():
+    for name, parameter in copied_parameters(attention, projection_copies(mechanism)).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 

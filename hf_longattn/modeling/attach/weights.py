@@ -17,6 +17,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.linformer import Linformer
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
@@ -192,12 +193,12 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     """
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
-    if not any(isinstance(module, Mechanism) and module.capabilities.shared_by_layers for module in model.modules()):
+    if not any(isinstance(module, Linformer) and module.shared_by_layers for module in model.modules()):
         return shared  # early, because this runs several times for each model that is built
     part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
     for name, module in model.named_modules():
         for place, mechanism in mechanisms_on(module).items():
-            for parameter in mechanism.capabilities.shared_by_layers:
+            for parameter in mechanism.shared_by_layers if isinstance(mechanism, Linformer) else ():
                 full_name = f"{name}.{place}.{parameter}".removeprefix(".")
                 key = (part_of.get(id(module)), type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
                 if first.setdefault(key, full_name) != full_name:
