@@ -120,8 +120,6 @@ def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:
     assert read_recipe(repository / "configs" / "based.yaml") == read_recipe("based")
 
 
-TRAININGS_OF_RUNS = [name for name, recipe in ready_recipes().items() if recipe.command.startswith("train")]
-
 # Checkpoints, by their names on the Hub
 
 ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -319,19 +317,19 @@ QUICK = ("longformer-triviaqa", "prolong-64k")
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS_OF_RUNS])
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS])
 def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, values = ready_recipes()[name], read_recipe(name)
-    commands = commands(recipe)
-    source = shlex.split(commands[0])[2]
+    typed_lines = commands(recipe)
+    source = shlex.split(typed_lines[0])[2]
     save_checkpoint(source, tokenizer)
     named = values["data"]
     for data in [named] if isinstance(named, str) else named:
         if data in DATA:
             save_data(data)
     shared = "--stride 32" if "stride" in values else ""
-    for command in commands:
+    for command in typed_lines:
         _, action, start, *further = shlex.split(command)
         if (training := re.search(r" train (\w+) ", command)) is not None:
             typed(command, f"{STEPS} {LENGTHS[f'train {training[1]}']} {shared}")
@@ -341,4 +339,4 @@ def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytes
         elif action != "recipes":  # which prints a config of accelerate
             typed(command, SIZES.get(start, ""))
     assert AutoConfig.from_pretrained(name).model_type.startswith("long_")
-    assert json.loads(Path(name, "training_log.json").read_text())["settings"]["model"] in commands[-1] + values["model"]
+    assert json.loads(Path(name, "training_log.json").read_text())["settings"]["model"] in typed_lines[-1] + values["model"]
