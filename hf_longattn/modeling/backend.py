@@ -30,9 +30,9 @@ from ..engines.score_terms import ScoreMod
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
-from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
-from ..mechanisms.common.masked import Columns, SparseMechanism
+from ..mechanisms.common.masked import Columns, SparseMechanism, attend_step
 from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
@@ -342,7 +342,7 @@ def _attend(
         return _step(mechanism, query, key, value, call), None
     defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
-    return output, mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if with_weights else None
+    return output, attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None)) if with_weights else None
 
 
 def _check_own_window(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLayer, mechanism: Mechanism, kv_len: int) -> None:
@@ -466,9 +466,9 @@ def _attend_by_cache(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use :meth:`Mechanism.attend_step` instead of ``forward``, unless weights are requested."""
+    """Whether new tokens use :func:`~.masked.attend_step` instead of ``forward``, unless weights are requested."""
     return (
-        mechanism.attend_step is not None
+        attend_step(mechanism) is not None
         and call.causal
         and call.dropout == 0
         and (call.batch is None or call.batch.documents is None)
@@ -477,12 +477,13 @@ def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
 
 
 def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-    """The output ``(B, H, Nq, D)`` of :meth:`Mechanism.attend_step`."""
+    """The output ``(B, H, Nq, D)`` of :func:`~.masked.attend_step`."""
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
             notify(PathChoice("dense-masked"))
-    assert mechanism.attend_step is not None
-    return mechanism.attend_step(query, key, value, call, columns)
+    step = attend_step(mechanism)
+    assert step is not None
+    return step(query, key, value, call, columns)
 
 
 def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from hf_longattn.errors import BackendError, CheckpointError, OptionError
 from hf_longattn.families import LongViTForImageClassification
 from hf_longattn.inspect import diagnose
 from hf_longattn.inspect.watching import watching
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_from
 
 Image: Any = pytest.importorskip("PIL.Image")
@@ -80,7 +81,7 @@ def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(folder:
     mechanism = mechanism_from("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}, num_heads=4, head_dim=8)
     call = AttentionCall(causal=False, grid=Grid((10, 12), prefix=1))
     for layer, (q, k) in zip(report.last.layers, seen, strict=True):
-        softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), mechanism.weights(q, k, call)
+        softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), attention_weights(mechanism, q, k, call)
         expected = 1 - (softmax - weights).abs().sum(-1).mean() / 2
         mass = layer.captured.mean(0).tolist()
         assert mass[0] == pytest.approx(float(expected), abs=1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
+from hf_longattn.mechanisms.common.base import attention_weights
 from tests.cases import every_case
 from tests.grids import alternately
 from tests.mechanisms.definition import assert_equals_its_definition
@@ -55,7 +56,7 @@ def test_lsh_with_shared_keys_sees_its_own_token_only_if_it_sees_no_other() -> N
     for causal in (False, True):
         module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
         q, k, _ = inputs(300)
-        weights = module.weights(q, k, causal=causal)
+        weights = attention_weights(module, q, k, AttentionCall(causal))
         own = weights.diagonal(dim1=-2, dim2=-1)
         assert ((own == 0) | (own == 1)).all()
         assert (own == 1).any() == causal, "only a causal token may be the first of its bucket in all rounds"
