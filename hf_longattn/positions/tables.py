@@ -128,14 +128,9 @@ def extends_learned(strategy: str) -> bool:
     return strategy in STRATEGIES or stretched_from(strategy) is not None
 
 
-def moves_rows(strategy: str) -> bool:
-    """Whether old rows move to other places in the extended table."""
-    return strategy == INTERPOLATE or stretched_from(strategy) is not None
-
-
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows, and so the outputs up to the old length, are unchanged."""
-    return not moves_rows(strategy) and strategy not in DROPPED
+    """Whether the old rows, and so the outputs up to the old length, are unchanged: they neither move nor are dropped."""
+    return strategy != INTERPOLATE and stretched_from(strategy) is None and strategy not in DROPPED
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:

@@ -156,16 +156,6 @@ BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_
 are estimated from the times of whole models on an Intel Xeon of 2023."""
 
 
-def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
-    """The costs for this processor."""
-    half = dtype.itemsize < 4
-    if backward:
-        return BF16_BACKWARD if half else FP32_BACKWARD
-    if dtype == torch.bfloat16 and has_amx():
-        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
-    return BF16 if half else FP32
-
-
 class Plan(NamedTuple):
     """Blocks that cover all queries of a sequence, and the calls that run them."""
 
@@ -193,7 +183,11 @@ def band_plan(
         tokens: whether there are global tokens.
         block: a block size to use instead of the cheapest.
     """
-    costs = costs_of(dtype, backward, threads)
+    half = dtype.itemsize < 4
+    costs = (BF16_BACKWARD if half else FP32_BACKWARD) if backward else BF16 if half else FP32
+    if dtype == torch.bfloat16 and not backward and has_amx():
+        costs = BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
+
     sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
     plans = {}
     for size in sizes:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..dense import unit_stride
 from .kernels import (
+    MASKED,
     MAX_PLAIN_KEYS,
     Dropout,
     Gradients,
@@ -32,7 +33,6 @@ from .kernels import (
     merge_sinks,
     plain_gradients,
     token_major,
-    zero_unseen,
 )
 
 
@@ -324,7 +324,10 @@ def softmax_forward(
             part.queries.put(into[1], results[1])
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
-        zero_unseen(out, lse)
+        unseen = lse <= MASKED / 2
+        if bool(unseen.any()):
+            out.masked_fill_(unseen[..., None], 0)
+            lse.masked_fill_(unseen, 0)
     if sink_scores is not None:
         merge_sinks(out, lse, sink_scores)
     return out, lse
