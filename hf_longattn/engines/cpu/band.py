@@ -45,7 +45,7 @@ DROPOUT_BLOCK = 64
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
-"""First entry of :attr:`Part.place`: whether a part computes the band, global columns or global rows."""
+"""First entry of :attr:`Part.label`: whether a part computes the band, global columns or global rows."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -287,7 +287,7 @@ class Item(Scope):
             rows = rows[(rows >= 0) & (rows < self.q_len)]
             if not pattern.global_rows or not len(rows):
                 return [*self._columns(tokens)], []
-            part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), overrides=True)
+            part = Part(Listed(rows), Runs(0, self.kv_len), label=(ROWS, 0), overrides=True)
             if pattern.causal:
                 part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
             return [*self._columns(tokens)], [part]
@@ -313,7 +313,7 @@ class Item(Scope):
             end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
             for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
                 queries = Runs(first, min(COLUMN_CALL_QUERIES, end - first))
-                part = Part(queries, Listed(columns), place=(COLUMNS, number), merges=True)
+                part = Part(queries, Listed(columns), label=(COLUMNS, number), merges=True)
                 if hidden:
                     distance = self.distances(part)
                     inside = distance <= left if causal else (distance <= left) & (distance >= -right)

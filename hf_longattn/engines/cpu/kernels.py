@@ -184,18 +184,18 @@ class Dropout(NamedTuple):
         """A weight is dropped if its random bits are below this number."""
         return round(self.probability * (1 << BITS))
 
-    def mask(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
+    def mask(self, like: Tensor, label: tuple[int, ...]) -> Tensor:
         """The dropout mask of one tile, shaped as ``like``: 0 for dropped weights, 1 for the others."""
-        bits = random_bits(like.numel(), self.seed, place).view(like.shape)
+        bits = random_bits(like.numel(), self.seed, label).view(like.shape)
         return torch.ge(bits, self.threshold - (1 << (BITS - 1)), out=torch.empty_like(like))
 
     def forward(
-        self, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+        self, label: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
 
         Args:
-            place: numbers that identify the part within the pass. They seed its random bits.
+            label: numbers that identify the part within the pass. They seed its random bits.
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
@@ -203,12 +203,12 @@ class Dropout(NamedTuple):
         keep_probability = 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
-            weights.mul_(self.mask(weights, (*place, number)))
+            weights.mul_(self.mask(weights, (*label, number)))
             out[at] = (weights @ v[at].to(weights.dtype)).div_(keep_probability)
         return out, lse
 
     def backward(
-        self, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
+        self, label: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
         scale: float,
     ) -> Gradients:  # fmt: skip
         """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
@@ -217,7 +217,7 @@ class Dropout(NamedTuple):
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
             share = (of_tile - lse[at]).exp_()[..., None]  # fraction of the whole softmax that this tile has
-            keep = self.mask(weights, (*place, number))
+            keep = self.mask(weights, (*label, number))
             of_out = grad[at].to(dtype)
             of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
             of_out = of_out / keep_probability
@@ -243,12 +243,12 @@ def drops_in_tiles(context: DispatchContext) -> bool:
     return not context.few_pairs and (torch.compiler.is_compiling() or context.plain_only is None)
 
 
-def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
-    """``count`` random int16, determined by ``seed`` and ``place``.
+def random_bits(count: int, seed: int, label: tuple[int, ...]) -> Tensor:
+    """``count`` random int16, determined by ``seed`` and ``label``.
 
     Computed as a hash of counters: MurmurHash3's finalizer with two keys.
     """
-    for number in place:
+    for number in label:
         seed = _mixed(seed + number)
     first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
     size = -(-count // 2)
