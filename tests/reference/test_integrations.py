@@ -292,7 +292,7 @@ def test_a_long_model_compiled_with_inductor_has_the_same_gradients() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_long_model_exports_for_any_length(strict: bool) -> None:
-    """Of quick tests, those of tests/export/test_onnx.py export this model not strictly, as `longattn export` does, and compare it at any
+    """Of quick tests, those of tests/export/test_graphs.py export this model not strictly, as `longattn export` does, and compare it at any
     length; strictly, Dynamo captures it as it does above."""
     model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=1, return_dict=False)
     length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
