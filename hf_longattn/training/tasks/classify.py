@@ -82,22 +82,20 @@ def main(
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
-    lengths, by_length = inputs.pop("lengths", None), dict[str, Any]()
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = class_scores(prediction, lengths)
-        by_length.update(scores.pop("buckets"))
-        return scores
-
+    by_length: dict[str, Any] = {}
+    compute_metrics = partial(class_scores, lengths=inputs.pop("lengths", None), by_length=by_length)
     trainer = ClassificationTrainer(model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
 
 
-def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None) -> dict[str, Any]:
-    """Scores of classes, and ``buckets`` of documents by their lengths."""
+def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None) -> dict[str, float]:
+    """Scores of classes; those of documents by their ``lengths`` in tokens are put into ``by_length``."""
     lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
     references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
     scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+    buckets = scores.pop("buckets")
+    if by_length is not None:
+        by_length.update(buckets)
     return scores
 
 
