@@ -1,4 +1,4 @@
-"""The arguments of every task: its model, its data, and transformers' ``TrainingArguments`` with a few more.
+"""The arguments of every task: model, data, and transformers' ``TrainingArguments`` with a few more.
 
 ``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses what it extends or whose defaults it changes.
 A missing or contradictory value raises an OptionError.
