@@ -89,8 +89,8 @@ class QAReader:
                 raise OptionError(f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
         columns = {name: [example[name] for example in examples] for name in ("question", "context")}
         columns["answers"] = [example.get("answers") or {"text": [], "answer_start": []} for example in examples]
-        inputs = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
-        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+        windows = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
+        rows = [dict(zip(windows, values, strict=True)) for values in zip(*windows.values(), strict=True)]
 
         # The longest inputs first: rows of a batch then have similar lengths, and too little memory shows at once.
         longest_first, device = sorted(rows, key=lambda row: -row["length"]), self.model.device
