@@ -17,7 +17,7 @@ FIELDS = {
 }  # fmt: skip
 """Fields that name the modality of a model."""
 FILES_OF_MODALITIES = (
-    "inputs/**/*.py", "modeling/family/*_spec.py", "modeling/family/[agt]*_config.py", "modeling/grids.py", "modeling/sounds.py",
+    "inputs/**/*.py", "modeling/family/*_spec.py", "modeling/grids.py", "modeling/sounds.py",
     "modeling/towers.py",
 )  # fmt: skip
 """Files whose classes belong to one modality."""

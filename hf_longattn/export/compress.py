@@ -76,8 +76,9 @@ class CompressionReport:
         for length in before["loss"]:
             losses = (measured["loss"][length] for measured in (before, after))
             rows.append((f"loss at {int(length):,} tokens, nats", *(plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses)))
-        seconds, sizes = (tuple(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after)) for key, scale, digits in UNITS)
-        return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
+        for name, key, scale, digits in (("one pass, seconds", "seconds", 1, 2), ("weights, MB", "bytes", 1e6, 1)):
+            rows.append((name, *(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after))))
+        return rows
 
     def changed_in_words(self) -> str:
         """Number and size of the tensors that the method changed, as text."""
@@ -88,10 +89,6 @@ class CompressionReport:
         """The report in Markdown, for a card."""
         measured = markdown_table(("", "before", "after"), self.rows())
         return f"Changed: {self.changed_in_words()}. Measured on {self.text}:\n\n{measured}"
-
-
-UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
-"""Key of a measurement, divisor for display, and number of decimal places."""
 
 
 # ---- quantisation
@@ -163,19 +160,16 @@ def bf16(source: CompressionInput) -> Compressed:
     return Compressed(rounded, rounded)
 
 
-def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Bytes of a number, and shape, of each tensor in the safetensors files of a folder, by name."""
-    tensors = {}
-    for _, name, dtype, shape in tensor_headers(folder):
-        bits = re.search(r"\d+", dtype)  # F32, BF16, I8, BOOL
-        tensors[name] = (1 if bits is None else int(bits[0]) // 8, shape)
-    return tensors
-
-
 def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[str, int]:
     """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
-    after = stored_tensors(written)
-    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(stored_tensors(source).values())
+
+    def stored(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Bytes of a number, and shape, of each tensor in the safetensors files of a folder, by name."""
+        bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}  # F32, BF16, I8, BOOL
+        return {name: (1 if digits is None else int(digits[0]) // 8, shape) for name, (digits, shape) in bits.items()}
+
+    after = stored(written)
+    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(stored(source).values())
     changed = sum(count * each * math.prod(shape) for (each, shape), count in new.items())
     return {"tensors": new.total(), "bytes": changed, "all_bytes": sum(each * math.prod(shape) for each, shape in after.values())}
 

@@ -9,6 +9,7 @@ import bisect
 import contextlib
 import importlib
 import inspect
+import itertools
 import logging
 import shutil
 import warnings
@@ -40,7 +41,7 @@ from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..inspect import inspect_checkpoint
-from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import known_family
@@ -343,10 +344,6 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
     return True
 
 
-def _is_sparse(mechanism: Mechanism, causal: bool, length: int) -> bool:
-    return not is_full(mechanism, length, causal)
-
-
 class ModelGraph(nn.Module):
     """A model without cache as a function from named inputs to a dictionary of tensors, for all batch sizes and lengths.
 
@@ -395,9 +392,9 @@ class ModelGraph(nn.Module):
         ``MIN_LENGTHS`` are tried, and each mechanism's first length at which it is not full attention, which is a separate path.
         """
         ends = set(MIN_LENGTHS)
-        for mechanism in attached_mechanisms(self).values():
-            for causal in (False, True):
-                ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=partial(_is_sparse, mechanism, causal)))
+        for mechanism, causal in itertools.product(attached_mechanisms(self).values(), (False, True)):
+            covered = partial(is_full, mechanism, causal=causal)
+            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=lambda length, full=covered: not full(length)))
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
             example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
@@ -480,15 +477,10 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
-    """Load the graph in ``file`` into the runtime for ``format``."""
-    if format == "onnx":
-        return onnx_runner(file, outputs)
-    program: Callable[..., Any] = torch.export.load(file).module()
-    return lambda inputs: program(**inputs)
-
-
-def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    """Load an ONNX graph into onnxruntime, on the CPU."""
+    """Load the graph in ``file`` into the runtime for ``format``: onnxruntime on the CPU, or PyTorch."""
+    if format == "torch":
+        program: Callable[..., Any] = torch.export.load(file).module()
+        return lambda inputs: program(**inputs)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,7 +1,7 @@
 """Long<Base> families: the models of transformers with long attention, one module per base architecture.
 
 ``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
-code. The other modules are made from the facts in ``families.json``. Importing this package imports neither torch nor a model: the names
+code. The other modules are made from the rows of ``families.json``. Importing this package imports neither torch nor a model: the names
 below and every ``Long…`` class are imported on first use.
 """
 
@@ -53,32 +53,42 @@ def __getattr__(name: str) -> Any:
     return _public_name(name)
 
 
-class _DerivedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+MODULE = """{about!r}
+
+from ..modeling.classes import Family, row_arguments
+
+FAMILY = Family(**row_arguments(__name__, {model_type!r}, {row}))
+"""
+
+
+class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Imports the families without a file. Python asks it last, so a file takes precedence."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
         package, _, module = name.rpartition(".")
         if package != __name__:
             return None
-        from ..modeling.family.definition import FACTS_FILE, derived_facts
+        from ..modeling.family.definition import FACTS_FILE, family_rows
 
-        if module not in derived_facts():
+        if module not in family_rows():
             return None
         spec = importlib.machinery.ModuleSpec(name, self, origin=str(FACTS_FILE))
         spec.has_location = True  # transformers reads the class's source file to see whether its attention can be set
         return spec
 
     def get_source(self, name: str) -> str:
-        from ..modeling.family.definition import derived_facts
-        from ..modeling.family.module_text import module_text
+        from ..modeling.family.definition import base_config_name, family_rows, long_prefix
 
-        return module_text(*derived_facts()[name.rpartition(".")[2]])
+        model_type, row = family_rows()[name.rpartition(".")[2]]
+        config = base_config_name(model_type)
+        about = f"{long_prefix(model_type)}{config.removesuffix('Config')}: the models of {config} with long attention."
+        return MODULE.format(about=row.get("about", about), model_type=model_type, row={**row})
 
     def get_code(self, name: str) -> CodeType:
         return self.source_to_code(self.get_source(name), f"{name} from families.json")
 
 
-sys.meta_path.append(_DerivedModules())
+sys.meta_path.append(_RowModules())
 
 
 def __dir__() -> list[str]:

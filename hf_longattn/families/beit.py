@@ -14,8 +14,7 @@ from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePo
 from ..engines.score_terms import PREFIX_PAIRS, GridBias
 from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.classes import Family, long_config
-from ..modeling.family.grid_config import TILE, LongGridConfig
-from ..modeling.family.grid_spec import GridSpec
+from ..modeling.family.grid_spec import TILE, GridSpec, LongGridConfig
 from ..modeling.family.long_config import runs_mechanisms
 
 

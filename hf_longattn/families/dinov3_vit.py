@@ -8,8 +8,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePosi
 
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.classes import Family, long_config
-from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
-from ..modeling.family.grid_spec import GridSpec
+from ..modeling.family.grid_spec import TILE, GridSpec, LongGridConfig, image_size
 from ..modeling.grids import tiled_cells
 
 

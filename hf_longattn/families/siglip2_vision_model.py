@@ -18,8 +18,7 @@ from transformers.models.siglip2.modeling_siglip2 import (
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import Family
-from ..modeling.family.grid_config import TILE, LongGridConfig
-from ..modeling.family.grid_spec import GridSpec
+from ..modeling.family.grid_spec import TILE, GridSpec, LongGridConfig
 from ..modeling.grids import tiled_cells
 
 

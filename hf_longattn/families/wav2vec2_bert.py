@@ -23,8 +23,7 @@ from ..mechanisms.common.capabilities import largest_distances
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.sound_chunks import FramesInChunks
 from ..modeling.classes import Family, long_config
-from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_spec import AudioSpec
+from ..modeling.family.audio_spec import AudioSpec, LongAudioConfig
 from ..modeling.family.definition import AttentionNames
 from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing

@@ -20,8 +20,7 @@ from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.sound_chunks import FeatureEncoderInChunks, FramesInChunks
 from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family, long_config
-from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_spec import WAV2VEC2
+from ..modeling.family.audio_spec import WAV2VEC2, LongAudioConfig
 from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing
 

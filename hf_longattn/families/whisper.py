@@ -22,8 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration import LongAttentionConfig
 from ..errors import InputError
 from ..modeling.classes import Family
-from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_spec import AudioSpec, Convolution
+from ..modeling.family.audio_spec import AudioSpec, Convolution, LongAudioConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

@@ -20,8 +20,7 @@ from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
-from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
+from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, check_mechanism_for_grid, image_size
 from ..reports import SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .running import run_model

@@ -16,7 +16,7 @@ from ..errors import OptionError
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, known_family
-from ..modeling.family.towers_config import TOWERS
+from ..modeling.family.towers_spec import TOWERS
 from ..modeling.generic import family_in
 from ..names import load_module
 from ..reports import Check

@@ -25,7 +25,7 @@ from ..loading import load_part
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_config import TILE
+from ..modeling.family.grid_spec import TILE
 from ..modeling.grids import interpolating
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import InputSize, InputSizes, Modality

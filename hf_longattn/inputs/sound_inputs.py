@@ -17,7 +17,7 @@ from ..conversion.plan import PositionWarning
 from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
-from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
+from ..modeling.family.audio_spec import audio_seconds, check_mechanism_for_audio
 from ..reports import SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .sized import FEATURE_EXTRACTOR, FILE, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states

@@ -16,7 +16,7 @@ from ..conversion.source_models import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field
-from ..modeling.family.towers_config import check_towers
+from ..modeling.family.towers_spec import check_towers
 from ..reports import Check, Difference, equality
 from .modality import AUTO, SETTINGS, Example, InputSizes, Modality, modality_of
 from .running import run_model

@@ -27,7 +27,7 @@ from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
 from ..mechanisms.common.capabilities import needs_training_by
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.audio_config import audio_seconds
+from ..modeling.family.audio_spec import audio_seconds
 from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
 from ..modeling.family.grid_spec import PIXELS
 from ..modeling.grids import family_of

@@ -1,6 +1,7 @@
 """Makes a family's Long classes. Each derives from a mixin and from its base class.
 
-They are made on first use, in the family's module, so that no model is imported before.
+They are made on first use, in the family's module, so that no model is imported before. A family without a file is a row of
+``families.json`` (:func:`row_arguments`).
 """
 
 from __future__ import annotations
@@ -8,16 +9,61 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
 from ..names import missing, warn_missing
-from .family.definition import ENTERED, derived_facts, module_name, stored_facts
+from .family.definition import ENTERED, FAMILIES, AttentionNames, PositionTable, base_package, stored_facts
 from .family.definition import Family as Family
 from .family.definition import long_config as long_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+PACKAGE = __name__.rpartition(".modeling")[0]
+
+
+def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :class:`Family` for a family without a file.
+
+    Args:
+        module: name of the family's module, which has its classes.
+        model_type: the base's.
+        row: the family's row of ``families.json`` (:func:`.family.definition.family_rows`).
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    def named(path: str) -> Any:
+        """What a dotted path below this package names."""
+        home, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
+
+    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"}
+    attributes = {**facts.pop("attributes", {})}
+    if towers := facts.pop("towers", None):
+        attributes["tower_classes"] = {name: FAMILIES[tower].config_class for name, tower in towers.items()}
+    mixin = named(facts.pop("config", "modeling.family.long_config.LongConfig"))
+    facts["config_class"] = long_config(module, mixin, CONFIG_MAPPING[model_type], **attributes)
+    if tables := facts.get("position_tables"):
+        facts["position_tables"] = tuple(PositionTable(**table) for table in tables)
+    if width := facts.pop("head_dim", None):
+        facts["attention"] = AttentionNames(head_dim=width)
+    if "spec" in facts:
+        path, changes = facts["spec"]
+        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+        spec = named(path)
+        facts["spec"] = spec(**changes) if isinstance(spec, type) else replace(spec, **changes)
+    if replaced := facts.pop("replaced", None):  # a config alone does not import the base's models
+        from .attach.custom_attention import ReplacedModules, replacing
+
+        package = base_package(model_type)
+        modeling = importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
+        classes = {getattr(modeling, name): named(path) for name, path in replaced.items()}
+        facts["mixin"] = replacing(module, classes, named(facts["mixin"]) if "mixin" in facts else ReplacedModules)
+    return facts
 
 
 def give_classes(family: Family) -> None:
@@ -77,7 +123,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     package = family.base_package
     base_model = family.base_model_name
     facts_of_installed = stored_facts()["transformers"]["version"] == importlib.metadata.version("transformers")
-    if not facts_of_installed and module_name(family.base_model_type) in derived_facts():  # GPT-J before 5.24, for example
+    if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:  # GPT-J before 5.24, for example
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
     of_inputs = (

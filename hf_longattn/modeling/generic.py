@@ -31,7 +31,7 @@ from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
 from .family.input_spec import InputSpec
 from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
-from .family.towers_config import TOWERS
+from .family.towers_spec import TOWERS
 
 OWN_STACK = "_model"
 """Suffix of the name of a tower that uses the model's own config."""

@@ -16,8 +16,7 @@ from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
-from .family.grid_config import INTERPOLATE, TILE
-from .family.grid_spec import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridSpec, image_size
+from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")

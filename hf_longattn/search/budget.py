@@ -50,9 +50,9 @@ class Budget:
         match = TYPED.fullmatch(str(text))
         if match is None or match[2].lower() not in UNITS or float(match[1]) == 0:
             raise OptionError(f"The budget {str(text)!r:.60} is not understood; give a number above 0 such as {EXAMPLES}.")
-        unit = match[2].lower()
-        kind = "" if unit in ("", "%") else "s" if unit in ("s", "ms") else "B"
-        return cls(float(match[1]) * UNITS[unit], kind)
+        typed = match[2].lower()
+        unit = "" if typed in ("", "%") else "s" if typed in ("s", "ms") else "B"
+        return cls(float(match[1]) * UNITS[typed], unit)
 
     @property
     def of_memory(self) -> bool:

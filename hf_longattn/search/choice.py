@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,11 @@ FRONT = 40
 """Maximum number of best designs under every budget that the result has."""
 PREDICTIONS_COMPARED = 256
 """Predictions of a piece that are compared."""
+MAX_PARTIAL = 20_000
+"""Maximum number of partial choices that stay after a layer."""
+TOLERANCE = 1e-9
+"""Relative difference of costs that counts as none, and of values."""
+Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -102,22 +107,25 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
     if not judged:
         why = next(iter(table.reasons.values()), "")
         raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
+    memory, limit = costs.budget.of_memory, costs.budget.limit(costs.full_seconds)
+    peak = memory and not costs.causal  # an encoder's layer frees its memory before the next one needs it
+    amount = {name: float(cost.bytes or 0) if memory else cost.seconds for name, cost in costs.by_candidate.items()}
     names = list(map(str, judged))
     values: Numbers = np.array([[row.get(name, np.nan) for name in names] for row in table.scores])
-    amounts: Numbers = np.array([list(map(costs.of_layer, names))] * costs.layers)
-    seconds: Numbers = np.array([[costs.by_candidate[name].seconds for name in names]] * costs.layers)
-    if costs.peak:
-        best = best_under_peak(values, seconds, amounts, costs.limit)
-        solutions = [best_under_peak(values, seconds, amounts, peak) for peak in np.unique(amounts)]
+    amounts: Numbers = np.array([[amount[name] for name in names]] * costs.layers)
+    if peak:
+        seconds: Numbers = np.array([[costs.by_candidate[name].seconds for name in names]] * costs.layers)
+        best = best_under_peak(values, seconds, amounts, limit)
+        solutions = [best_under_peak(values, seconds, amounts, least) for least in np.unique(amounts)]
     else:
-        best = next(iter(front(values, amounts, costs.limit)[-1:]), None)
+        best = next(iter(front(values, amounts, limit)[-1:]), None)
         solutions = list(front(values, amounts))
     if best is None:
-        cheapest = costs.uniform(min(judged, key=lambda candidate: costs.of_layer(str(candidate))))
-        enough = costs.budget.like((max if costs.peak else sum)(map(costs.of_layer, cheapest.names)), costs.full_seconds)
+        cheapest = min(judged, key=lambda candidate: amount[str(candidate)])
+        enough = costs.budget.like((max if peak else sum)([amount[str(cheapest)]] * costs.layers), costs.full_seconds)
         raise OptionError(
-            f"No design meets the budget of {costs.budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
-            "--candidate of `longattn search`."
+            f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; give --budget "
+            f"{enough}, or a cheaper --candidate of `longattn search`."
         )
 
     def design(solution: Solution) -> Design:
@@ -167,7 +175,14 @@ class Divergence:
     def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
         self.model, self.text = model, text
         masked = model.predicts_tokens and not model.original.shape.causal
-        self.inputs = [(piece, _places(labels)) for piece, labels in text.predicted(length, pieces, causal=not masked)]
+        self.inputs = list[tuple[Any, Tensor | slice]]()
+        """Each piece, and the positions whose predictions are compared: some of those with a label, or all of an input without labels."""
+        for piece, labels in text.predicted(length, pieces, causal=not masked):
+            compared: Tensor | slice = slice(None)
+            if labels is not None:
+                predicted = torch.nonzero(labels >= 0).flatten()
+                compared = predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED]
+            self.inputs.append((piece, compared))
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
@@ -180,8 +195,8 @@ class Divergence:
     def _logits(self, model: Any) -> list[Tensor]:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
-        for piece, places in self.inputs:
-            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)  # type: ignore[arg-type]
+        for piece, compared in self.inputs:
+            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
@@ -190,23 +205,8 @@ class Divergence:
             logits = logits[0].float().cpu()
             if logits.dim() == 3:  # (classes, height, width)
                 logits = logits.flatten(1).T
-            rows.append(logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
+            rows.append(logits[compared] if logits.dim() == 2 else logits.reshape(1, -1))
         return rows
-
-
-def _places(labels: Tensor | None) -> Tensor | slice:
-    """The places whose predictions are compared: some of those with a label, or all places of an input without labels."""
-    if labels is None:
-        return slice(None)
-    predicted = torch.nonzero(labels >= 0).flatten()
-    return predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED]
-
-
-MAX_PARTIAL = 20_000
-"""Partial choices kept, at most."""
-TOLERANCE = 1e-9
-"""Relative difference of costs that counts as none, and of values."""
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

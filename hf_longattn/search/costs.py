@@ -7,11 +7,10 @@ encoder, the memory that attention needs besides its inputs and its output, whic
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -140,23 +139,19 @@ def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         result = run()
         return max(0, torch.cuda.max_memory_allocated(device) - before - result.nbytes)
-    with _without_stderr(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = run()
-    recorded: Any = profile.profiler
-    changes = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
-    in_use = accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
-    return max(0, max(in_use, default=0) - result.nbytes)
 
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Within the context nothing appears on stderr: the profiler's C++ code writes lines there that no setting turns off."""
+    # The profiler's C++ code writes lines to stderr that no setting turns off, so nothing appears there while it runs.
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), 2)
-        yield
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            result = run()
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+    recorded: Any = profile.profiler
+    changes = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    in_use = accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(0, max(in_use, default=0) - result.nbytes)

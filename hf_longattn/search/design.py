@@ -93,11 +93,6 @@ class Design:
     layers: tuple[Candidate, ...]
     named: frozenset[int] = field(default=frozenset(), compare=False)
 
-    @classmethod
-    def uniform(cls, candidate: Candidate, layers: int, named: frozenset[int] = frozenset()) -> Design:
-        """The design with one candidate in every layer."""
-        return cls((candidate,) * layers, named)
-
     @property
     def names(self) -> tuple[str, ...]:
         """The candidates' texts, which identify a design."""
@@ -112,23 +107,21 @@ class Design:
     def attention(self) -> LongAttentionConfig:
         """The configuration: the default, and overrides for the other layers."""
         default = self.default
-        overrides = {
-            number: {"mechanism": candidate.mechanism, **candidate.options}
-            for number, candidate in enumerate(self.layers)
-            if self._is_named(number)
-        }
+        overrides = {layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in self.overridden}
         return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
-    def _is_named(self, layer: int) -> bool:
-        return layer in self.named or self.names[layer] != str(self.default)
+    @property
+    def overridden(self) -> list[int]:
+        """The layers that a configuration names: all that do not run the default, and those of :attr:`named`."""
+        default = str(self.default)
+        return [layer for layer, name in enumerate(self.names) if layer in self.named or name != default]
 
-    def rules(self, layers: Iterable[int] | None = None) -> list[tuple[str, Candidate]]:
-        """Layer numbers such as ``0-2,5`` and what they run, in the order of their first layers; of all layers, or of ``layers``."""
+    def groups(self, layers: Iterable[int]) -> list[tuple[str, Candidate]]:
+        """Numbers such as ``0-2,5`` of those of ``layers`` that run the same candidate, and the candidate, by their first layers."""
         numbers: dict[str, list[int]] = {}
-        for number in range(len(self.layers)) if layers is None else layers:
-            name = self.names[number]
-            numbers.setdefault(name, []).append(number)
-        return [(write_numbers(where), self.layers[where[0]]) for where in numbers.values()]
+        for number in layers:
+            numbers.setdefault(self.names[number], []).append(number)
+        return [(write_numbers(same), self.layers[same[0]]) for same in numbers.values()]
 
     def recipe(self, **settings: Any) -> dict[str, Any]:
         """Flags of `longattn convert` by name, as a recipe keeps them; ``settings`` that are not ``None`` come first."""
@@ -137,14 +130,15 @@ class Design:
         values["mechanism"] = default.mechanism
         if default.options:
             values["option"] = [f"{name}={value}" for name, value in default.options.items()]
-        overrides = [f"{where}={candidate}" for where, candidate in self.rules(filter(self._is_named, range(len(self.layers))))]
-        if overrides:
-            values["layers"] = overrides
+        if overridden := self.overridden:
+            values["layers"] = [f"{numbers}={candidate}" for numbers, candidate in self.groups(overridden)]
         return values
 
     def __str__(self) -> str:
-        rules = self.rules()
-        return f"{rules[0][1]} in every layer" if len(rules) == 1 else "; ".join(f"{where}={candidate}" for where, candidate in rules)
+        groups = self.groups(range(len(self.layers)))
+        if len(groups) == 1:
+            return f"{groups[0][1]} in every layer"
+        return "; ".join(f"{numbers}={candidate}" for numbers, candidate in groups)
 
 
 @dataclass(frozen=True)
@@ -185,26 +179,11 @@ class DesignCosts:
 
     def uniform(self, candidate: Candidate) -> Design:
         """The design with one candidate in every layer."""
-        return Design.uniform(candidate, self.layers, self.named)
+        return Design((candidate,) * self.layers, self.named)
 
     @property
     def full_seconds(self) -> float:
         return self.layers * self.by_candidate[str(FULL)].seconds
-
-    @property
-    def limit(self) -> float:
-        """The budget in seconds or bytes."""
-        return self.budget.limit(self.full_seconds)
-
-    @property
-    def peak(self) -> bool:
-        """Whether the largest layer counts: memory that an encoder's layer frees before the next needs it. Otherwise costs are added."""
-        return self.budget.of_memory and not self.causal
-
-    def of_layer(self, name: str) -> float:
-        """What a candidate costs in one layer, in seconds or bytes as the budget."""
-        cost = self.by_candidate[name]
-        return float(cost.bytes or 0) if self.budget.of_memory else cost.seconds
 
     def costed(self, design: Design, score: float | None = None) -> CostedDesign:
         """A design with its costs."""

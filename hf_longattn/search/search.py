@@ -99,13 +99,6 @@ class SearchResult:
         """What the result reads, in words."""
         return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
-    def compared_sizes(self) -> dict[str, Any]:
-        """The sizes of the target's inputs and of those compared, by name; none of texts."""
-        if self.sizes is None:
-            return {}
-        new, compared = self.sizes
-        return {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
-
     @property
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
@@ -128,14 +121,17 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        full = self.full_seconds
+        full, sizes = self.full_seconds, {}
+        if self.sizes is not None:
+            new, compared = self.sizes
+            sizes = {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
         return {
             "format": FORMAT,
             "model": self.model,
             "text": self.text,
             "length": self.length,
             "compared_at": self.compared_at,
-            **self.compared_sizes(),
+            **sizes,
             "budget": str(self.budget),
             "score": self.score,
             "chosen": self.chosen.to_dict(full),
@@ -266,7 +262,7 @@ class Search:
         conversion: ConversionConfig | None = None,
     ) -> None:  # fmt: skip
         self.config, self.progress, self.budget = config, progress or silent, Budget.read(config.budget)
-        self.asked = None if config.candidates is None else read_candidates(config.candidates)
+        self.requested = None if config.candidates is None else read_candidates(config.candidates)
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         original = self.model.original
@@ -311,7 +307,7 @@ class Search:
             OptionError: one that the user named cannot run, or none is left.
         """
         shape, sizes = self.model.original.shape, self.model.original.inputs
-        for candidate in usual_candidates(sizes, shape.causal) if self.asked is None else self.asked:
+        for candidate in usual_candidates(sizes, shape.causal) if self.requested is None else self.requested:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")

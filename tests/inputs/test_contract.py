@@ -1,4 +1,4 @@
-"""What every modality of input promises, with the default config of each family that has a file."""
+"""What every modality of input promises, with the default config of each family that is not derived."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.inputs.modality import SETTINGS, Modality, modality_of
-from hf_longattn.modeling.family.definition import FAMILIES, module_name
-from hf_longattn.names import module_names
+from hf_longattn.modeling.family.definition import FAMILIES, stored_facts
 
-IN_FILES = {*module_names("families")}
-NAMES = [name for name in FAMILIES if module_name(name) in IN_FILES]
+NAMES = [name for name in FAMILIES if name not in stored_facts()["derived"]]
 
 
 @pytest.fixture(params=NAMES)

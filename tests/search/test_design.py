@@ -24,7 +24,7 @@ def test_the_candidate_of_most_layers_is_the_default() -> None:
         "window", window=32, layers={0: {"mechanism": "window", "window": 8}, 2: {"mechanism": "full"}}
     )
     assert str(design) == "0=window:window=8; 1,3=window:window=32; 2=full"
-    assert str(Design.uniform(FULL, 3)) == "full in every layer"
+    assert str(Design((FULL,) * 3)) == "full in every layer"
 
 
 @pytest.mark.thorough

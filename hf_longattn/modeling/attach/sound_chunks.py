@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from ...engines.batch import in_graph
 from ..family.audio_spec import Convolution, outputs_of
 from ..family.definition import known_family
-from .custom_attention import ReplacedModules, replacing
 
 if TYPE_CHECKING:
     _Module: Any = nn.Module
@@ -157,12 +156,6 @@ class FramesInChunks(InChunks):
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
         return torch.cat([super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
-
-
-def in_chunks(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
-    """A mixin for the family in ``module``, for pieces of a long sound. It runs the base's ``feature_encoder`` and ``feed_forward`` on
-    them."""
-    return replacing(module, {feature_encoder: FeatureEncoderInChunks, feed_forward: FramesInChunks})
 
 
 def run_in_chunks(model: nn.Module) -> None:

@@ -38,6 +38,10 @@ class BucketedConfig(LongEncoderDecoderConfig):
         num_layers: int
         num_decoder_layers: int
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls.attribute_map = {**cls.attribute_map, **NAMES}
+        super().__init_subclass__(**kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers

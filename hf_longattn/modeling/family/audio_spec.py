@@ -1,4 +1,7 @@
-"""How sound becomes frames, the tokens of an audio model. A frame covers some samples, or some rows of a spectrogram."""
+"""Sound: how it becomes frames, the tokens of an audio model, and the config of a Long model that reads it.
+
+A frame covers some samples, or some rows of a spectrogram.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import InputError
+import torch
+from torch import Tensor, nn
+
+from ...configuration import LongAttentionConfig
+from ...errors import InputError, OptionError
+from ...mechanisms.common.options import ORDER
+from ...mechanisms.common.registry import prototype
 from .definition import without_head
 from .input_spec import InputSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from .long_config import LongEncoderConfig
 
 COUNTED_SECONDS = 10.0
 """Duration of the meta-device input on which the operations of convolutions are counted."""
@@ -129,8 +135,6 @@ the attention of {base} instead.
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
         """Multiply-accumulate operations of all convolutions per frame."""
-        from torch import nn, no_grad
-
         operations = 0
 
         def count(module: Any, args: Any, output: Any) -> None:
@@ -144,7 +148,7 @@ the attention of {base} instead.
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 module.register_forward_hook(count)
         stack = model.get_encoder() if config.is_encoder_decoder else without_head(model)
-        with no_grad():
+        with torch.no_grad():
             stack(**self.arguments(self.seeded(config, COUNTED_SECONDS).to("meta")))
         return operations // (2 * self.frames(config, self.length(COUNTED_SECONDS)))
 
@@ -190,8 +194,6 @@ the attention of {base} instead.
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
         """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""
-        import torch
-
         length = max(self.length(seconds), self.length_of(config, 1))
         shape = (length,) if self.features is None else (length, self.features(config))
         return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
@@ -202,8 +204,6 @@ the attention of {base} instead.
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
         """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds' ``lengths`` are given."""
-        import torch
-
         if lengths is None:
             return {self.input: sound}
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
@@ -256,3 +256,68 @@ the attention of {base} instead.
 
 WAV2VEC2 = AudioSpec(outputs=adapted, why_padding_changes=normalised_over_time)
 """The spec of wav2vec 2.0, and of bases that read sound as it does."""
+
+
+class LongAudioConfig(LongEncoderConfig):
+    """Mixin before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
+
+    long_attention: as in a text model; default: a ``window`` of :attr:`context_frames` on each side.
+    long_audio_seconds: duration, in seconds, for which the model was converted. Longer sounds are read as well, up to the model's last
+        position.
+    """
+
+    default_mechanism = "window"
+    context_frames: ClassVar[int] = 512
+    """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]`` of 80 ms frames."""
+
+    if TYPE_CHECKING:
+        long_audio_seconds: float | None
+    else:
+        long_audio_seconds = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        seconds = kwargs.pop("long_audio_seconds", None)
+        self.long_audio_seconds = None if seconds is None else audio_seconds(seconds, "long_audio_seconds")
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "long_attention":
+            for layer in range(self.num_hidden_layers):
+                check_mechanism_for_audio(*self.long_attention.for_layer(layer))
+
+    @classmethod
+    def default_attention(cls) -> LongAttentionConfig:
+        return LongAttentionConfig("window", left=cls.context_frames, right=cls.context_frames)
+
+
+def audio_seconds(seconds: Any, name: str) -> float:
+    """Check a duration and return it.
+
+    Args:
+        name: the name of the duration in messages.
+
+    Raises:
+        OptionError: it is not a number above 0.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < float("inf"):
+        raise OptionError(f"{name} is {seconds!r}, but must be a number of seconds above 0, for example 600.")
+    return seconds
+
+
+def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
+    """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
+    built = prototype(mechanism, options)
+    instead = "choose for example 'window'."
+    if built.capabilities.remembers:
+        raise OptionError(
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
+            f"see what comes after them; {instead}"
+        )
+    if built.capabilities.needs_grid or options.get(ORDER) is not None:
+        raise OptionError(f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}")
+    if built.capabilities.global_token_ids is not None:
+        raise OptionError(
+            f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "
+            "position, for example with global_tokens=0."
+        )

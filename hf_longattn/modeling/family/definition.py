@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 FACTS_FILE = Path(__file__).parents[2] / "families" / "families.json"
-"""The facts of every family without a file, and why other models of texts have none (:func:`stored_facts`)."""
+"""A row for every family without a file, and why other models of texts have no family (:func:`stored_facts`)."""
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
@@ -268,8 +268,8 @@ class Family:
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types with a family. A file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
-    modules = {*module_names("families"), *derived_facts()}
+    """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or a row."""
+    modules = {*module_names("families"), *family_rows()}
     return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
 
 
@@ -277,17 +277,36 @@ def family_names(model_types: Collection[str]) -> list[str]:
 def stored_facts() -> Mapping[str, dict[str, Any]]:
     """``families.json``, which `make docs` writes (:mod:`scripts.dev.tools.derived`).
 
-    transformers: the ``version`` that the facts were read from.
-    derived: model type -> facts of its family.
+    transformers: the ``version`` from which ``derived`` was read.
+    written: model type -> row of its family, written by hand.
+    derived: model type -> row of its family, derived from transformers' classes.
     refused: model type -> why it has no family.
     """
     return json.loads(FACTS_FILE.read_text(encoding="utf-8"))
 
 
 @cache
-def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
-    """Module name -> model type and facts of every family without a file."""
-    return {module_name(model_type): (model_type, facts) for model_type, facts in stored_facts()["derived"].items()}
+def family_rows() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+    """Module name -> model type and row of every family without a file.
+
+    A row has the arguments of :class:`Family` that differ from the defaults. Our classes are dotted paths below ``hf_longattn``. Besides:
+
+    about: the module's docstring.
+    config: the mixin of the config class; ``LongConfig`` by default. attributes: class attributes that differ from the mixin's.
+    head_dim: see :class:`AttentionNames`.
+    spec: a spec's path, and the fields that differ from it.
+    replaced: names of the base's module classes -> our subclasses or mixins. mixin: the class that replaces them.
+    towers: names of towers -> model types of their families.
+    """
+    facts = stored_facts()
+    return {module_name(model_type): (model_type, row) for model_type, row in {**facts["written"], **facts["derived"]}.items()}
+
+
+def base_config_name(base_model_type: str) -> str:
+    """The name of a base's config class, "BertConfig" of "bert"."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return CONFIG_MAPPING_NAMES[base_model_type]
 
 
 @cache
@@ -303,21 +322,19 @@ def long_prefix(base_model_type: str) -> str:
 @cache
 def first_word(base_model_type: str) -> str:
     """The start of a base's class names, "Qwen2" of "Qwen2MoeConfig"."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return str(re.findall("[A-Z]+[a-z0-9]*|$", CONFIG_MAPPING_NAMES[base_model_type].removesuffix("Config"))[0])
+    return str(re.findall("[A-Z]+[a-z0-9]*|$", base_config_name(base_model_type).removesuffix("Config"))[0])
 
 
-def long_config(module: str, kind: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
+def long_config(module: str, mixin: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
     """The Long config class of a ``base`` config.
 
     Args:
         module: name of the family's module, which has the class.
-        kind: the mixin, such as ``LongGridConfig``.
+        mixin: such as ``LongGridConfig``.
         attributes: class attributes that differ from the mixin's.
     """
-    attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {kind.adds}.", "model_type": f"long_{base.model_type}"}
-    return type(f"{long_prefix(base.model_type)}{base.__name__}", (kind, base), attributes)
+    attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {mixin.adds}.", "model_type": f"long_{base.model_type}"}
+    return type(f"{long_prefix(base.model_type)}{base.__name__}", (mixin, base), attributes)
 
 
 def module_name(model_type: str) -> str:
@@ -346,9 +363,7 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a base's Long config and Long models; arguments as :func:`long_names`."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    config = CONFIG_MAPPING_NAMES[base_model_type]
+    config = base_config_name(base_model_type)
     defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
@@ -359,7 +374,7 @@ def exported_names(base_model_type: str) -> tuple[str, ...]:
     """The family's :attr:`Family.exports`. Only a family with a file is imported."""
     if module_name(base_model_type) in module_names("families"):
         return FAMILIES[base_model_type].exports
-    return class_names(base_model_type, tuple(stored_facts()["derived"][base_model_type].get("classes", ())))
+    return class_names(base_model_type, tuple(family_rows()[module_name(base_model_type)][1].get("classes", ())))
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}

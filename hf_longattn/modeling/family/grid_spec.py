@@ -1,4 +1,4 @@
-"""How the patches of an image lie on a grid, after class and register tokens."""
+"""Images: how their patches lie on a grid, and the config of a Long model that reads them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ...engines.token_grid import Grid
-from ...errors import InputError
+from ...errors import InputError, OptionError
+from ...mechanisms.common.options import ORDER
+from ...mechanisms.common.registry import mechanism_class, prototype
 from .input_spec import InputSpec
+from .long_config import LongEncoderConfig
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
+INTERPOLATE, TILE = "interpolate", "tile"
 PIXELS = "pixel_values"
 IMAGE_SIZE = "image_size"
 """The config's field with the input's size."""
@@ -80,8 +83,6 @@ class GridSpec(InputSpec):
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
         """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
-        import torch
-
         return torch.randn(1, int(config.num_channels), *size, generator=torch.Generator().manual_seed(0))
 
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
@@ -153,3 +154,51 @@ def image_size(size: Any) -> tuple[int, ...]:
     if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
         raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
     return sizes
+
+
+class LongGridConfig(LongEncoderConfig):
+    """Mixin before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
+
+    long_attention: as in a text model; default: ``window2d`` if the base's attention is full.
+    image_size: the base's, unchanged: the size of the images for which the position table was trained.
+    long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
+    position_extension: the positions of larger images. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
+        the table along both axes, so every whole repetition has exactly the trained positions (Bolya et al. 2023, Window Attention is
+        Bugged). Both leave the stored table unchanged.
+    """
+
+    default_mechanism = "window2d"
+
+    if TYPE_CHECKING:
+        long_image_size: list[int] | None
+    else:
+        long_image_size = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        extension = kwargs.setdefault("position_extension", INTERPOLATE)
+        if extension not in (INTERPOLATE, TILE):
+            raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of images.")
+        size = kwargs.pop("long_image_size", None)
+        self.long_image_size = None if size is None else list(image_size(size))
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "long_attention":
+            for layer in range(self.num_hidden_layers):
+                check_mechanism_for_grid(*self.long_attention.for_layer(layer))
+
+
+def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
+    """Raise :class:`OptionError` for a mechanism that would not read an image as a grid. It reads a line of text or segments."""
+    if mechanism_class(mechanism).capabilities.images_need_order and options.get(ORDER) is None:
+        raise OptionError(
+            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is read, for example "
+            "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
+        )
+    built = prototype(mechanism, options)
+    if built.capabilities.remembers:
+        raise OptionError(
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
+            "image have no such order; choose a mechanism on a grid such as 'window2d'."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,8 +30,8 @@ the attention of {base} instead.
     """Whether tokens are the patches of an image."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
-    further: Mapping[str, Callable[[Any], int]] = {}
-    """The arguments of ``forward`` with whole numbers for each token besides its id, mapped to ``config ->`` how many each token has."""
+    further: Mapping[str, int | str] = {}
+    """Arguments of ``forward`` with further whole numbers for each token -> how many each token has, or the config's field with that."""
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
@@ -55,7 +55,8 @@ the attention of {base} instead.
         import torch
 
         random = torch.Generator().manual_seed(0)
-        return {name: torch.randint(2, (rows, length, width(config)), generator=random).cumsum(-1) for name, width in self.further.items()}
+        widths = {name: getattr(config, width) if isinstance(width, str) else width for name, width in self.further.items()}
+        return {name: torch.randint(2, (rows, length, width), generator=random).cumsum(-1) for name, width in widths.items()}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TextSpec(InputSpec):
 
     reads = "text"
     flash_windows = True
-    further: Mapping[str, Callable[[Any], int]] = field(default_factory=dict, compare=False)
+    further: Mapping[str, int | str] = field(default_factory=dict, compare=False)
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         stated = family.rope or family.relative or family.no_positions or family.position_tables

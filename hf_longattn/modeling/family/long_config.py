@@ -380,6 +380,8 @@ class LongEncoderDecoderConfig(LongConfig):
         the base keeps the base's number, since a summary does not grow with its document.
     """
 
+    adds = "``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``"
+
     if TYPE_CHECKING:
         decoder_long_attention: LongAttentionConfig | None
         max_decoder_position_embeddings: int

@@ -1,8 +1,7 @@
 """Families derived from transformers' classes, without a source file of ours.
 
 :func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-these facts in ``families.json``, so that a look-up builds nothing. :mod:`hf_longattn.modeling.family.module_text` generates a family's
-module from them, which :mod:`hf_longattn.families` imports like a file.
+these facts in ``families.json``, so that a look-up builds nothing. :mod:`hf_longattn.families` makes a family's module from its row.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, long_names, module_name, stored_facts
-from hf_longattn.modeling.family.module_text import usual_config_module
 from hf_longattn.names import module_names
 
 LENGTHS = (77, 101)
@@ -89,9 +87,9 @@ def families_json() -> str:
     """
     sections: dict[str, dict[str, Any]] = dict(stored_facts())
     if Version(sections["transformers"]["version"]) <= Version(transformers.__version__):
-        sections = {"transformers": {"version": transformers.__version__}, "derived": {}, "refused": {}}
+        sections = {"transformers": {"version": transformers.__version__}, "written": sections["written"], "derived": {}, "refused": {}}
         for model_type in text_model_types():
-            if module_name(model_type) not in module_names("families"):
+            if module_name(model_type) not in module_names("families") and model_type not in sections["written"]:
                 try:
                     sections["derived"][model_type] = derive(model_type)
                 except CheckpointError as error:
@@ -104,13 +102,7 @@ def families_json() -> str:
 
 
 def derive(model_type: str) -> dict[str, Any]:
-    """The facts of the family of a base, as ``families.json`` stores them.
-
-    kind: the config class in :mod:`hf_longattn.modeling.family.long_config`.
-    attributes: the class attributes of the Long config.
-    module: the module of the base's config class, if its name is unusual.
-    head_dim: the attribute of attention modules with the width of a key, if its name is unusual.
-    rope, no_positions, position_tables, inner, classes: as in ``Family``, if they differ from the defaults.
+    """The row of a base's family, as ``families.json`` stores it (:func:`hf_longattn.modeling.family.definition.family_rows`).
 
     Raises:
         CheckpointError: the base can have no family; the message says why.
@@ -128,7 +120,11 @@ def derive(model_type: str) -> dict[str, Any]:
     two_stacks = bool(config_class.is_encoder_decoder)
     causal = _causal(config, body)
     fields = config_class.__dataclass_fields__
-    kind = "LongEncoderDecoderConfig" if two_stacks else "LongConfig" if causal or "is_decoder" in fields else "LongEncoderConfig"
+    facts: dict[str, Any] = {}
+    if two_stacks:
+        facts["config"] = "modeling.family.long_config.LongEncoderDecoderConfig"
+    elif not causal and "is_decoder" not in fields:
+        facts["config"] = "modeling.family.long_config.LongEncoderConfig"
     attributes: dict[str, Any] = {}
     if causal and not two_stacks and getattr(config, "is_decoder", True) is False:
         attributes["always_causal"] = True
@@ -136,11 +132,11 @@ def derive(model_type: str) -> dict[str, Any]:
         attributes["writes_head_dim"] = True
     if getattr(config, "attn_logit_softcapping", None) is not None:
         attributes["score_cap"] = "attn_logit_softcapping"
-    facts: dict[str, Any] = {"kind": kind, "attributes": attributes}
+    attributes |= FACTS.get(model_type, {}).get("attributes", {})
+    if attributes:
+        facts["attributes"] = attributes
     if any(hasattr(site.module, "qk_head_dim") for site in attention_sites(body)):
         facts["head_dim"] = "qk_head_dim"  # of queries and keys in latent attention, where `head_dim` is another number
-    if config_class.__module__ != usual_config_module(model_type):
-        facts["module"] = config_class.__module__
     tables = list(_position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks))
     if tables:
         facts["position_tables"] = tables
@@ -155,7 +151,6 @@ def derive(model_type: str) -> dict[str, Any]:
         facts["inner"] = parts
     facts["classes"] = list(_model_classes(config_class))
     facts |= {name: value for name, value in FACTS.get(model_type, {}).items() if name != "attributes"}
-    attributes |= FACTS.get(model_type, {}).get("attributes", {})
     if {*facts["classes"]} == {*long_names(model_type, ())}:
         del facts["classes"]
     return facts

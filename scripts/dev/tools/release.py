@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import hf_longattn
-from hf_longattn.modeling.family.definition import derived_facts
+from hf_longattn.modeling.family.definition import family_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 VERSION = hf_longattn.__version__
@@ -39,8 +39,8 @@ def tracked_files(root: Path = ROOT) -> set[str]:
 
 def stub_files(root: Path = ROOT) -> set[str]:
     """The types of the Long classes, which are generated: one for each module of a family, with or without a file."""
-    derived = {f"hf_longattn/families/{name}.pyi" for name in derived_facts()}
-    return derived | {f"{name}i" for name in tracked_files(root) if fnmatch.fnmatch(name, "hf_longattn/families/*.py")}
+    rows = {f"hf_longattn/families/{name}.pyi" for name in family_rows()}
+    return rows | {f"{name}i" for name in tracked_files(root) if fnmatch.fnmatch(name, "hf_longattn/families/*.py")}
 
 
 def wheel_files(root: Path = ROOT) -> set[str]:

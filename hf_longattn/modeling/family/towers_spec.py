@@ -1,4 +1,4 @@
-"""The config of a Long model with several towers. Such as CLIP's text and vision, each with a Long config."""
+"""Models with several towers, such as CLIP: what they read, and their config, which has a Long config for each tower."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ...errors import OptionError, nearest
 from ...files import check_config
 from ...names import BACKEND
-from .definition import Family, long_config, tower_field
+from .definition import Family, tower_field
 from .input_spec import InputSpec
 from .long_config import DEFAULTS, LongConfig
 
@@ -135,9 +135,3 @@ def _tower_values(config: Any, config_class: type[LongConfig], long_attention: A
         if length is not None:
             values.setdefault("extended_from", {"max_position_embeddings": length})
     return values if long_attention is None else {**values, "long_attention": long_attention}
-
-
-def towers(module: str, base: type[Any], name: str, *, text: Family, vision: Family) -> Family:
-    """The family in ``module`` of a model ``name`` with a tower of each family."""
-    classes = {"text": text.config_class, "vision": vision.config_class}
-    return Family(long_config(module, LongTowersConfig, base, tower_classes=classes), spec=TowersSpec(), classes=(name,))

@@ -1,0 +1,64 @@
+"""The text towers of CLIP, SigLIP and SigLIP 2: packed rows, and pooling over all segments of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from ..engines.batch import last_real
+from ..modeling.attach.custom_attention import ReplacedModules
+
+if TYPE_CHECKING:
+    _Module: Any = nn.Module
+else:
+    _Module = object
+
+
+class TakesPackedRows(_Module):
+    """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with every text."""
+
+    def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+        if input_ids is None or position_ids is None:
+            return super().forward(input_ids, position_ids, inputs_embeds)
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class PoolsEndToken(ReplacedModules):
+    """Pools every text at its end token, also if the base ran in segments (CLIP)."""
+
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Set ``pooler_output`` from the hidden states of the whole batch."""
+        ids = arguments.get("input_ids")
+        outputs = super().call_base(base_forward, arguments)
+        if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None or ids is None:
+            return outputs
+        ids = ids.view(-1, ids.shape[-1]).int()
+        end = self.config.eos_token_id
+        ends = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2; then the end is the highest id
+        states = outputs["last_hidden_state"]
+        outputs["pooler_output"] = states[torch.arange(states.shape[0], device=states.device), ends.to(states.device)]
+        return outputs
+
+
+class PoolsLastToken(ReplacedModules):
+    """Pools a text at its last real token, also if the base ran in segments, or at its last position without a mask (SigLIP)."""
+
+    head: nn.Module
+
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        mask = arguments.get("attention_mask")
+        outputs = super().call_base(base_forward, arguments)
+        states = outputs[0]
+        if mask is None or mask.dim() != 2:
+            pooled = self.head(states[:, -1])
+        else:
+            rows = torch.arange(states.shape[0], device=states.device)
+            pooled = self.head(states[rows, last_real(mask.ne(0)).to(states.device)])
+        if not isinstance(outputs, ModelOutput):
+            return (states, pooled, *outputs[2:])
+        outputs["pooler_output"] = pooled
+        return outputs
