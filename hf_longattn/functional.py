@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from numbers import Integral
 from typing import Any, Literal
 
@@ -288,37 +287,50 @@ def run_mechanism(
     """:func:`run_batch` without the option ``exact_length``: the mechanism runs at every length."""
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
-    attention, order = run or mechanism, mechanism.options.order
-    if order is not None:
-        attention = in_order(order, attention)
+    attention = run or mechanism
+    if mechanism.options.order is not None:
+        attention = in_order(mechanism.options.order, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
-    observed = OBSERVERS and not torch.compiler.is_compiling()
-    attention = reporting(mechanism, attention) if observed else attention
-    with running(mechanism) if observed else nullcontext():
-        if (batch := call.batch) is None:
-            return attention(q, k, v, call)
-        if mechanism.is_cross_attention:
-            q, k, v, call = clear_padding(q, k, v, call, cross=True)
-        if not aligns_sequences(mechanism, call):
-            return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
-        handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
-        single_call = cross or (run is None and needs_whole_batch(mechanism))
-        separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-        separates: Literal["", "labels", "band"] = ""
-        by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
-        if packed and run is None and order is None and not cross:
-            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
-                separates = "labels"
-            elif handling.is_plain_band and not (separate_calls or single_call):
-                separates = "band"
-        layout = choose(
-            "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
-            by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
-        )  # fmt: skip
-        # Finite padding stays only on accelerators, where clearing takes launches. On a CPU, a check costs little.
-        takes_any, finite = handling.takes_padding == "any", call.padding_values == "finite" and accelerator.accelerated(q)
-        clears_padding = run is None and (takes_any or (finite and handling.takes_padding == "finite"))
-        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding)
+    if OBSERVERS and not torch.compiler.is_compiling():
+        with running(mechanism):
+            return _arranged(mechanism, reporting(mechanism, attention), q, k, v, call, run is None, per_sequence)
+    if call.batch is None:  # a call less
+        return attention(q, k, v, call)
+    return _arranged(mechanism, attention, q, k, v, call, run is None, per_sequence)
+
+
+def _arranged(
+    mechanism: Mechanism, attention: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, runs_engine: bool,
+    per_sequence: bool,
+) -> Tensor:  # fmt: skip
+    """``attention`` in the layout that the dispatcher chooses for the batch, if there is one.
+
+    runs_engine: whether ``attention`` is the mechanism's ``forward``.
+    """
+    if (batch := call.batch) is None:
+        return attention(q, k, v, call)
+    if mechanism.is_cross_attention:
+        q, k, v, call = clear_padding(q, k, v, call, cross=True)
+    if not aligns_sequences(mechanism, call):
+        return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
+    handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+    single_call = cross or (runs_engine and needs_whole_batch(mechanism))
+    separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+    separates: Literal["", "labels", "band"] = ""
+    by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
+    if packed and runs_engine and mechanism.options.order is None and not cross:
+        if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
+            separates = "labels"
+        elif handling.is_plain_band and not (separate_calls or single_call):
+            separates = "band"
+    layout = choose(
+        "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
+        by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
+    )  # fmt: skip
+    # Finite padding stays only on accelerators, where clearing takes launches. On a CPU, a check costs little.
+    takes_any, finite = handling.takes_padding == "any", call.padding_values == "finite" and accelerator.accelerated(q)
+    clears_padding = runs_engine and (takes_any or (finite and handling.takes_padding == "finite"))
+    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding)

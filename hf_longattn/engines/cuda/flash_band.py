@@ -37,7 +37,7 @@ from ...names import look_up
 from ..batch import Batch, SequenceSpan, in_graph, no_fused_kernels, on_host
 from ..blockwise import blockwise_attention
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..dense import at_least_fp32, repeat_heads, unit_stride
+from ..dense import at_least_fp32, repeat_heads
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
@@ -95,7 +95,7 @@ class Settings(NamedTuple):
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
         tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
-        lengths = self._lengths(q, k, offsets)
+        lengths = (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
         out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords())
         if offsets is not None:
             out, lse = out.view(q.shape), lse.view(lse.shape[0], *q.shape[:2]).transpose(0, 1)
@@ -105,16 +105,14 @@ class Settings(NamedTuple):
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor | None, *state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global columns."""
-        tensors: list[Tensor] = [grad, q, k, v, out]
+        tensors, lengths = [grad, q, k, v, out], (q.shape[1], k.shape[1])
         if offsets is not None:
+            lengths = self.longest, self.longest
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
-        numbers = (*self._lengths(q, k, offsets), self.dropout, self.causal)
-        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self.keywords())
+        numbers = self.dropout, self.causal
+        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *lengths, *numbers, *state, **self.keywords())
         dq, dk, dv = (x.view(like.shape) for x, like in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
-
-    def _lengths(self, q: Tensor, k: Tensor, offsets: Tensor | None) -> tuple[int, int]:
-        return (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
 
     def keywords(self, windowed: bool = True) -> dict[str, Any]:
         """The operator's keywords, with the window or without it."""
@@ -186,10 +184,13 @@ def prepared(
     reason = refused(q.device, q.dtype, *properties, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    rows = [x.transpose(1, 2) for x in (q, k, v)]  # if no feature is missing, a projection's output is not copied
-    if width != padded_width:
-        rows = [F.pad(x, (0, padded_width - width)) for x in rows]
-    return [unit_stride(x) for x in rows], settings
+    rows = []
+    for x in (q, k, v):  # if no feature is missing, a projection's output is not copied
+        row = x.transpose(1, 2)
+        if width != padded_width:
+            row = F.pad(row, (0, padded_width - width))
+        rows.append(row if row.stride(-1) == 1 else row.contiguous())
+    return rows, settings
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
