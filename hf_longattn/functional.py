@@ -21,7 +21,8 @@ from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
+from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch, reads_grid
+from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.shared_options import by_length, check_form, full_of, in_order
@@ -169,7 +170,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
+    if call.grid is not None and not (reads_grid(mechanism) or isinstance(call.score_mod, GridBias)):
         raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
@@ -178,8 +179,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         return
     if not mechanism.capabilities.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
-        expected = (len(k), k.shape[2], mechanism.hidden_size)
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.sizes.hidden_size) for x in (k, q)]:
+        expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
         raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
 
@@ -277,7 +278,7 @@ def run_batch(
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_mechanism(full, q, k, v, call.for_full_attention(), run_in_full, per_sequence=per_sequence)
 
-    return by_length(in_full, by_mechanism, full.max_length, needs_whole_batch(mechanism), q, k, v, call)
+    return by_length(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(
@@ -292,7 +293,7 @@ def run_mechanism(
         attention = in_order(mechanism.options.order, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
-    if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
+    if isinstance(call.grid, tuple) and call.batch is None and reads_grid(mechanism) and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
@@ -316,21 +317,23 @@ def _arranged(
         q, k, v, call = clear_padding(q, k, v, call, cross=True)
     if not aligns_sequences(mechanism, call):
         return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
-    handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+
+    band = mechanism if isinstance(mechanism, SparseMechanism) else None
+    packed, cross = batch.documents is not None, mechanism.is_cross_attention
     single_call = cross or (runs_engine and needs_whole_batch(mechanism))
     separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+    hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
+    by_position = mechanism.capabilities.position_dependent
     separates: Literal["", "labels", "band"] = ""
-    by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
     if packed and runs_engine and mechanism.options.order is None and not cross:
-        if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
+        if mechanism.labels_documents(k, v, call):
             separates = "labels"
-        elif handling.is_plain_band and not (separate_calls or single_call):
+        elif band is not None and hides_padding and not (by_position or separate_calls or single_call):
             separates = "band"
     layout = choose(
         "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
-        by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
+        by_position=by_position and not (band is not None and band.finds_starts and accelerator.accelerated(q)),
+        single_call=single_call, separate_calls=separate_calls,
+        trims_padding=band is not None and band.pattern(call.causal).bounded,
     )  # fmt: skip
-    # Finite padding stays only on accelerators, where clearing takes launches. On a CPU, a check costs little.
-    takes_any, finite = handling.takes_padding == "any", call.padding_values == "finite" and accelerator.accelerated(q)
-    clears_padding = runs_engine and (takes_any or (finite and handling.takes_padding == "finite"))
-    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding)
+    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and runs_engine)

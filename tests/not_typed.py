@@ -7,7 +7,7 @@ from __future__ import annotations
 
 SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in place: "
 TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it on less"
-INSTALLED = "needs a package that only this page installs: tests/test_installed_pages.py types it"
+INSTALLED = "needs a package that only this page installs: tests/test_pages.py types it"
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
@@ -20,8 +20,8 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "make test": "is these tests",
         "make format": "changes the clone",
         ".venv/bin/p": "is for the file that was added, and is these tests",
-        "make docs": "is tests/test_docs.py and tests/test_site.py",
-        "make release": "builds: tests/scripts/dev/tools/test_release.py",
+        "make docs": "is tests/test_docs.py",
+        "make release": "builds: tests/scripts/dev/tools/test_tools.py",
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",

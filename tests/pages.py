@@ -149,7 +149,7 @@ class Here:
         return done.stdout + done.stderr
 
     def install(self, line: str) -> None:
-        """Everything is there; ``tests/test_installed_pages.py`` types it in an empty environment."""
+        """Everything is there; ``tests/test_pages.py`` types it in an empty environment."""
 
 
 def run_in_shell(line: str, env: dict[str, str]) -> str:

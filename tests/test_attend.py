@@ -15,6 +15,8 @@ from hf_longattn.errors import (
     OptionError,
 )
 from hf_longattn.functional import prepare
+from hf_longattn.mechanisms.common.base import attention_weights
+from hf_longattn.mechanisms.common.capabilities import About
 from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
 from tests.cases import every_case
@@ -35,7 +37,9 @@ Q = torch.randn(2, 4, 10, 8)
         (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
         (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
         (
-            lambda: build_mechanism("full", num_heads=4, head_dim=8).weights(torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)),
+            lambda: attention_weights(
+                build_mechanism("full", num_heads=4, head_dim=8), torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)
+            ),
             InputError,
             "at most 4096",
         ),
@@ -197,7 +201,7 @@ def test_register_mechanism_takes_a_class_of_a_user_and_refuses_a_taken_name() -
 
     @register_mechanism("my_window")
     class Mine(Window):
-        summary = "every second neighbour"
+        about = About(summary="every second neighbour")
 
         def mask_mod(self, causal, global_mask):  # type: ignore[no-untyped-def]
             return super().mask_mod(causal, global_mask)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
-from tests.bad_weights import WEIGHTS
+from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS, WEIGHTS
 from tests.cases import every_case
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
 from tests.fresh_processes import run_fresh

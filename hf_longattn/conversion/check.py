@@ -14,6 +14,8 @@ from torch import Tensor
 from ..errors import checkpoint_errors
 from ..inputs.running import all_finite
 from ..loading import tied_weights
+from ..mechanisms.common.capabilities import projection_copies
+from ..mechanisms.common.shared_options import without_exact_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.backend import BACKEND
 from ..modeling.family.definition import without_head
@@ -133,7 +135,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, mechanism.capabilities.copies).items():
+        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
             parameter = mechanism.get_parameter(name)
             if f"{place}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
                 wrong.append(f"{place}.{name} is no copy of its layer's values")
@@ -183,11 +185,8 @@ def attending(model: Any, attention: str) -> Iterator[None]:
     implementation = attention_implementation(model.config) or BACKEND
     if attention == BASE:
         model.use_base_attention()
-    for mechanism in attached_mechanisms(model).values():
-        mechanism.ignores_exact_length = attention != AS_CONFIGURED
-    yield
-    for mechanism in attached_mechanisms(model).values():
-        mechanism.ignores_exact_length = False
+    with without_exact_length(() if attention == AS_CONFIGURED else attached_mechanisms(model).values()):
+        yield
     if attention == BASE:
         model.set_attn_implementation(implementation)
 

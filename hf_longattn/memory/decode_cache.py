@@ -21,7 +21,8 @@ from transformers import Cache, cache_utils
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.capabilities import Stateful, keys_per_query
+from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND
 from .attention_cache import STATE_LAYER, SparseCacheLayer
@@ -92,13 +93,14 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     mechanism = prototype(name, options)
     if not _has_causal_form(mechanism):
         return FULL
-    if mechanism.capabilities.stateful:
+    if isinstance(mechanism, Stateful):
         return STATE_LAYER
     reach = keys_per_query(mechanism)
     if reach is not None:
         return window_layer_type(reach)
     first_token = torch.zeros(1, 1, dtype=torch.long)
-    if not plain_scores or mechanism.retained(first_token, first_token) is None:
+    scattered = isinstance(mechanism, MaskedMechanism) and mechanism.retained(first_token, first_token) is not None
+    if not plain_scores or not scattered:
         return FULL
 
     # A static cache holds all keys.

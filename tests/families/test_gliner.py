@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from hf_longattn.conversion import ConversionConfig, convert_checkpoint
 from tests.stand_ins.gliner import SMALL
-from tests.test_installed_pages import pip_install
+from tests.test_pages import pip_install
 
 pytestmark = pytest.mark.slow
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
 from tests.cases import every_case
@@ -42,6 +43,8 @@ every_mechanism = every_case(("name", "causal"), FORMS, of=9, code=lambda name, 
 """Every mechanism; of one with two forms the quick tests have one."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
+CAUSAL_BUT_FOR_ROUNDING = ("hybrid", "lsh", "performer", "routing")
+"""Mechanisms in which later tokens change the order of the sums for earlier ones, by rounding (1e-6)."""
 ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
 """A mechanism for each engine in each form: a simple one, or the last."""
 GRAPHS = ("compiled", "exported")
@@ -182,7 +185,7 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
             assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
             assert reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
         module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
-        assert module.weights(q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
+        assert attention_weights(module, q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
 
 @every_form
@@ -193,7 +196,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
     after = attend(q, k, v, name, causal=causal, **options)
-    if mechanism_class(name).capabilities.bitwise_causal:
+    if name not in CAUSAL_BUT_FOR_ROUNDING:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
         assert torch.allclose(before[:, :, :150], after[:, :, :150], rtol=0, atol=1e-6) == causal

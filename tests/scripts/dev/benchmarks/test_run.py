@@ -1,22 +1,37 @@
-"""The benchmark: equality comes first, what is stored is what was measured, and a wrong implementation is found out."""
+"""Benchmarks: a run, what it reports, its measures, and that both sides have the same precision."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from scripts.dev.benchmarks import attention
+from hf_longattn import LongAttentionConfig
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
+from hf_longattn.errors import LongAttentionError, OptionError
+from scripts.dev import RESULTS, ROOT
+from scripts.dev.benchmarks import attention, decoding, everything, memory, same_precision, stock_windows
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.attention import ATTENTION, Implementation, OnHeads
 from scripts.dev.benchmarks.case import Case
+from scripts.dev.benchmarks.decoding import DecodeShape, decoding_table, run_decoding
+from scripts.dev.benchmarks.everything import Job, main, read_jobs
+from scripts.dev.benchmarks.memory import Memory, MiB, exponent, footprint_table, growth, measure_memory, run_footprint
+from scripts.dev.benchmarks.report import store_study, stored_study
 from scripts.dev.benchmarks.run import Timing, run_benchmark, time_in_turn, times_faster
-from tests.cases import every_case
-from tests.grids import pairwise
+from scripts.dev.benchmarks.same_precision import MODES, TOLERANCE, brief, build, difference, fastest, in_mode, markdown, ratios, time_pair
+from tests.cases import Cases, every_case
+from tests.grids import pairwise, quickly
 
 SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
 
@@ -143,3 +158,229 @@ def test_timed_implementations_take_turns_after_a_warm_pass() -> None:
 def test_ratio_of_times_survives_a_machine_that_slows_down() -> None:
     ours, other = Timing("ours", 8, (1.0, 10.0, 100.0)), Timing("other", 8, (2.0, 20.0, 200.0))
     assert times_faster(ours, other) == 2.0
+
+
+def test_study_is_stored_whole_or_not_at_all(tmp_path):
+    output = tmp_path / "results" / "study"
+    assert stored_study(output) == {}
+    assert store_study(output, {"loss": 1.5, "name": "±"}, "| 1.5 |\n") == output.with_suffix(".json")
+    assert stored_study(output) == {"loss": 1.5, "name": "±"}
+    assert output.with_suffix(".md").read_text(encoding="utf-8") == "| 1.5 |\n"
+    with pytest.raises(TypeError):
+        store_study(output, {"loss": object()}, "none")
+    store_study(output, {"loss": 2})  # a study that is not complete has no text yet
+    assert stored_study(output) == {"loss": 2}
+    assert output.with_suffix(".md").read_text(encoding="utf-8") == "| 1.5 |\n"
+    assert sorted(path.name for path in output.parent.iterdir()) == ["study.json", "study.md"]
+
+
+def record(after: float = 8.0) -> dict[str, Any]:
+    """A stored record in which every original takes 10 ms, and every converted model ``after`` ms, in bf16 half of both."""
+    turns = {mode: [[5.0, after / 2]] * 3 if mode.startswith("bf16") else [[10.0, after]] * 3 for mode in MODES}
+    about = {"processor": "a processor", "threads": 1, "torch": "2", "transformers": "5", "date": "2026-01-01"}
+    lengths = {"512": 0, "1024": 0}
+    return {
+        "machine": about,
+        "layers": 4,
+        "differences": dict.fromkeys(MODES, 1e-6),
+        "milliseconds": {mode: dict.fromkeys(lengths, turns[mode]) for mode in MODES},
+    }
+
+
+def test_ratios_of_speed_are_medians_of_turns_in_the_same_precision() -> None:
+    assert all(value == 1.25 for by_length in ratios(record()).values() for value in by_length.values())
+    assert set(fastest(record()).values()) == {"bf16"}
+
+
+def test_table_of_speeds_names_the_machine_and_what_is_slower() -> None:
+    assert "Nowhere is it slower by more than 3 %." in markdown(record())
+    assert "Slower than its original by more than 3 %: fp32 at 512 tokens (0.95)" in markdown(record(10.5))
+    assert "a processor" in markdown(record())
+    assert "| fp32 | 1.25 | 1.25 |" in brief(record())
+
+
+@pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
+@pytest.mark.parametrize("mode", quickly(["fp32", "int8, optimised"], ("fp32",)))
+def test_speed_comparison_compares_outputs_under_a_dense_mask(mode: str) -> None:
+    pair = [in_mode(model, mode) for model in build(layers=1)]
+    assert difference((pair[0], pair[1]), 600) < TOLERANCE[mode.partition(",")[0]]
+    with torch.no_grad():
+        pair[1].embeddings.LayerNorm.bias += 1
+    assert difference((pair[0], pair[1]), 600) > TOLERANCE[mode.partition(",")[0]]
+
+
+def test_timed_turns_are_paired_and_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_precision, "TURNS", (3, 5))
+    assert len(time_pair((torch.nn.Identity(), torch.nn.Identity()), 8, seconds=0.0)) == 3
+    assert len(time_pair((torch.nn.Identity(), torch.nn.Identity()), 8, seconds=60.0)) == 5
+
+
+def test_speed_comparison_does_not_store_models_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_precision, "measure", lambda *_: "stop")
+    assert same_precision.main(["--output", str(tmp_path / "result")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+PAGES_ALONE = ("mutations.md",)
+"""Stored pages without JSON."""
+
+
+def test_every_stored_result_has_one_command() -> None:
+    made = [name for job in read_jobs() for name in job.results]
+    assert len(made) == len(set(made))
+    stored = {path.stem for path in RESULTS.iterdir() if path.suffix == ".json" or path.name in PAGES_ALONE}
+    assert set(made) == stored
+
+
+def test_every_command_of_results_names_a_program_of_this_checkout() -> None:
+    for job in read_jobs():
+        words = shlex.split(job.command)
+        path = f"{words[2].replace('.', '/')}" if words[1] == "-m" else words[1].removesuffix(".py")
+        here = (ROOT / f"{path}.py").exists() or (ROOT / path / "__main__.py").exists()
+        assert here, job.command
+
+
+def test_benchmarks_take_the_commands_of_results() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    with group.make_context("benchmarks", [], resilient_parsing=True) as context, Cases() as cases:
+        for job in read_jobs():
+            words = shlex.split(job.command)
+            if words[1:3] == ["-m", "scripts.dev.benchmarks"]:
+                with cases(job.command):
+                    _, command, rest = group.resolve_command(context, words[3:])
+                    assert command is not None
+                    command.make_context(words[3], rest).close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two commands, of which the second one fails until a file is there; they count how often they run."""
+    ran = tmp_path / "ran"
+    good = f"python -c \"open('{ran}', 'a').write('a')\""
+    bad = f"python -c \"open('{ran}', 'a').write('b'); open('{tmp_path / 'there'}')\""
+    monkeypatch.setattr(everything, "read_jobs", lambda studies=True: [Job(("one",), good), Job(("two", "three"), bad)])
+    monkeypatch.setattr(everything, "DONE", tmp_path / "done.json")
+    return tmp_path
+
+
+def test_run_of_all_results_goes_on_where_it_stopped(jobs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--busy"]) == 1
+    assert "These commands failed:" in capfd.readouterr().out
+    (jobs / "there").touch()
+    assert main(["--busy"]) == 0
+    assert (jobs / "ran").read_text() == "abb"
+    assert main(["--busy", "--again", "--only", "one"]) == 0
+    assert (jobs / "ran").read_text() == "abba"
+
+
+@pytest.mark.usefixtures("jobs")
+def test_run_of_all_results_refuses_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1.7, 1.0, 1.0))
+    with pytest.raises(OptionError, match=r"Other programs use 1\.7 processors"):
+        main([])
+    with pytest.raises(OptionError, match="has 'four' in its name"):
+        main(["--only", "four"])
+
+
+SHORT = ["--heads", "2", "--head-dim", "8", "--steps", "2", "--lengths", "64,320"]
+
+
+def test_decoding_benchmark_stores_time_and_memory(tmp_path: Path) -> None:
+    chosen = ["--attention", "full", "--attention", "window:window=32", "--attention", "linear,window:window=16"]
+    done = CliRunner().invoke(app, ["decode", *chosen, *SHORT, "--full-up-to", "64", "--output-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "decode.json").read_text())
+    sizes = {(one["attention"], one["length"]): one["mebibytes"] for one in record["results"]}
+    assert ("full", 320) not in sizes
+    assert sizes["window:window=32", 64] == sizes["window:window=32", 320]
+    assert sizes["linear,window:window=16", 64] == sizes["linear,window:window=16", 320] > 0
+    assert "–" in decoding_table(record)
+
+
+def test_decoding_benchmark_does_not_time_unequal_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "difference", lambda model, seed: 0.5)
+    with pytest.raises(OptionError, match="nothing was timed"):
+        run_decoding({"full": LongAttentionConfig("full")}, [8], DecodeShape(1, 2, 8, 1), baseline_up_to=8)
+    with pytest.raises(OptionError, match="one length or more"):
+        run_decoding({}, [], DecodeShape(), baseline_up_to=8)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_exponent_of_memory_is_that_of_the_data(power: float) -> None:
+    assert exponent([Memory("x", n, 0.0, 3e-5 * n**power) for n in (4096, 8192, 16384, 32768)]) == pytest.approx(power)
+
+
+def test_measured_peak_includes_what_a_call_allocates() -> None:
+    side = 4096
+    assert 0.9 * 4 * side**2 / MiB < growth(lambda: torch.ones(side, side)) < 2 * 4 * side**2 / MiB
+
+
+@pytest.mark.slow
+def test_memory_of_a_pass_is_measured_in_a_process_of_its_own() -> None:
+    measured = measure_memory("attention", "longattn", Case("window", {"window": 64}, length=8192, heads=8))
+    assert 5 < measured.extra < 500
+    assert measured.inputs > 0
+
+
+def test_failed_measurement_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nMemoryError: no memory\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: MemoryError: no memory"):
+        measure_memory("attention", "sdpa", Case("window", length=64, heads=2, head_dim=16))
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("warm_memory")
+def test_memory_benchmark_stores_mebibytes_and_growth(tmp_path: Path) -> None:
+    shape = ["--lengths", "512,2K", "--heads", "2", "--head-dim", "16", "--output-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, ["memory", "--mechanism", "linear", "--causal", *shape])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "memory-causal.json").read_text())
+    assert record["case"]["backward"]
+    assert len(record["results"][0]["mebibytes"]) == 2
+    assert "`linear`" in footprint_table(record)
+
+
+@pytest.mark.parametrize(("mechanisms", "lengths"), [([], [64, 128]), (["full"], [64])])
+def test_memory_benchmark_needs_mechanisms_and_two_lengths(mechanisms: list[str], lengths: list[int]) -> None:
+    with pytest.raises(OptionError, match="two lengths or more"):
+        run_footprint(mechanisms, lengths, Case())
+
+
+NARROW = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50368}
+
+
+def test_measured_stock_models_are_equal_before_they_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = stock_windows.Shape("modernbert", NARROW, "sdpa", 3, {512: 2})
+    monkeypatch.setattr(stock_windows, "SHAPES", {"a/small": shape})
+    monkeypatch.setattr(stock_windows, "STOCK_GIB", 2048**2 / 2**31)  # less than the mask of 2,048 tokens
+    monkeypatch.setattr(stock_windows, "ProcessPoolExecutor", Inline)
+    stock_windows.main(["--quick", "--output", str(tmp_path / "result")])
+    record = json.loads((tmp_path / "result.json").read_text())
+    first, second = record["rows"]
+    assert [first["layers"], second["layers"]] == [2, 3]
+    assert 0 < first["difference"] < 1e-5
+    assert len(first["mebibytes"]) == 2
+    assert len(second["mebibytes"]) == 1  # stock did not run
+    assert "| small, 3 of 3 layers | 2,048 | – |" in capsys.readouterr().out
+    monkeypatch.setattr(stock_windows, "TOLERANCE", 0.0)
+    with pytest.raises(SystemExit, match="outputs differ"):
+        stock_windows.main(["--quick", "--only", "small"])
+
+
+class Inline:
+    """An executor that calls at once, where fakes are seen."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        value = function(*args)
+        return type("Done", (), {"result": lambda self: value})()

@@ -1,0 +1,229 @@
+"""Tools of developers: ceilings, releases, tables, first looks, launches and transformers' tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from scripts.dev import RESULTS
+from scripts.dev.benchmarks.report import machine, stored_study
+from scripts.dev.tools import first_look, release
+from scripts.dev.tools.ceiling import against_ceilings
+from scripts.dev.tools.launches import LAYERS, NAMES, ONE_OPERATION, STORED, as_on_cuda, launches, list_modes, python_calls, rows_of
+from scripts.dev.tools.launches import table as launch_table
+from scripts.dev.tools.run_transformers_tests import failed_here, failures, markdown, name_on_base, store, table
+from scripts.dev.tools.small_models import IN_FULL
+from scripts.dev.tools.update_docs import stored
+from tests.cases import every_case
+
+FUNCTION = "def f():\n    pass\n"
+SIZES = {"lines": 12, "functions": 6, "bytes": 6 * len(FUNCTION)}
+"""Of the package that the fixture writes."""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name, functions in {"errors.py": 2, "engines/band.py": 4}.items():
+        (tmp_path / "hf_longattn" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hf_longattn" / name).write_text(FUNCTION * functions)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("unit", "slack"), [("lines", 500), ("functions", 40), ("bytes", 25_000)])
+def test_ceiling_forbids_growth_and_follows_a_shrinking_package(tree: Path, unit: str, slack: int) -> None:
+    size = SIZES[unit]
+    said = {}
+    for ceiling in (size - 1, size, size + slack - 1, size + slack):
+        ceilings = "\n".join(f"{name} = {number}" for name, number in (SIZES | {unit: ceiling}).items())
+        (tree / "pyproject.toml").write_text(f"[tool.hf_longattn.size]\n{ceilings}\n")
+        said[ceiling - size] = against_ceilings(tree)
+    assert said[0] == said[slack - 1] == ""
+    assert said[-1] == f"hf_longattn has {size} {unit} and may have {size - 1} (pyproject.toml); take out 1\n"
+    assert said[slack] == f"hf_longattn has {size} {unit}; lower [tool.hf_longattn.size] in pyproject.toml from {size + slack:,} to that\n"
+
+
+matplotlib = pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+
+
+def test_image_of_the_readme_is_the_same_bytes_and_leaves_figures_alone(tmp_path: Path) -> None:
+    before = matplotlib.get_backend()
+    matplotlib.use("pdf")
+    from matplotlib import pyplot
+
+    mine = pyplot.figure()
+    try:
+        for name in ("a.svg", "b.svg"):
+            first_look.draw(stored(first_look.RESULT), tmp_path / name)
+        assert matplotlib.get_backend().lower() == "pdf"
+        assert pyplot.get_fignums() == [mine.number]
+    finally:
+        pyplot.close(mine)
+        matplotlib.use(before)
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+@pytest.mark.thorough
+def test_distributions_hold_the_files_that_they_should() -> None:
+    """By hatchling's own list; recipes and metadata, which it adds while building, are checked by `make release`."""
+    pytest.importorskip("hatchling")
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    stubs = release.stub_files()
+    wheel, sdist = (builder(str(release.ROOT)) for builder in (WheelBuilder, SdistBuilder))
+    for folder in (".tmp", "runs", "dist"):  # a link in one of them to a folder of the checkout would be taken for that folder
+        assert sdist.config.directory_is_excluded(folder, ""), folder
+    expected = {name for name in release.wheel_files() if not name.startswith(("hf_longattn/configs/", f"{release.NAME}.dist-info"))}
+    packed = {file.distribution_path: 0 for file in wheel.recurse_included_files() if file.distribution_path not in stubs}
+    assert release.differences(packed, expected - stubs, size=0, largest=0) == []
+    expected = release.sdist_files() - {"PKG-INFO", ".gitignore", "pyproject.toml"}
+    packed = {file.distribution_path: 0 for file in sdist.recurse_included_files() if file.distribution_path not in stubs}
+    assert release.differences(packed, expected - stubs, size=0, largest=0) == []
+
+
+def test_release_names_files_that_are_missing_foreign_or_too_large() -> None:
+    packed = {"a.py": 10, "weights.bin": 2 * 10**6}
+    assert release.differences(packed, {"a.py", "b.py"}, size=5, largest=4) == [
+        "lacks b.py",
+        "has weights.bin, which nobody expects",
+        "has weights.bin of 2000000 bytes",
+        "has 5 bytes, more than 4",
+    ]
+
+
+def test_citation_changelog_and_security_name_the_version() -> None:
+    for file, pattern in {"CITATION.cff": r"^version: (\S+)$", "CHANGELOG.md": r"^## ([\d.]+)"}.items():
+        versions = re.findall(pattern, (release.ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert versions[0] == release.VERSION, file
+    minor = release.VERSION.rpartition(".")[0]
+    assert f"| the newest {minor}.x | yes |" in (release.ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_every_family_is_in_the_table_of_transformers_own_suite() -> None:
+    ran = {name.removeprefix("long_") for name in stored_study(RESULTS / "model_tester")["families"]}
+    command = "python -m scripts.dev.tools.run_transformers_tests NAME --output scripts/dev/results"
+    assert not {*IN_FULL} - ran, f"missing in results/model_tester.json; type {command}"
+
+
+def entry(passed: int) -> dict[str, Any]:
+    return {"passed": passed, "failed": 0, "skipped": 1, "failures": []}
+
+
+def test_stored_families_that_did_not_run_stay(tmp_path: Path) -> None:
+    store({"long_bert": entry(5), "long_gpt2": entry(6)}, tmp_path)
+    store({"long_t5": entry(7), "long_gpt2": entry(8)}, tmp_path)
+    stored = json.loads((tmp_path / "model_tester.json").read_text())
+    assert {name: one["passed"] for name, one in stored["families"].items()} == {"long_bert": 5, "long_gpt2": 8, "long_t5": 7}
+    assert "| long_bert | 5 | 0 | 1 |" in (tmp_path / "model_tester.md").read_text()
+    assert stored["transformers"] == transformers.__version__
+
+
+def test_failure_that_the_base_shares_is_told_apart() -> None:
+    shared = {**entry(5), "failed": 2, "failures": ["test_b", "test_a"], "failures_of_base": ["test_a"]}
+    assert failed_here(shared) == ["test_b"]
+    assert failures(shared) == " (test_a, as in the base, test_b)"
+    assert "| long_bert | 5 | 2 (test_a, as in the base, test_b) | 1 |" in markdown({"long_bert": shared}, "5.0")
+
+
+def test_backbones_are_counted_with_their_family(tmp_path: Path) -> None:
+    cases = [("LongBeitTest", "test_config", ""), ("LongBeitBackboneTest", "test_config", "<failure/>"), ("PlainBeitTest", "test_a", "")]
+    rows = "".join(f'<testcase classname="tests.models.{kind}" name="{name}">{inner}</testcase>' for kind, name, inner in cases)
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
+    result = table(tmp_path / "report.xml")
+    assert {name: (counts["passed"], counts["failures"]) for name, counts in result.items()} == {
+        "long_beit": (1, ["backbone test_config"]),
+        "beit": (1, []),
+    }
+    assert name_on_base("beit", "backbone test_config") == "(PlainBeitBackboneTest and test_config)"
+    assert name_on_base("beit", "test_config") == "(PlainBeitTest and test_config)"
+
+
+def test_stored_families_of_another_transformers_are_dropped(tmp_path: Path) -> None:
+    store({"long_bert": entry(5)}, tmp_path)
+    file = tmp_path / "model_tester.json"
+    file.write_text(file.read_text().replace(transformers.__version__, "5.1.0"))
+    store({"long_t5": entry(7)}, tmp_path)
+    assert list(json.loads(file.read_text())["families"]) == ["long_t5"]
+
+
+RECORD = json.loads(STORED.read_text(encoding="utf-8"))
+CEILINGS = {(row["mode"], row["layer"]): row for row in RECORD["rows"]}
+PYTHON_SLACK = 1.05
+"""Versions of Python differ in what they call."""
+
+
+def check_ceilings(mode: str) -> None:
+    versions = [{name: about[name].split("+")[0] for name in ("torch", "transformers")} for about in (RECORD["machine"], machine())]
+    if versions[0] != versions[1]:
+        pytest.skip(f"the stored table is of {versions[0]}")
+    for row in rows_of(mode):
+        ceiling = CEILINGS[row["mode"], row["layer"]]
+        above = {name: row[name] for name in NAMES if row[name] > ceiling[name] * (PYTHON_SLACK if "python" in name else 1)}
+        assert not above, f"{row['layer']} layer: {ceiling}; if more is right, store it by python -m scripts.dev.tools.launches --write"
+
+
+@every_case("mode", [mode for mode in list_modes() if mode.split(", ")[0] in LAYERS])
+def test_layers_ask_no_more_of_a_gpu_than_the_table_says(mode: str) -> None:
+    check_ceilings(mode)
+
+
+@every_case("mode", [mode for mode in list_modes() if mode.split(", ")[0] not in LAYERS])
+def test_models_ask_no_more_of_a_gpu_than_the_table_says(mode: str) -> None:
+    check_ceilings(mode)
+
+
+def test_the_stored_table_has_every_mode() -> None:
+    assert [*dict.fromkeys(mode for mode, _ in CEILINGS)] == list_modes()
+    assert launch_table(RECORD["rows"]).count("\n") == len(list_modes()) + 1
+
+
+def test_operations_and_waits_are_those_of_a_gpu() -> None:
+    x, mask = torch.randn(4, 4), torch.eye(4, dtype=torch.bool)
+    cases = {
+        "views": (lambda: x.view(16)[None].detach(), 0, 0),
+        "two operations": (lambda: (x + 1).sum(), 2, 0),
+        "a number": (lambda: x.sum().item(), 1, 1),
+        "a condition": (lambda: bool((x > 9).any()), 2, 1),
+        "a list": (lambda: x.tolist(), 0, 1),
+        "a copy, whose list and sum are on the host": (lambda: (x.detach().cpu()[0].tolist(), x.to("cpu").sum().item()), 0, 2),
+        "a copy that returns": (lambda: x.cpu().to(x.device).add(1), 2, 1),
+        "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0),
+        "rows by a mask": (lambda: x[mask], 1, 1),
+        "places of a mask": (lambda: mask.nonzero(), 1, 1),
+        "rows by places": (lambda: x[torch.arange(2)], 2, 0),
+    }
+    for name, (run, operations, waits) in cases.items():
+        counted, _ = launches(run)
+        assert (counted.operations, counted.waits.total()) == (operations, waits), (name, counted.waits)
+
+
+def test_a_fused_kernel_counts_as_one_operation_in_each_direction() -> None:
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+    with as_on_cuda():
+        forward, out = launches(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+        backward, _ = launches(lambda: out.backward(torch.ones_like(q)))
+    assert forward.operations == 1
+    assert backward.operations == 1 + 1 + 2, "the ones, the kernel, and the sum of three gradients"
+    assert not forward.waits + backward.waits
+    assert ONE_OPERATION.counting is None
+
+
+def test_python_calls_are_those_of_functions_inside() -> None:
+    def outer() -> int:
+        return inner() + inner()
+
+    def inner() -> int:
+        return len(Counter())
+
+    calls, result = python_calls(outer)
+    assert result == 0
+    assert calls >= 2
+    assert python_calls(lambda: 1) == (0, 1)
