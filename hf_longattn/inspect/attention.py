@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +377,8 @@ class MeasuredLayers:
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
-        layer = layer.on(self.layout)
+        if self.layout is not None:
+            layer = replace(layer, call=layer.call.replace(grid=self.layout))
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):

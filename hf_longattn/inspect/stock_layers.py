@@ -76,11 +76,6 @@ class DeclaredAttention:
         rules = "blocks of tokens" if self.pairs == "by rules" else ""
         return ", ".join(filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules)))
 
-    @property
-    def plain(self) -> bool:
-        """Whether SDPA computes this without a mask."""
-        return {self.left, self.chunk, self.softcap} == {None} and not (self.sinks or self.bias or self.pairs)
-
     @classmethod
     def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
         """The attention of one call of transformers' attention function."""
@@ -163,8 +158,12 @@ class StockInspection:
 
     def verdict(self) -> str:
         """What ``attn_implementation="longattn"`` does."""
-        plain = all(layer.plain for _, layer in self.layers)
-        return self.why_not or ("runs as sdpa does" if plain else "computes what the layers declare, windows without an N×N mask")
+        if self.why_not:
+            return self.why_not
+        for _, layer in self.layers:  # SDPA computes a layer without a mask unless it declares one of these
+            if {layer.left, layer.chunk, layer.softcap} != {None} or layer.sinks or layer.bias or layer.pairs:
+                return "computes what the layers declare, windows without an N×N mask"
+        return "runs as sdpa does"
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         """Length in tokens, and the largest layer's bytes in transformers and in the engines. An input that is no text has one length."""
