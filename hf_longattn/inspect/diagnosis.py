@@ -136,7 +136,7 @@ class Diagnosis:
         return "tokens" if self.frame_seconds is None else "frames"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:
-        """A number of tokens as text, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
+        """A number of tokens as text: "512 tokens", or for a sound model "1,499 frames (30 s)"."""
         count = f"{tokens:,.{digits}f} {self.unit}"
         return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
 

@@ -44,7 +44,7 @@ class DeclaredAttention:
     left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
     chunk: tokens of a chunk, beyond which nothing is visible. softcap: the bound of the scores.
     sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
-    pairs: what else the mask hides or shows: "by the model" if that makes a mask itself, "by rules" for blocks of tokens.
+    pairs: what else decides over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
     """
 
     heads: int
@@ -202,7 +202,7 @@ def inspect_stock(model: str | Path, *, revision: str | None = None, token: str 
 
 
 def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
-    """Run a model, or each of its towers, on the meta device, and record what the attention modules declare."""
+    """Record what the attention modules of a model, or of its towers, declare in a run on the meta device."""
     parameters, implementation = sum(parameter.numel() for parameter in model.parameters()), attention_implementation(model.config)
     result = StockInspection(
         type(model).__name__, model.config.model_type, parameters, implementation or "eager", bool(model._supports_flash_attn)

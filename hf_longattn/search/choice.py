@@ -79,7 +79,7 @@ def mass_table(
 
 
 def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
-    """Minus the KL divergence of the model in which this layer alone runs the candidate. The others run the checkpoint's ``base``."""
+    """Minus the KL divergence of a model in which one layer runs the candidate. The other layers run the checkpoint's ``base``."""
     table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
     for candidate in candidates:
@@ -138,8 +138,9 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
-    """The change of the held-out loss at the target length, from the checkpoint, which reads chunks of at most its own maximum length, to
-    the converted model without training. ``None`` if no token is predicted.
+    """The change of the held-out loss from the checkpoint to the converted model without training.
+
+    The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no token is predicted.
 
     Args:
         model: to convert; it must predict tokens.

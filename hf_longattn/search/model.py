@@ -30,7 +30,7 @@ from .design import Design
 
 
 class SearchedModel:
-    """A checkpoint in memory whose layers can run one attention after the other, like the result of a conversion.
+    """A checkpoint in memory whose layers run any attention, as the result of a conversion would.
 
     Args:
         source: a folder, a Hub repository or an opened checkpoint, long or not.
@@ -103,7 +103,7 @@ class SearchedModel:
 
 
 def check_one_stack(source: Source) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
+    """Raise :class:`CheckpointError` for a checkpoint of several towers or without a Long class."""
     model_type = str(source.config.get("model_type"))
     modality = modality_in(source.config)
     if modality.apart:
@@ -125,7 +125,7 @@ def check_one_stack(source: Source) -> None:
 
 
 class SearchText(TextIds):
-    """Pieces of one text, each as long as the model reads at once, with the tokenizer's special tokens."""
+    """Pieces of one text with the tokenizer's special tokens. The model reads one piece at a time."""
 
     def pieces(self, length: int, count: int) -> list[Tensor]:
         """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.

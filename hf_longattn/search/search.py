@@ -152,7 +152,7 @@ class SearchResult:
 
 
 REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
-"""What plan and report keep of a search's JSON form, besides the size of the inputs compared."""
+"""Keys of a search's JSON form that plan and report have, besides the size of the compared inputs."""
 
 
 @quiet_libraries()
@@ -165,7 +165,7 @@ def search_design(
     progress: Progress | None = None,
     **settings: Any,
 ) -> SearchResult:
-    """Search a mechanism for every layer of ``model`` under a budget of time or memory at a target length.
+    """Search a mechanism for every layer of ``model`` under a budget of time or memory.
 
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
@@ -201,7 +201,7 @@ def search_design(
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, chosen by a text, images or recordings, and for plan and report what was chosen and why.
+    """The attention of every layer, chosen by inputs, and what plan and report say of the choice.
 
     Args:
         source: the opened checkpoint.
@@ -299,7 +299,7 @@ class Search:
         return self._result(best, f"{design} {what} within {self.budget}.")
 
     def _take_candidates(self) -> None:
-        """Keep the candidates that single layers can run and that positions hold for.
+        """Take the candidates that single layers can run and that need no training of positions.
 
         Raises:
             OptionError: one that the user named cannot run, or none is left.
