@@ -23,6 +23,7 @@ from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
+from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.shared_options import by_length, check_form, full_of, in_order
@@ -304,21 +305,22 @@ def run_mechanism(
             q, k, v, call = clear_padding(q, k, v, call, cross=True)
         if not aligns_sequences(mechanism, call):
             return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
-        handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+        band = mechanism if isinstance(mechanism, SparseMechanism) else None
+        packed, cross = batch.documents is not None, mechanism.is_cross_attention
         single_call = cross or (run is None and needs_whole_batch(mechanism))
         separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+        hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
+        by_position = mechanism.capabilities.position_dependent
         separates: Literal["", "labels", "band"] = ""
-        by_position = handling.position_dependent and not (handling.finds_starts and accelerator.accelerated(q))
         if packed and run is None and order is None and not cross:
-            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.capabilities.takes_documents:
+            if mechanism.labels_documents(k, v, call):
                 separates = "labels"
-            elif handling.is_plain_band and not (separate_calls or single_call):
+            elif band is not None and hides_padding and not (by_position or separate_calls or single_call):
                 separates = "band"
         layout = choose(
             "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
-            by_position=by_position, single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
+            by_position=by_position and not (band is not None and band.finds_starts and accelerator.accelerated(q)),
+            single_call=single_call, separate_calls=separate_calls,
+            trims_padding=band is not None and band.pattern(call.causal).bounded,
         )  # fmt: skip
-        # Finite padding stays only on accelerators, where clearing takes launches. On a CPU, a check costs little.
-        takes_any, finite = handling.takes_padding == "any", call.padding_values == "finite" and accelerator.accelerated(q)
-        clears_padding = run is None and (takes_any or (finite and handling.takes_padding == "finite"))
-        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding)
+        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and run is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_info
 
 
@@ -34,7 +35,8 @@ def kind_of_family(base: str, *rest: object) -> Hashable:
 def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
     """A mechanism's engine and form, and how it decodes."""
     capabilities = mechanism_class(name).capabilities
-    return mechanism_info(name).engine, causal, capabilities.stateful, capabilities.recursion is not None, capabilities.takes_globals
+    stateful = issubclass(mechanism_class(name), Stateful)
+    return mechanism_info(name).engine, causal, stateful, capabilities.recursion is not None, capabilities.takes_globals
 
 
 def engine_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:

@@ -15,6 +15,7 @@ from hf_longattn.errors import (
     OptionError,
 )
 from hf_longattn.functional import prepare
+from hf_longattn.mechanisms.common.capabilities import About
 from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
 from tests.cases import every_case
@@ -197,7 +198,7 @@ def test_register_mechanism_takes_a_class_of_a_user_and_refuses_a_taken_name() -
 
     @register_mechanism("my_window")
     class Mine(Window):
-        summary = "every second neighbour"
+        about = About(summary="every second neighbour")
 
         def mask_mod(self, causal, global_mask):  # type: ignore[no-untyped-def]
             return super().mask_mod(causal, global_mask)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import checkpoint_errors
 from ..inputs.running import all_finite
 from ..loading import tied_weights
+from ..mechanisms.common.capabilities import projection_copies
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.backend import BACKEND
 from ..modeling.family.definition import without_head
@@ -133,7 +134,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for prefix, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, mechanism.capabilities.copies).items():
+        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
             parameter = mechanism.get_parameter(name)
             if f"{prefix}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
                 wrong.append(f"{prefix}.{name} is no copy of its layer's values")

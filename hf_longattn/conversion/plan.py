@@ -18,6 +18,7 @@ from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
+from ..mechanisms.full import Full
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
@@ -117,7 +118,7 @@ def plan_positions(
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
-        return f"rope:{rope.kind}", rope, {}, None if rope.exact else 0
+        return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
@@ -438,7 +439,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
-    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).capabilities.moves_positions)
+    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or issubclass(mechanism_class(name), Full))
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:

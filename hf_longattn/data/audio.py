@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -99,29 +98,24 @@ def read_audio(
     return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)
 
 
-@dataclass(frozen=True)
 class Hearing:
     """How audio files become the inputs of a model; a collator for rows of :func:`to_utterances`.
 
-    extractor: the model's feature extractor.
-    masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
+    sampling_rate: samples a second that the model reads.
+    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` where it keeps them whole.
+
+    Args:
+        extractor: the model's feature extractor.
+        masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
     """
 
-    extractor: Any
-    masked: bool = False
-
-    @property
-    def sampling_rate(self) -> int:
-        """Samples a second that the model reads."""
-        return int(self.extractor.sampling_rate)
-
-    @property
-    def most_samples(self) -> int | None:
-        """Number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` where it keeps them whole."""
-        if hasattr(self.extractor, "n_samples"):
-            return int(self.extractor.n_samples)
-        rows = getattr(self.extractor, "max_length", None)
-        return None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND
+    def __init__(self, extractor: Any, *, masked: bool = False) -> None:
+        self.extractor, self.sampling_rate = extractor, int(extractor.sampling_rate)
+        rows = getattr(extractor, "max_length", None)
+        self.most_samples = getattr(extractor, "n_samples", None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND)
+        self.settings: dict[str, Any] = {"padding": True} if self.most_samples is None else {}
+        if masked:
+            self.settings["return_attention_mask"] = True
 
     def samples(self, row: Mapping[str, Any]) -> Samples:
         """The samples of a row with ``audio`` and ``name``; see :func:`read_audio`."""
@@ -129,10 +123,7 @@ class Hearing:
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
         """The arguments of a model, padded after the sound, as the feature extractor makes them."""
-        settings: dict[str, Any] = {"padding": True} if self.most_samples is None else {}
-        if self.masked:
-            settings["return_attention_mask"] = True
-        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **settings))
+        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **self.settings))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch with ``labels``: ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100."""

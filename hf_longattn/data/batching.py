@@ -54,6 +54,13 @@ class EpochAwareCollator:
         return collator
 
 
+def shuffled(count: int, seed: int | str) -> list[int]:
+    """The numbers below ``count`` in an order by the seed."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
     """``(B, length)`` of rows of numbers, padded with ``fill``."""
     padded = []
@@ -178,9 +185,7 @@ class TokenBudget(EpochSampler):
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
         self.seed = seed
-        order = list(range(len(lengths)))
-        random.Random(seed).shuffle(order)
-        order.sort(key=lambda row: lengths[row])
+        order = sorted(shuffled(len(lengths), seed), key=lambda row: lengths[row])
         self.batches: list[list[int]] = [[]]
         total = 0
         for row in order:
@@ -200,9 +205,7 @@ class TokenBudget(EpochSampler):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(len(self.batches)))
-        random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
-        return iter([self.batches[place] for place in order])
+        return iter([self.batches[number] for number in shuffled(len(self.batches), f"{self.seed}:{self.epoch}")])
 
 
 MASKED = 0.15
@@ -256,8 +259,8 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         if not bool((labels != IGNORED).any()):  # a short batch; its loss would be the mean of nothing
             rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
             if len(rest):
-                place = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
-                shown[place], labels[place] = self.tokenizer.mask_token_id, original[place]
+                index = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
+                shown[index], labels[index] = self.tokenizer.mask_token_id, original[index]
         return shown, labels
 
 
@@ -269,7 +272,7 @@ class DataCollatorForPackedText(RepeatableMasks):
         """Rows with input_ids and documents, lists of the same length."""
         ids = [token for row in examples for token in row["input_ids"]]
         batch = super().torch_call([{"input_ids": ids}])
-        numbers = torch.tensor([(place, number) for place, row in enumerate(examples) for number in row["documents"]])
+        numbers = torch.tensor([(row, number) for row, example in enumerate(examples) for number in example["documents"]])
         borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
         batch.pop("attention_mask", None)
         batch["documents"] = borders.cumsum(0)[None] - 1

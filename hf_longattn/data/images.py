@@ -107,11 +107,11 @@ class ImageCollator(EpochAwareCollator):
         if self.augmentation is not None and self.epoch != EVALUATION:
             transform, settings = self.augmentation
             with torch.random.fork_rng(devices=[]):
-                for place, row in enumerate(features):
+                for number, row in enumerate(features):
                     key = repr((self.seed, self.epoch, row["name"])).encode()
                     drawn = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
                     torch.default_generator.manual_seed(drawn)  # torch.manual_seed would seed GPUs, too
-                    images[place] = transform(images[place])
+                    images[number] = transform(images[number])
         pixels = [torch.as_tensor(image) for image in self.processor(images, **settings)["pixel_values"]]
         sizes = {tuple(image.shape[-2:]) for image in pixels}
         if len(sizes) > 1:

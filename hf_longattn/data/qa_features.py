@@ -62,23 +62,23 @@ def qa_inputs(
     for window, (owner, spans) in enumerate(zip(owners, encoded["offset_mapping"], strict=True)):
         offsets = [span if text == 1 else (-1, -1) for span, text in zip(spans, encoded.sequence_ids(window), strict=True)]
         rows["offsets"].append(offsets)
-        for name, places in zip(("starts", "ends"), zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True), strict=True):
-            rows[name].append(sorted(set(places)))
+        for name, tokens in zip(("starts", "ends"), zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True), strict=True):
+            rows[name].append(sorted(set(tokens)))
     return rows
 
 
 def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
     """First and last token of each answer that lies completely in this window; [(0, 0)], "no answer", without one."""
-    inside = [place for place, (start, _) in enumerate(offsets) if start >= 0]
-    firsts = [offsets[place][0] for place in inside]
+    inside = [token for token, (start, _) in enumerate(offsets) if start >= 0]
+    firsts = [offsets[token][0] for token in inside]
 
     def token_at(character: int) -> int:
         """The token that contains (or precedes) a character of the document; -1 outside of this window."""
         number = bisect_right(firsts, character) - 1
         return -1 if number < 0 or (number == len(firsts) - 1 and character >= offsets[inside[-1]][1]) else inside[number]
 
-    places = [(start, start + max(1, len(text)) - 1) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
-    tokens = [(token_at(first), token_at(last)) for first, last in places]
+    characters = [(start, start + max(1, len(text)) - 1) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+    tokens = [(token_at(first), token_at(last)) for first, last in characters]
     return [pair for pair in tokens if min(pair) >= 0] or [(0, 0)]
 
 
@@ -95,7 +95,7 @@ def answerable(examples: Dataset) -> Dataset:
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
-    used = [place for place, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
+    used = [number for number, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
     if not used:
         raise DataError("No question has an answer in its document, so there is nothing to learn; give questions with answers.")
     return examples.select(used)

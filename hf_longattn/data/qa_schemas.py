@@ -1,6 +1,6 @@
 """Questions about documents: SQuAD 1 and 2 (nested or flat), MRQA, HotpotQA, and rows of ``question``, ``context`` and ``answers``.
 
-Where the data give answers without their places, every occurrence in the document counts as one (distant supervision, Joshi et al. 2017;
+Where the data give answers without their positions, every occurrence in the document counts as one (distant supervision, Joshi et al. 2017;
 Clark & Gardner 2018). Other data are written in the common schema first, by :func:`save_qa`.
 """
 
@@ -136,8 +136,8 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
     kind = "none" if kind == "span" and not gold else kind
     impossible = str(row.get("is_impossible")).strip().lower() in ("true", "yes", "1", "1.0")
     if gold and (impossible or kind == "none"):
-        marked = "is_impossible" if impossible else "kind 'none'"
-        raise DataError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
+        reason = "is_impossible" if impossible else "kind 'none'"
+        raise DataError(f"It is marked as {reason}, but has the answer {gold[0]!r}; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
     texts = {"id": identity, "title": title, "document": document, "question": row["question"], "context": row["context"]}
     return {**texts, "answers": answers, "gold": gold, "kind": kind}
@@ -166,10 +166,10 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         spans = _spans(answer if not has_start else {"text": answer, "answer_start": start})
     right = [text for text, _ in spans]
     if all(start is None for _, start in spans):
-        places = occurrences(row["context"], right)
-        if right and not places["text"]:
+        answers = occurrences(row["context"], right)
+        if right and not answers["text"]:
             raise DataError(f"The answer {right[0]!r} is not in the context; give words of the context.")
-        return places, right
+        return answers, right
     for text, start in spans:
         number = as_number(start)
         if number is None or not number.is_integer() or number < 0:
@@ -184,11 +184,11 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """MRQA 2019: detected_answers {text, char_spans}, and answers, the texts to score against. The Hub has dictionaries of lists."""
-    context, detected, places = row["context"], row["detected_answers"], list[tuple[int, int]]()
+    context, detected, characters = row["context"], row["detected_answers"], list[tuple[int, int]]()
     spans = detected["char_spans"] if isinstance(detected, dict) else [answer["char_spans"] for answer in detected]
     for each in spans:
-        places += zip(each["start"], each["end"], strict=True) if isinstance(each, dict) else each
-    filled = [(start, context[start : end + 1]) for start, end in places if context[start : end + 1].strip()]
+        characters += zip(each["start"], each["end"], strict=True) if isinstance(each, dict) else each
+    filled = [(start, context[start : end + 1]) for start, end in characters if context[start : end + 1].strip()]
     answers = {"text": [text for _, text in filled], "answer_start": [start for start, _ in filled]}
     return answers, list(row.get("answers") or [])
 
@@ -210,9 +210,9 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     example = {"question": row["question"], "context": context}
     if answer in ("yes", "no"):
         return {**example, "kind": answer, "gold": [answer]}
-    places = occurrences(context, [answer or ""])
-    near = [place for place, start in enumerate(places["answer_start"]) if any(start in sentence for sentence in inside)]
-    spans = {name: [values[place] for place in near] for name, values in places.items()} if near else answer or []
+    anywhere = occurrences(context, [answer or ""])
+    near = [number for number, start in enumerate(anywhere["answer_start"]) if any(start in sentence for sentence in inside)]
+    spans = {name: [values[number] for number in near] for name, values in anywhere.items()} if near else answer or []
     return {**example, "answers": spans, "gold": [answer or ""]}
 
 
@@ -266,11 +266,11 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
     return {"text": [text_by_start[start] for start in starts], "answer_start": starts}
 
 
-def _goes_on(context: str, place: int, step: int) -> bool:
-    """Whether the word at ``place`` goes on at the next character, or with step -1 at the one before."""
-    if not 0 <= place + step < len(context):
+def _goes_on(context: str, position: int, step: int) -> bool:
+    """Whether the word at a character goes on at the next character, or with step -1 at the previous one."""
+    if not 0 <= position + step < len(context):
         return False
-    here, there = context[place], context[place + step]
+    here, there = context[position], context[position + step]
     if category(here if step < 0 else there).startswith("M"):  # a mark belongs to the character before it
         return True
     in_word = there.isalnum() or there == "_" or category(there).startswith("M")

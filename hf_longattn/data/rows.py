@@ -20,6 +20,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, c
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
+from hf_longattn.data.batching import shuffled
 from hf_longattn.data.sources import CELL, DataError, located, read_table
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
@@ -59,14 +60,14 @@ def read_rows(
         **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
-        DataError: a source that cannot be read, a missing column, a row without a value of its kind, or sources with different columns.
+        DataError: a source that cannot be read, a missing column, a row without a value of its role, or sources with different columns.
         OptionError: too few rows to hold some back.
     """
     read = read or partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
 
     def joined(parts: Sequence[Dataset]) -> Dataset:
         data = concatenate_datasets(parts)
-        return data.select(_order(len(data), seed)) if shuffle else data
+        return data.select(shuffled(len(data), seed)) if shuffle else data
 
     parts = [read(source, args.split) for source in args.data]
     for source, part in zip(args.data, parts, strict=True):
@@ -114,7 +115,7 @@ def split_held_out(
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
-    order = _order(len(data), seed)
+    order = shuffled(len(data), seed)
     values = data[unit][:] if unit else range(len(data))
     units: dict[tuple[int, Any], list[int]] = {}
     for row in order:
@@ -133,15 +134,10 @@ def split_held_out(
 
 
 def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
+    """At most ``count`` rows, drawn by the seed, in their order."""
     if count is None or count >= len(data):
         return data
     return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
-
-
-def _order(count: int, seed: int) -> list[int]:
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
 
 
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
@@ -173,10 +169,15 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
     """
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")
-    data = read_table(source, split, kind=file or "text")
+    data = read_table(source, split, modality=file or "text")
     columns = chosen_columns(data.column_names, roles, named, source, option)
     parts = [] if file is None else [_files(data.select_columns([columns[file]]), file, columns[file], source)]
-    values = {role: (column, _class_names(data.features[column])) for role, column in columns.items() if role != file}
+    values: dict[str, tuple[str, Sequence[str] | None]] = {}
+    for role, column in columns.items():
+        if role != file:
+            feature = data.features[column]
+            feature = feature.feature if isinstance(feature, List) else feature
+            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None  # the column has numbers of classes
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         return {role: _value(row[column], role, names, column, f"Row {number + 1} of {source}") for role, (column, names) in values.items()}
@@ -197,12 +198,6 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
     if len(filled) < len(rows):
         logger.warning(f"{len(rows) - len(filled):,} of {len(rows):,} rows of {source} have no {' or '.join(texts)} and are left out.")
     return filled
-
-
-def _class_names(feature: Any) -> Sequence[str] | None:
-    """The names of classes that a column has numbers of; ``None`` for other columns."""
-    feature = feature.feature if isinstance(feature, List) else feature
-    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:

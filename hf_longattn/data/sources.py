@@ -37,7 +37,7 @@ IOB_TAG = re.compile("O|[BIESLU]-.+")
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
 """Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
 SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
-"""Kind of a folder's files -> endings of their names."""
+"""Modality of a folder's files -> endings of their names."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables of a folder of images or audio files, as ``datasets`` reads an ``imagefolder`` or ``audiofolder``."""
 CELL = {"bytes": Value("binary"), "path": Value("string")}
@@ -61,22 +61,22 @@ def saved_by_datasets(path: Path) -> bool:
 
 
 def read_table(
-    source: str, split: str | None = "train", *, kind: str = "text", flat: Callable[[Any], Iterable[Any]] | None = None
+    source: str, split: str | None = "train", *, modality: str = "text", flat: Callable[[Any], Iterable[Any]] | None = None
 ) -> Dataset:
     """Read one source with all its columns.
 
     Args:
         source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder written by ``datasets``, a folder of files of
-            a ``kind``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets).
+            a ``modality``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets).
         split: which split, if the source has several; ``None`` = the only one.
-        kind: of a folder's files, see :data:`SUFFIXES`.
+        modality: of a folder's files, see :data:`SUFFIXES`.
         flat: gives the rows of a value of JSON; default: the value is a row.
     """
     path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
     ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
     check_exists(source)
     if path.is_dir() and not saved_by_datasets(path):
-        data = _read_folder(path, kind)
+        data = _read_folder(path, modality)
     elif path.exists() and not path.is_dir() and not path.is_file():
         raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
     elif path.is_file() and ending not in FORMATS:
@@ -123,14 +123,14 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
     return load_dataset(name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}))
 
 
-def files_of(path: Path, kind: str) -> list[Path]:
-    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself."""
-    endings = f"{'audio file' if kind == 'audio' else kind}s ({', '.join(SUFFIXES[kind][:4])} …)"
+def files_of(path: Path, modality: str) -> list[Path]:
+    """The files of a modality in a folder and its sub-folders, sorted by name; or the file itself."""
+    endings = f"{'audio file' if modality == 'audio' else modality}s ({', '.join(SUFFIXES[modality][:4])} …)"
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DataError(f"{str(path)!r} does not exist; give a file, or a folder of {endings}.")
-    paths = (file for file in sorted(path.rglob("*"), key=str) if file.suffix.lower() in SUFFIXES[kind] and file.name[0] != ".")
+    paths = (file for file in sorted(path.rglob("*"), key=str) if file.suffix.lower() in SUFFIXES[modality] and file.name[0] != ".")
     files = [file for file in paths if not file.is_dir()]
     if broken := next((file for file in files if not file.is_file()), None):
         raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
@@ -139,10 +139,10 @@ def files_of(path: Path, kind: str) -> list[Path]:
     return files
 
 
-def located(source: str, split: str, kind: str) -> str:
+def located(source: str, split: str, modality: str) -> str:
     """A source; of a folder of images or audio files the folder of the split, and its table of metadata where there is one."""
     path = Path(source)
-    if kind == "text" or not path.is_dir() or saved_by_datasets(path):
+    if modality == "text" or not path.is_dir() or saved_by_datasets(path):
         return source
     of_split = path / split
     has_rows = of_split.is_dir() and any(child.is_dir() or child.suffix == ".txt" or child.name in METADATA for child in of_split.iterdir())
@@ -150,19 +150,19 @@ def located(source: str, split: str, kind: str) -> str:
     return str(next((root / name for root in roots for name in METADATA if (root / name).is_file()), roots[0]))
 
 
-def _read_folder(root: Path, kind: str) -> Dataset:
+def _read_folder(root: Path, modality: str) -> Dataset:
     """The files of a folder, with their sub-folders as labels, and the .txt file beside each audio file as its text."""
-    files = files_of(root, kind)
+    files = files_of(root, modality)
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
-    if kind == "text":
+    if modality == "text":
         data = _dataset([*map(str, files)], ".txt")
         return data.add_column("label", labels) if columns else data
-    columns[kind] = [{"path": str(file), "bytes": None} for file in files]
+    columns[modality] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
-    if kind == "audio" and any(text.is_file() for text in transcripts):
+    if modality == "audio" and any(text.is_file() for text in transcripts):
         columns["text"] = [next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts]
-    return Dataset.from_dict(columns, features=Features({name: CELL if name == kind else Value("string") for name in columns}))
+    return Dataset.from_dict(columns, features=Features({name: CELL if name == modality else Value("string") for name in columns}))
 
 
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
@@ -255,18 +255,18 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
     numbered = [columns for columns in rows if not PART.fullmatch(columns[0])]
     numbers = [int(columns[0]) if columns[0].isdecimal() else -1 for columns in numbered]
     if width > 2 and all(number in (0, 1, before + 1) and number >= 0 for before, number in pairwise([0, *numbers])):
-        cells = {place: {columns[place] for columns in numbered if columns[place:]} - {""} for place in range(2, width)}
-        entities = [place for place, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
+        cells = {number: {columns[number] for columns in numbered if columns[number:]} - {""} for number in range(2, width)}
+        entities = [number for number, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
         word_column, tag_column = 1, max(entities, default=-1)
         if not entities and width == 10:  # the last column is one of remarks
             raise DataError(f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
-    marked, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
+    separated, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
     words, tags_of_words = list[str](), list[str]()
     for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
         columns = columns_of(line)
         if not columns or line.startswith(DOCUMENT):
             starts_sentence = True
-            if words and (columns or not marked):
+            if words and (columns or not separated):
                 yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags_of_words)}
                 words, tags_of_words = [], []
             continue

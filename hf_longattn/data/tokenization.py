@@ -34,10 +34,10 @@ LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
     """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths of words gets those of one line."""
     parameters = inspect.signature(type(tokenizer).__call__).parameters
-    words, places = text.split(), {"boxes": [0, 0, 1000, 1000], "xpaths": "/html/body/p"}
-    for argument, place in places.items():
+    words, locations = text.split(), {"boxes": [0, 0, 1000, 1000], "xpaths": "/html/body/p"}
+    for argument, location in locations.items():
         if argument in parameters or (argument == "boxes" and hasattr(tokenizer, "call_boxes")):
-            return call_tokenizer(tokenizer, words, **{argument: [place] * len(words)}, **tokenizer_kwargs)
+            return call_tokenizer(tokenizer, words, **{argument: [location] * len(words)}, **tokenizer_kwargs)
     return call_tokenizer(tokenizer, text, **tokenizer_kwargs)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
@@ -105,7 +105,7 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
     states = {}
     for layer in set(layers):
         growth = 0
-        if not layer.capabilities.stateful and keys_per_query(layer) is None:
+        if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
             # The average over many tokens, once windows and segments are full. Less than a thousandth of a token is rounding.
             near, far = (state_bytes(layer, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
             growth = (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
@@ -117,7 +117,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.capabilities.recursion is not None:
         return 0  # every step reads the whole text
-    if mechanism.capabilities.stateful:
+    if isinstance(mechanism, Stateful):
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:

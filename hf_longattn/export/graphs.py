@@ -146,9 +146,9 @@ def export_checkpoint(
     loaded = _load(source, inspection.class_name, task)
     if getattr(loaded.config, "is_encoder_decoder", False):
         raise CheckpointError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
-    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if not mechanism.capabilities.exports})
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if mechanism.capabilities.exports == "never"})
     if refused:
-        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports)
+        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports != "never")
         raise CheckpointError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )

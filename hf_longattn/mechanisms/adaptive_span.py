@@ -27,7 +27,7 @@ from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, rema
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import About, AddsLoss, Handling
+from .common.capabilities import About, AddsLoss
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -69,8 +69,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         sample={"max_span": 40, "ramp": 8, "init_span": 20},
         covering=lambda length, causal: {"max_span": length},
     )
-    handling = Handling(exports_definition=True, position_dependent=False)
-    capabilities = Mechanism.capabilities.but(trains=True)
+    capabilities = Mechanism.capabilities.but(trains=True, position_dependent=False, exports="definition")
     per_head_tensors = ("span_fraction",)
     options: AdaptiveSpanOptions
 

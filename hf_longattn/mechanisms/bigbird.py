@@ -36,7 +36,7 @@ from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
@@ -100,8 +100,7 @@ class BigBird(MaskedMechanism):
         sample={"block_size": 4, "num_random_blocks": 2},
         covering=lambda length, causal: {"block_size": length},
     )
-    capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
-    handling = Handling(takes_padding="finite", exports_definition=True)
+    capabilities = MaskedMechanism.capabilities.but(takes_globals=True, exports="definition")
     per_head_tensors = ()
     drawn_by_layer = True
     _kept: tuple[Any, Tensor] | None = None
@@ -111,8 +110,7 @@ class BigBird(MaskedMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
-        ignores_padding = self.options.blocks_over == "text"
-        self.capabilities = self.capabilities.but(ignores_padding=ignores_padding)
+        self.capabilities = self.capabilities.but(ignores_padding=self.options.blocks_over == "text")
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":
@@ -204,6 +202,9 @@ class BigBird(MaskedMechanism):
         times = self.times(call, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
+
+    def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
+        return call.padding_values == "finite" and accelerated(k)
 
     def _zeroes_padding(self, length: int) -> bool:
         """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""

@@ -24,7 +24,7 @@ from ..engines.gathered import block_selected_attention, gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import InputError
 from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -56,8 +56,7 @@ class BlockTopK(Mechanism):
         sample={"block_size": 32, "num_blocks": 3},
         covering=lambda length, causal: {"block_size": 16, "num_blocks": -(-length // 16)},
     )
-    capabilities = Mechanism.capabilities.but(takes_sinks=True)
-    handling = Handling(exports_definition=True)
+    capabilities = Mechanism.capabilities.but(takes_sinks=True, exports="definition")
     per_head_tensors = ()
     options: BlockTopKOptions
 

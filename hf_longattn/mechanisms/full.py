@@ -24,7 +24,7 @@ class Full(SparseMechanism):
         cost="N²",
         covering=lambda length, causal: {},
     )
-    capabilities = SparseMechanism.capabilities.but(images_need_order=False, moves_positions=True)
+    capabilities = SparseMechanism.capabilities.but(images="any")
     per_head_tensors = ()
 
     def pattern(self, causal: bool) -> Pattern:

@@ -50,7 +50,7 @@ class Hedgehog(LinearMechanism):
         engine="linear",
         cost="N·D²",
     )
-    capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(trains=True, images="any")
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 

@@ -25,7 +25,7 @@ from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import Mechanism, drop_keys, normalised, visible_to_all
-from .common.capabilities import About, Handling
+from .common.capabilities import About, Stateful
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
@@ -65,7 +65,7 @@ class HybridOptions(Options):
 
 
 @register_mechanism("hybrid")
-class Hybrid(Mechanism):
+class Hybrid(Mechanism, Stateful):
     """Softmax in a small window and linear attention to all other keys, under one normalisation."""
 
     about = About(
@@ -77,8 +77,7 @@ class Hybrid(Mechanism):
         sample={"window": 16},
         covering=lambda length, causal: {"window": 2 * length},
     )
-    handling = Handling(exports_definition=True, position_dependent=False)
-    capabilities = Mechanism.capabilities.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
+    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, position_dependent=False, exports="definition")
     options: HybridOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions) -> None:

@@ -43,9 +43,12 @@ class Linear(LinearMechanism):
         engine="linear",
         cost="N·D²",
     )
-    capabilities = LinearMechanism.capabilities.but(takes_documents=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(images="any")
     per_head_tensors = ()
     options: LinearOptions
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return not accelerator.accelerated(k) or super().labels_documents(k, v, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is None or call.batch.documents is None or accelerator.accelerated(q):

@@ -25,7 +25,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, softmax_over
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -74,14 +74,16 @@ class Linformer(Mechanism):
         covering=lambda length, causal: {"projection": "pooling", "rank": length},
     )
     causal = False
-    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, images="any")
     per_head_tensors: tuple[str, ...] | None = ()
+    shared_by_layers: tuple[str, ...] = ()
+    """Names of parameters that all layers with equal options share."""
     options: LinformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if options.projection == "pooling":
-            self.handling = Handling(position_dependent=False)
+            self.capabilities = self.capabilities.but(position_dependent=False)
             return
         longest = options.max_length or max_length
         if longest is None:
@@ -101,7 +103,7 @@ class Linformer(Mechanism):
         if options.sharing == "none":
             self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
-            self.capabilities = self.capabilities.but(shared_by_layers=("key_projection",))
+            self.shared_by_layers = ("key_projection",)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

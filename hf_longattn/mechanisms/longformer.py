@@ -24,7 +24,7 @@ from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
-from .common.capabilities import About, Handling
+from .common.capabilities import About, CopiesProjections
 from .common.global_tokens import GlobalTokenIds, check_counted, global_tokens
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
@@ -65,7 +65,7 @@ class LongformerOptions(BandOptions):
 
 
 @register_mechanism("longformer")
-class Longformer(SparseMechanism):
+class Longformer(SparseMechanism, CopiesProjections):
     """Softmax over a sliding window and a few global tokens."""
 
     about = About(
@@ -79,33 +79,29 @@ class Longformer(SparseMechanism):
     )
     capabilities = SparseMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
+    finds_starts = True
     options: LongformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        rule, o = None, options
-        if o.global_token_ids or o.global_first_segment or o.global_second_segment:
-            rule = GlobalTokenIds(
-                o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id
-            )
-        self.capabilities = self.capabilities.but(
-            global_token_ids=rule, takes_hidden_states=o.separate_global, takes_sinks=not o.separate_global
-        )
+        self.capabilities = self.capabilities.but(takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global)
+        self.copies = {}
+        by_segment = options.global_first_segment or options.global_second_segment
+        if options.global_token_ids or by_segment:
+            self.global_token_ids = GlobalTokenIds(
+                options.global_tokens, options.global_token_ids, options.global_first_segment, options.global_second_segment,
+                options.separator_token_id,
+            )  # fmt: skip
         if options.separate_global:
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
-            parameters = [f"{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]
-            self.capabilities = self.capabilities.but(copies={f"separate.{name}": name for name in parameters})
+            self.copies = {f"separate.{name}.{part}": f"{name}.{part}" for name in ("query", "key", "value") for part in ("weight", "bias")}
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the projections of the global tokens. In a model they become copies of the layer's (``capabilities.copies``)."""
+        """Initialise the projections of the global tokens. In a model they become copies of the layer's (:attr:`copies`)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
-
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        return self.band_handling(finds_starts=True)
 
     def pattern(self, causal: bool) -> Pattern:
         return self.options.pattern(causal, has_globals=True)
@@ -114,7 +110,7 @@ class Longformer(SparseMechanism):
         return self.pattern(causal).visible_mod(global_mask)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        if call.global_mask is None and self.capabilities.global_token_ids is not None:
+        if call.global_mask is None and self.global_token_ids is not None:
             raise InputError(
                 "With these options, token ids decide which tokens are global, but attention receives no ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."

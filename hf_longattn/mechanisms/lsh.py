@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engines.accelerator import accelerated
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
@@ -95,7 +96,7 @@ class LSH(BucketedMechanism):
         covering=lambda length, causal: {"bucket_size": length, "num_buckets": 1},
     )
     per_head_tensors = ("rotations",)
-    capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
+    capabilities = BucketedMechanism.capabilities.but(images="any")
     options: LSHOptions
     rotations: Tensor
     """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not part of a checkpoint."""
@@ -168,7 +169,7 @@ class LSH(BucketedMechanism):
         return chunks_by_rows(queries, keys, call.real(k), size, **self.chunks)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
+        return accelerated(k) and call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         key_buckets, shared = self.hashes(k), self.options.shared_qk

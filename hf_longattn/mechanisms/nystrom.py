@@ -23,7 +23,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
 from .common.base import Mechanism, drop_keys, softmax_over
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .linformer import project_length, segment_matrix, segment_means
@@ -63,8 +63,7 @@ class Nystrom(Mechanism):
         covering=lambda length, causal: {"num_landmarks": length},
     )
     causal = False
-    capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
-    handling = Handling(position_dependent=False)
+    capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, position_dependent=False, images="any")
     per_head_tensors: tuple[str, ...] | None = ()
     options: NystromOptions
 

@@ -26,7 +26,7 @@ from ..engines.accelerator import accelerated
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
-from .common.capabilities import About
+from .common.capabilities import About, NeedsWholeBatch
 from .common.feature_map import LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -49,7 +49,7 @@ class PerformerOptions(Options):
 
 
 @register_mechanism("performer")
-class Performer(LinearMechanism):
+class Performer(LinearMechanism, NeedsWholeBatch):
     """Linear attention by random features, an unbiased estimate of the softmax kernel."""
 
     about = About(
@@ -60,7 +60,7 @@ class Performer(LinearMechanism):
         cost="N·m·D",
     )
     sums_beside_softmax = False
-    capabilities = LinearMechanism.capabilities.but(bitwise_causal=False, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(images="any")
     per_head_tensors = ()
     options: PerformerOptions
     projection: Tensor
@@ -72,8 +72,6 @@ class Performer(LinearMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
         self.features_per_head = options.num_features
-        if options.redraw_interval > 0:
-            self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self._known = (0, -1, 0)
         """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
         self.register_buffer("projection", torch.empty(options.num_features, head_dim))
@@ -88,6 +86,9 @@ class Performer(LinearMechanism):
 
     def enter(self, layer: int) -> None:
         self.reset_parameters()
+
+    def needs_one_call(self) -> bool:
+        return self.training and self.options.redraw_interval > 0  # a pass counts once, and may draw new directions
 
     def redraw(self) -> None:
         """Draw new directions now, as at the end of a redraw interval."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from .common.capabilities import About, Handling, Recursion
+from .common.capabilities import About, Recursion
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
@@ -54,8 +54,7 @@ class RecurrentMemory(GatheredMechanism):
         sample={"segment_length": 40, "num_memory_tokens": 3},
         covering=lambda length, causal: {"segment_length": max(length, 34)},
     )
-    capabilities = GatheredMechanism.capabilities.but(exports=False, trains=True, remembers=True, takes_sinks=False)
-    handling = Handling()
+    capabilities = GatheredMechanism.capabilities.but(trains=True, takes_sinks=False, images="never", exports="never")
     options: RecurrentMemoryOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:

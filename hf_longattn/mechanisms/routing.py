@@ -40,12 +40,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.accelerator import accelerated
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
-from .common.capabilities import About, needs_whole_batch
+from .common.capabilities import About, NeedsWholeBatch
 from .common.layout import band_tile, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -77,7 +78,7 @@ class RoutingOptions(Options):
 
 
 @register_mechanism("routing")
-class Routing(BucketedMechanism):
+class Routing(BucketedMechanism, NeedsWholeBatch):
     """Softmax over the tokens of a query's cluster, found by k-means or learned."""
 
     about = About(
@@ -89,7 +90,7 @@ class Routing(BucketedMechanism):
         sample={"num_clusters": 6, "window_per_cluster": 48},
         covering=lambda length, causal: {"num_clusters": 1, "window_per_cluster": length},
     )
-    capabilities = BucketedMechanism.capabilities.but(images_need_order=False)
+    capabilities = BucketedMechanism.capabilities.but(images="any")
     options: RoutingOptions
     centroids: Tensor
     """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""
@@ -111,8 +112,10 @@ class Routing(BucketedMechanism):
         else:
             self.register_buffer("centroids", empty)
             self.per_head_tensors = ("centroids",)
-            self.capabilities = self.capabilities.but(needs_whole_batch="in training")
         self.reset_parameters()
+
+    def needs_one_call(self) -> bool:
+        return self.training and not self.learned  # a pass moves the centroids once
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw unit centroids from the option ``seed``, or a random router."""
@@ -229,7 +232,8 @@ class Routing(BucketedMechanism):
         return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return call.causal and not self.learned and not self.options.window  # otherwise clusters choose among the keys of one document
+        # with a learned router or a window, clusters choose among the keys of one document
+        return accelerated(k) and call.causal and not self.learned and not self.options.window
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)
@@ -273,7 +277,7 @@ class Routing(BucketedMechanism):
         return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if needs_whole_batch(self) and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if self.needs_one_call() and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             # The sums are taken now, with the centroids of this pass, which move after the backward pass.
             real, sums = call.real(k), list[Tensor]()
             with torch.no_grad():

@@ -66,7 +66,7 @@ class Synthesizer(Mechanism):
         sample={"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640},
         covering=lambda length, causal: {"variant": ("dot_product",)},
     )
-    capabilities = Mechanism.capabilities.but(trains=True, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(trains=True, images="any")
     options: SynthesizerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:

@@ -50,7 +50,7 @@ class Taylor(LinearMechanism):
         cost="N·d²·D",
         sample={"feature_dim": 8},
     )
-    capabilities = LinearMechanism.capabilities.but(trains=True, images_need_order=False)
+    capabilities = LinearMechanism.capabilities.but(trains=True, images="any")
     estimates_exp = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: TaylorOptions

@@ -21,7 +21,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
@@ -45,9 +45,8 @@ class TopK(Mechanism):
         sample={"num_keys": 8},
         covering=lambda length, causal: {"num_keys": length},
     )
-    handling = Handling(exports_definition=True, position_dependent=False)
     per_head_tensors = ()
-    capabilities = Mechanism.capabilities.but(takes_sinks=True, images_need_order=False)
+    capabilities = Mechanism.capabilities.but(takes_sinks=True, position_dependent=False, images="any", exports="definition")
     options: TopKOptions
 
     def covers(self, length: int, causal: bool = False) -> bool:

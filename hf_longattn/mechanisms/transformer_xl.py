@@ -30,6 +30,7 @@ from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod, chain_score_mods
+from ..positions.relative import build_relative
 from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over
 from .common.capabilities import About
@@ -72,16 +73,25 @@ class TransformerXL(GatheredMechanism):
         sample={"segment_length": 24, "memory_length": 40, "bptt": True},
         covering=lambda length, causal: {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length},
     )
-    capabilities = GatheredMechanism.capabilities.but(remembers=True, takes_sinks=False)
-    handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms that read keys (u·k) differ for segment and memory
+    capabilities = GatheredMechanism.capabilities.but(takes_sinks=False, images="never")
     options: TransformerXLOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them, not the base class.
+        super().__init__(num_heads, head_dim, hidden_size, max_length, dataclasses.replace(options, relative=None))
+        self.options = options
+        if options.relative is not None:
+            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
         self.stops = not options.is_mask()
         """Whether there is a memory into which gradients must not flow."""
-        if self.stops and options.stop_gradient == HIDDEN:
-            self.capabilities = self.capabilities.but(detached_beyond=options.segment_length)
+
+    def stops_gradients(self, length: int) -> bool:
+        """Whether some keys and values must be computed from detached hidden states at this length.
+
+        While gradients are computed, the model then computes keys and values twice, the second time from detached hidden states. The
+        second pair goes to ``forward`` as ``call.detached_kv``. Its gradients reach the layer's projections, but not the hidden states.
+        """
+        return self.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length

@@ -18,7 +18,7 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
@@ -81,14 +81,13 @@ class Union(GatheredMechanism):
             )
         self.causal = forms.pop() if forms else "both"
         capabilities = [member.capabilities for member in self.mechanisms]
-        needs = {member.needs_whole_batch for member in capabilities}
+        self.global_token_ids = next((member.global_token_ids for member in self.mechanisms if member.global_token_ids is not None), None)
         self.capabilities = self.capabilities.but(
             trains=any(member.trains for member in capabilities),
             takes_globals=any(member.takes_globals for member in capabilities),
-            global_token_ids=next((member.global_token_ids for member in capabilities if member.global_token_ids is not None), None),
             takes_sinks=all(member.takes_sinks for member in capabilities),
-            needs_whole_batch=next(when for when in ("always", "in training", "never") if when in needs),
-            exports=all(member.exports for member in capabilities),
+            position_dependent=any(member.position_dependent for member in capabilities),
+            exports="never" if any(member.exports == "never" for member in capabilities) else "definition",
         )
         if all(member.per_head_tensors is not None for member in self.mechanisms):
             named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
@@ -144,11 +143,6 @@ class Union(GatheredMechanism):
             laid += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
-
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        dependent = any(member.handling.position_dependent for member in self.mechanisms)
-        return Handling(dependent, exports_definition=self.capabilities.exports)
 
     def only_parts(self) -> bool:
         return bool(self.gathered) and type(self).forward is Union.forward

@@ -28,7 +28,7 @@ from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.capabilities import About, Handling
+from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -109,10 +109,9 @@ class Window(SparseMechanism, GatheredMechanism):
             alike = dataclasses.replace(options, dilation=(dilation,), relative=None)  # relative positions are in the score term
             self._groups.append((heads, Window(len(heads), head_dim, hidden_size, max_length, alike)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
-
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        return self.band_handling(exports_definition=self.max_dilation > 1, finds_starts=self.max_dilation == 1)
+        self.finds_starts = self.max_dilation == 1
+        if self.max_dilation > 1:
+            self.capabilities = self.capabilities.but(exports="definition")
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""

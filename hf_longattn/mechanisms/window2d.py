@@ -40,7 +40,7 @@ from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from .common.base import scaled_scores, softmax_over
-from .common.capabilities import About
+from .common.capabilities import About, CopiesProjections
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -85,7 +85,7 @@ class Window2dOptions(Options):
 
 
 @register_mechanism("window2d")
-class Window2d(MaskedMechanism):
+class Window2d(MaskedMechanism, CopiesProjections):
     """Softmax inside windows of a grid. Windows do not overlap."""
 
     about = About(
@@ -98,7 +98,7 @@ class Window2d(MaskedMechanism):
         covering=lambda grid: {"window": max(grid.sizes)},
     )
     causal = False
-    capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
+    capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images="any", takes_fewer_queries=False)
     listed = True
     options: Window2dOptions
     grid: Grid | None = None
@@ -106,9 +106,10 @@ class Window2d(MaskedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.copies = {}
         if self.pads:
             self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
-            self.capabilities = self.capabilities.but(copies={"pad_key": "key.bias", "pad_value": "value.bias"})
+            self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

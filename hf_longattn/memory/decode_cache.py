@@ -21,7 +21,7 @@ from transformers import Cache, cache_utils
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query
+from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND
 from .attention_cache import STATE_LAYER, SparseCacheLayer
@@ -92,7 +92,7 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     mechanism = prototype(name, options)
     if not _has_causal_form(mechanism):
         return FULL
-    if mechanism.capabilities.stateful:
+    if isinstance(mechanism, Stateful):
         return STATE_LAYER
     reach = keys_per_query(mechanism)
     if reach is not None:

@@ -142,7 +142,7 @@ def with_documents(
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
     """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
-    return mechanism.capabilities.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
+    return mechanism.capabilities.takes_score_mod and (not mechanism.capabilities.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:

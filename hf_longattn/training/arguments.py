@@ -78,13 +78,14 @@ class DataArguments:
     Attributes:
         roles: role -> the columns that are recognised for it, the first one first. ``--columns`` names others.
         named: role -> the column that ``--columns`` names.
+        choices: argument -> its values, besides "" for the default.
         only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
         scored_rows: set by the split of the data: the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too.
     """
 
     _argument_group_name: ClassVar[str] = "data"
     roles: ClassVar[dict[str, tuple[str, ...]]] = {}
-    validation_split: ClassVar[str] = "validation"
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub (NAME:SUBSET), one or several: .jsonl, .json, .csv, .tsv, .parquet or .txt files, folders "
@@ -103,6 +104,9 @@ class DataArguments:
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
         check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1, stride=0, max_target_length=1)
+        for name, values in self.choices.items():
+            if (value := getattr(self, name)) and value not in values:
+                raise OptionError(f"{flag(name)} must be one of {', '.join(values)}, not {value!r}.")
         check_exists(self.validation)
         self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
         if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
@@ -145,6 +149,7 @@ class LongTrainingArguments(TrainingArguments):
         ours: Any = self  # whose fields transformers declares
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
+        self.folder = Path(self.output_dir)
         check_least(self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1)
         check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1)
         if self.hub_strategy != "end":
@@ -172,7 +177,3 @@ class LongTrainingArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
             raise OptionError(f"{in_a_line(error)}.") from error
-
-    @property
-    def folder(self) -> Path:
-        return Path(str(self.output_dir))

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.batching import DataCollatorForPackedText, EpochSampler, RepeatableMasks, chosen_packing
+from hf_longattn.data.batching import DataCollatorForPackedText, EpochSampler, RepeatableMasks, chosen_packing, shuffled
 from hf_longattn.data.rows import each_part, read_texts
 from hf_longattn.data.tokenization import input_length, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
@@ -86,18 +86,16 @@ def train_lm(
     """Train by masked ("mlm") or next tokens ("clm"), and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
-    documents, held_out = read_texts(data_args, training_args.seed)
+    parts = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
     masks = DataCollatorForPackedText if pack else RepeatableMasks
     collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
-
-    def encode(data: Dataset) -> Any:
-        if data_args.segments:
-            return Segments(to_documents(data, tokenizer), length, tokenizer.pad_token_id)
-        return to_inputs(data, tokenizer, length, pack)
-
-    train, scored = each_part(encode, documents, held_out)
+    if data_args.segments:
+        documents = each_part(partial(to_documents, tokenizer=tokenizer), *parts)
+        train, scored = (Segments(part, length, tokenizer.pad_token_id) for part in documents)
+    else:
+        train, scored = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), *parts)
     trainer_of = SegmentTrainer if data_args.segments else LongTrainer
     trainer = trainer_of(model, training_args, collator, train, scored, tokenizer)
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
@@ -111,19 +109,18 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
         complete: refuse a checkpoint that lacks weights.
     """
     config = load_config(name)
-    kind = config.model_type
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    has_head = {name: kind in mapped_names(auto_mapping(loader))[0] for name, loader in HEADS.items()}
+    has_head = {name: config.model_type in mapped_names(auto_mapping(loader))[0] for name, loader in HEADS.items()}
     if objective == "auto":
         if not has_head["mlm"] and not has_head["clm"]:
-            raise CheckpointError(f"{name!r} ({kind}) has no language-modelling head; take a model that predicts tokens.")
+            raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens.")
         is_masked = has_head["mlm"] and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
         objective = "mlm" if is_masked and tokenizer.mask_token is not None else "clm"
     sees_next = has_head["mlm"] and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
     if not has_head[objective] or (objective == "clm" and sees_next):
         words = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it", "hidden": "have hidden states"}
         other = "clm" if objective == "mlm" else "mlm"
-        raise OptionError(f"{name!r} ({kind}) does not {words[objective]}, which {objective} needs; take the task {other}.")
+        raise OptionError(f"{name!r} ({config.model_type}) does not {words[objective]}, which {objective} needs; take the task {other}.")
     model: PreTrainedModel = load_model(HEADS[objective], name, complete=complete)
     if getattr(model, "is_quantized", False):
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
@@ -132,12 +129,14 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     return model, tokenizer, objective
 
 
-Place = tuple[int, int, int]
+MEMORY_FILE = "segment_memory_{}.safetensors"
+"""File of a process, by its number, in a checkpoint."""
+Position = tuple[int, int, int]
 """Number of the pass, of the document, and of the segment's first token."""
 
 
 class Segments(torch.utils.data.Dataset[dict[str, Any]]):
-    """Segments of ``length`` tokens of documents (:func:`.tokenization.to_documents`), by their :data:`Place`, padded on the right.
+    """Segments of ``length`` tokens of documents (:func:`.tokenization.to_documents`), by their :data:`Position`, padded on the right.
 
     ``None`` is a segment of padding.
     """
@@ -149,16 +148,16 @@ class Segments(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, place: Place | None) -> dict[str, Any]:
-        number, document, first = place or (0, 0, 0)
-        ids = [] if place is None else self.documents[document]["input_ids"][first : first + self.length]
+    def __getitem__(self, position: Position | None) -> dict[str, Any]:
+        number, document, first = position or (0, 0, 0)
+        ids = [] if position is None else self.documents[document]["input_ids"][first : first + self.length]
         tokens = pad(torch.tensor(ids, dtype=torch.long), (0, self.length - len(ids)), value=self.pad_token_id)
         mask = (torch.arange(self.length) < len(ids)).long()
         return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": number}
 
 
 class SegmentBatches(EpochSampler):
-    """The places of the segments of every batch.
+    """The positions of the segments of every batch.
 
     Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
 
@@ -169,18 +168,17 @@ class SegmentBatches(EpochSampler):
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
         self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
 
-    def __iter__(self) -> Iterator[list[Place | None]]:
-        documents = self._documents()  # a row at its end takes the next one
+    def __iter__(self) -> Iterator[list[Position | None]]:
+        passes = itertools.count() if self.seed is not None else range(1)
+        count = len(self.sizes)
+        orders = (range(count) if self.seed is None else shuffled(count, f"{self.seed}:{number}") for number in passes)
+        documents = (  # a row at the end of its document takes the next one
+            [(number, document, first) for first in range(0, self.sizes[document], self.length)]
+            for number, order in enumerate(orders)
+            for document in order
+        )
         for batch in itertools.zip_longest(*(chain.from_iterable(documents) for _ in range(self.rows * self.processes))):
             yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
-
-    def _documents(self) -> Iterator[list[Place]]:
-        for number in itertools.count() if self.seed is not None else range(1):
-            order = list(range(len(self.sizes)))
-            if self.seed is not None:
-                random.Random(f"{self.seed}:{number}").shuffle(order)
-            for document in order:
-                yield [(number, document, first) for first in range(0, self.sizes[document], self.length)]
 
 
 class SegmentTrainer(LongTrainer):
@@ -214,7 +212,7 @@ class SegmentTrainer(LongTrainer):
         """As Trainer's; the memory is resumed with the data."""
         self.memory = None
         if resume_from_checkpoint is not None:
-            file = self.memory_file(Path(resume_from_checkpoint))
+            file = Path(resume_from_checkpoint, MEMORY_FILE.format(self.args.process_index))
             if not file.is_file():
                 raise CheckpointError(
                     f"{str(file.parent)!r} has no {file.name}: it was not written by a training in segments with "
@@ -239,14 +237,10 @@ class SegmentTrainer(LongTrainer):
                     total, count = total + float(outputs["loss"]) * items, count + items
         return {"loss": total / max(1, count), "n": len(segments)}
 
-    def memory_file(self, checkpoint: Path) -> Path:
-        """This process's file in a checkpoint."""
-        return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
         super().save_model(output_dir, _internal_call)
         if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
-            save_file(tensors, self.memory_file(Path(output_dir)))
+            save_file(tensors, Path(output_dir, MEMORY_FILE.format(self.args.process_index)))

@@ -341,17 +341,17 @@ def complete_folder(folder: Path, source: str) -> None:
     from hf_longattn.conversion import write_modules
 
     try:
-        place = fetch_model(source)
+        origin = fetch_model(source)
     except CheckpointError:  # no connection: the model is saved without these files
         return
-    for home in (place, place.parent) if (place.parent / MODULES).is_file() else (place,):
+    for home in (origin, origin.parent) if (origin.parent / MODULES).is_file() else (origin,):
         for path in (path for pattern in BESIDE for path in home.glob(pattern) if path.is_file()):
             if not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
-    if (place / MODULES).is_file() and not (folder / MODULES).exists():
-        before, after = (read_json_object(each / "config.json") for each in (place, folder) if (each / "config.json").is_file())
+    if (origin / MODULES).is_file() and not (folder / MODULES).exists():
+        before, after = (read_json_object(each / "config.json") for each in (origin, folder) if (each / "config.json").is_file())
         if before.get("architectures") == after.get("architectures"):
-            write_modules(place, folder)
+            write_modules(origin, folder)
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:

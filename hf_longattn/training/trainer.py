@@ -77,8 +77,9 @@ class LongTrainer(Trainer):
             raise OptionError(f"{in_a_line(error)}.") from error
         if self.get_cp_size() > 1:
             raise OptionError("The sequences of a Long model cannot be split over processes; leave cp_size out.")
-        epochs = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
-        self.eval_collator = epochs.for_evaluation() if eval_collator is None and epochs is not None else eval_collator
+        if eval_collator is None and isinstance(self.data_collator, EpochAwareCollator):
+            eval_collator = self.data_collator.for_evaluation()
+        self.eval_collator = eval_collator
         self.measure = measure
         self.model_accepts_loss_kwargs = False  # every head returns the mean over a batch
         self.groups_by_length = self.args.train_sampling_strategy == "group_by_length"
@@ -92,7 +93,7 @@ class LongTrainer(Trainer):
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))
         if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # which counts steps
             self.add_callback(PrinterCallback)
-        for callback in (self.minutes, SetEpoch(epochs), SynchroniseCentroids()):
+        for callback in (self.minutes, SetEpoch(), SynchroniseCentroids()):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> Any:
@@ -146,7 +147,7 @@ class LongTrainer(Trainer):
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
         """The number of labels over which :meth:`mean_loss` averages, or of rows if the head averages over rows."""
         count = label_count(self.head, inputs)
-        return rows_of(inputs) if count is None else count
+        return batch_rows(inputs) if count is None else count
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean loss over the labels of a batch, and the outputs. Tasks with another loss override this.
@@ -167,7 +168,7 @@ class LongTrainer(Trainer):
         if training:
             loss = share_of_step(loss, torch.as_tensor(items, device=loss.device), num_items_in_batch)
         else:
-            self.batch_losses.append((loss.detach().sum(), rows_of(inputs), labels))
+            self.batch_losses.append((loss.detach().sum(), batch_rows(inputs), labels))
         if isinstance(outputs, dict):  # Trainer gathers all outputs of an evaluation
             outputs = {name: value for name, value in outputs.items() if not isinstance(value, Cache)}
         return (loss.sum(), outputs) if return_outputs else loss.sum()
@@ -228,15 +229,17 @@ class Minutes(TrainerCallback, ExportableState):
         With a time limit: linear warm-up and decay over steps or time, whichever is further along. A ``warmup`` below 1 is a fraction.
         """
 
-        def raised(step: int) -> float:
-            return min(1.0, rate(step) + 1 / warmup) if step < warmup else rate(step)
-
-        def timed(step: int) -> float:
+        def scheduled(step: int) -> float:
+            if self.limit is None:
+                return min(1.0, rate(step) + 1 / warmup) if step < warmup else rate(step)
             done = max(step / steps, self.fraction())
-            risen = (step + 1) / max(1.0, warmup) if warmup >= 1 or warmup == 0 else max((step + 1) / steps, self.fraction()) / warmup
+            if warmup >= 1 or warmup == 0:
+                risen = (step + 1) / max(1.0, warmup)
+            else:
+                risen = max((step + 1) / steps, self.fraction()) / warmup
             return min(1.0, risen) * max(0.0, 1.0 - done)
 
-        return raised if self.limit is None else timed
+        return scheduled
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
@@ -281,15 +284,13 @@ class Minutes(TrainerCallback, ExportableState):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of a collator and of the sampler, which accelerate forgets when several processes resume."""
-
-    def __init__(self, collator: EpochAwareCollator | None = None) -> None:
-        self.collator = collator
+    """Sets the epoch of the collator and of the sampler, which accelerate forgets when several processes resume."""
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.collator is not None:
-            self.collator.epoch = int(state.epoch or 0)
-        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
+        loader = kwargs.get("train_dataloader")
+        if isinstance(collator := getattr(loader, "collate_fn", None), EpochAwareCollator):
+            collator.epoch = int(state.epoch or 0)
+        sampler = getattr(loader, "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
@@ -326,7 +327,7 @@ def row_lengths(data: Any) -> list[int]:
     return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
 
 
-def rows_of(inputs: Mapping[str, Any]) -> int:
+def batch_rows(inputs: Mapping[str, Any]) -> int:
     """The rows of a batch; of a packed one with a label for each document, its documents."""
     values = [inputs.get("labels"), *inputs.values()]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)

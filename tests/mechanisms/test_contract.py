@@ -42,6 +42,8 @@ every_mechanism = every_case(("name", "causal"), FORMS, of=9, code=lambda name, 
 """Every mechanism; of one with two forms the quick tests have one."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
+CAUSAL_BUT_FOR_ROUNDING = ("hybrid", "lsh", "performer", "routing")
+"""Mechanisms in which later tokens change the order of the sums for earlier ones, by rounding (1e-6)."""
 ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
 """A mechanism for each engine in each form: a simple one, or the last."""
 GRAPHS = ("compiled", "exported")
@@ -193,7 +195,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
     after = attend(q, k, v, name, causal=causal, **options)
-    if mechanism_class(name).capabilities.bitwise_causal:
+    if name not in CAUSAL_BUT_FOR_ROUNDING:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
         assert torch.allclose(before[:, :, :150], after[:, :, :150], rtol=0, atol=1e-6) == causal

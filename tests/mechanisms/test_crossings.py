@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.cases import every_case
@@ -22,7 +23,7 @@ from tests.shared_code import engine_of_form
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).capabilities.takes_score_mod]
-STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).capabilities.stateful is True]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if issubclass(mechanism_class(name), Stateful)]
 every_form = every_case(("name", "causal"), FORMS)
 every_scored_form = every_case(("name", "causal"), SCORED, of=9, code=engine_of_form)
 every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)

@@ -62,10 +62,6 @@ WRONG = {
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    summary = "windows"\n',
         r"sets 'summary' as an attribute, but it belongs in about; write about = About\(summary=\.\.\.\)",
     ),
-    "handling outside of it": (
-        '@register_mechanism("misplaced")\nclass Mine(Window):\n    trims_padding = False\n',
-        r"write handling = Mechanism\.handling\._replace\(trims_padding=\.\.\.\)",
-    ),
     "a function": (
         '@register_mechanism("function")\ndef mine(q, k, v):\n    return v\n',
         r"Mechanism 'function' of .*theirs\.py:9 is not a class derived from Mechanism",

@@ -187,8 +187,6 @@ def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
         registry.build_mechanism("full", num_heads=2, head_dim=4),
         AttentionCall(score_mod=lambda score, b, h, i, j: score.tanh()),
     )
-    with pytest.raises(OptionError, match="not from a state"):
-        full.advance(q, q, q, None, AttentionCall.of())
     with pytest.raises(InputError, match=r"a cap on the scores \(softcap\) was given together with a cache"):
         cache.layers[0].attend(full, q, q, q, capped, False)
 

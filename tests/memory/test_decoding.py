@@ -16,6 +16,7 @@ from hf_longattn import list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.masked import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
@@ -26,7 +27,7 @@ from tests.shared_code import code_of_form, engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 """Without the mechanism whose models read the whole text at every step."""
-STATEFUL = [name for name in NAMES if mechanism_class(name).capabilities.stateful is True]
+STATEFUL = [name for name in NAMES if issubclass(mechanism_class(name), Stateful)]
 CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 

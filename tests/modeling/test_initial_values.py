@@ -17,10 +17,12 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism, reset
+from hf_longattn.mechanisms.common.capabilities import projection_copies
 from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
+from hf_longattn.mechanisms.linformer import Linformer
 from hf_longattn.modeling.attach import weights
-from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
+from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, AttentionSite, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 from tests.cases import every_case
 from tests.grids import grid
@@ -94,6 +96,11 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+def module_name(site: AttentionSite) -> str:
+    """The name of a layer's mechanism in its model."""
+    return f"{site.name}.long_attention.{site.layer}" if site.shared else f"{site.name}.long_attention"
+
+
 def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
     """The values of a new mechanism with these sizes and options."""
     sizes = (mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length)
@@ -114,12 +121,12 @@ def check(model: nn.Module) -> None:
     for site in sites:
         mechanism = site.mechanism
         assert isinstance(mechanism, Mechanism)
-        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.capabilities.copies)
+        expected, copies = at_the_start(mechanism), copied_parameters(site.module, projection_copies(mechanism))
         for name, found in tensors(mechanism).items():
             wanted = expected[name]
             if name in copies:
                 wanted = copies[name](site.module.get_parameter(copies[name].name))
-            elif name in mechanism.capabilities.shared_by_layers:
+            elif isinstance(mechanism, Linformer) and name in mechanism.shared_by_layers:
                 wanted = first.setdefault(name, wanted)
             assert found.isfinite().all(), f"{site.name}: {name}"
             assert torch.equal(found, wanted), f"{site.name}: {name}"
@@ -219,12 +226,12 @@ def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, 
         computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
         assert all(torch.equal(value, initial[key]) for key, value in computed.items())
 
-    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.capabilities.shared_by_layers}
+    shared = {f"{module_name(site)}.{key}" for site in attention_sites(model) for key in getattr(site.mechanism, "shared_by_layers", ())}
     missing = {}
     for site in attention_sites(model):
-        own = [key for key in site.mechanism.state_dict() if f"{site.mechanism_name}.{key}" not in shared]
-        if own and not site.mechanism.capabilities.copies:
-            missing[f"{site.mechanism_name}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
+        own = [key for key in site.mechanism.state_dict() if f"{module_name(site)}.{key}" not in shared]
+        if own and not projection_copies(site.mechanism):
+            missing[f"{module_name(site)}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
     rest = {key: value for key, value in values.items() if key not in missing}
     partly = type(again).from_pretrained(None, config=again.config, state_dict=rest)
     for key, found in partly.state_dict().items():
@@ -235,7 +242,7 @@ def test_copied_projections_of_an_enabled_vit_equal_the_copied_ones() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
     enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
     for site in attention_sites(model):
-        copies = copied_parameters(site.module, site.mechanism.capabilities.copies)
+        copies = copied_parameters(site.module, projection_copies(site.mechanism))
         assert len(copies) == 6
         for name, own in copies.items():
             assert torch.equal(site.mechanism.get_parameter(name), own(site.module.get_parameter(own.name)))

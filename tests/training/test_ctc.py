@@ -263,7 +263,7 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
         ),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
-        (OptionError, "--letter-case must be lower or upper", {"letter_case": "keep"}),
+        (OptionError, "--letter-case must be one of lower, upper, not 'keep'", {"letter_case": "keep"}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words) as refused:

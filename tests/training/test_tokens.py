@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
@@ -218,5 +218,5 @@ def test_tag_scores_read_iob1_data_in_their_scheme() -> None:
     """Of CoNLL-2003's own files, strict IOB2 would find no entity that begins with I-."""
     names, tags = ["O", "I-A", "B-A"], ["I-A", "I-A", "B-A", "O", "I-A"]
     rows = Dataset.from_list([{"word_ids": list(range(5)), "labels": [names.index(tag) for tag in tags], "document": 0}])
-    scores = tag_scores([rows[0]["labels"]], rows, Dataset.from_list([{"tags": tags}]), names)
+    scores = tag_scores(EvalPrediction([rows[0]["labels"]], None), rows, Dataset.from_list([{"tags": tags}]), names)
     assert [scores[name] for name in ("precision", "recall", "f1", "accuracy")] == [100.0] * 4

@@ -119,7 +119,7 @@ def test_transcribing_refuses_models_and_options_that_do_not_fit(model: str, rec
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (OptionError, "--language en is for a multilingual Whisper", {"language": "en"}),
         (OptionError, "--prefix has no effect on a model that hears sound", {"prefix": "summarize: "}),
-        (OptionError, "--letter-case must be lower or upper", {"letter_case": "title"}),
+        (OptionError, "--letter-case must be one of lower, upper, not 'title'", {"letter_case": "title"}),
         (OptionError, "--max-target-length 41 exceeds the 40 tokens", {"max_target_length": 41}),
         (
             CheckpointError,

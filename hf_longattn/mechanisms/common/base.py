@@ -4,11 +4,11 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
-- ``capabilities``, ``handling`` (:mod:`.capabilities`): its inputs, what it needs from its model, and what ``forward`` does by itself.
+- ``capabilities`` (:mod:`.capabilities`): what it takes, and what it needs from its model.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
   with the length that positions were trained for (:mod:`.capabilities`).
 - ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
-- ``advance``, ``attend_step``: how it decodes with a cache.
+- ``attend_step``: how it decodes with a cache. A mechanism with a state is also :class:`~.capabilities.Stateful`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...engines.call import AttentionCall, State, clear_padding
+from ...engines.call import AttentionCall, clear_padding
 from ...engines.dense import grid_of, index_grid, repeat_heads, softmax_beside
 from ...engines.sequences import weights_per_sequence
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
 from ...positions.trained_distances import Locality
-from .capabilities import About, Capabilities, Handling, aligns_sequences
+from .capabilities import About, Capabilities, aligns_sequences
 from .layout import full_pairs
 from .options import Options
 from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, weights_in_order, with_dense_terms
@@ -55,8 +55,6 @@ class Mechanism(nn.Module, ABC):
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
     capabilities: Capabilities = Capabilities()
     """The mechanism's inputs, and what it needs from its layer and model."""
-    handling: Handling = Handling()
-    """What ``forward`` does by itself with padding, packed documents and graphs."""
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
     heads depend on each other, on their index or on their number."""
@@ -128,7 +126,7 @@ class Mechanism(nn.Module, ABC):
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
         ``call.key_mask`` is False for padding, which comes after a sequence or between its tokens. Padding before a sequence is allowed
-        only if ``handling.position_dependent`` is False or, on accelerators, ``handling.finds_starts`` is True.
+        only if ``capabilities.position_dependent`` is False or, on accelerators, ``SparseMechanism.finds_starts`` is True.
         """
 
     @abstractmethod
@@ -183,9 +181,9 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether ``forward`` separates packed documents by ``call.documents``, without splitting rows.
+        """Whether ``forward`` separates packed documents by ``call.documents``. If not, each document becomes its own batch row.
 
-        Used only on devices other than the CPU. If False, each document becomes its own batch row there. ``k, v (B, H_kv, N, D)``.
+        k, v: ``(B, H_kv, N, D)``.
         """
         return False
 
@@ -240,19 +238,6 @@ class Mechanism(nn.Module, ABC):
         the last :func:`~.capabilities.keys_per_query` keys, or all.
         """
         return None
-
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """Causal attention of new tokens, given the state after the past ones; for ``stateful`` mechanisms.
-
-        Args:
-            q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
-            state: the state that the previous call returned, or ``None`` at the beginning.
-            call: ``key_mask (B, n)`` covers the new tokens only.
-        Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors of constant size, with the batch axis first. Zeros in a batch row are
-            an empty state, so that single rows can be reset.
-        """
-        raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())

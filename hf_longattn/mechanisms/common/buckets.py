@@ -25,16 +25,13 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import add_term
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over
-from .capabilities import Handling
 from .shared_options import KeysOrWeights
 
 
 class BucketedMechanism(Mechanism):
     """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could change a bucket."""
 
-    handling = Handling(exports_definition=True)
-    capabilities = Mechanism.capabilities.but(bitwise_causal=False)
-    """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
+    capabilities = Mechanism.capabilities.but(exports="definition")
     count_duplicates: bool = False
     """Whether a pair that meets in several rounds counts once per round."""
     plain_scores: bool = True

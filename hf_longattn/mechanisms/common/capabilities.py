@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from ...engines.call import UNBOUNDED, PaddingValues
+from ...engines.call import UNBOUNDED, AttentionCall, State
 from ...positions.trained_distances import Locality, untrained_distances
-from .global_tokens import GlobalTokenIds
 
 if TYPE_CHECKING:
     from ...engines.call import AttentionCall
@@ -61,89 +60,44 @@ class Recursion:
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-    """The inputs of a mechanism, and what it needs from its layer and model.
+    """What a mechanism takes, and what it needs from its layer and model.
 
     A class states only what differs from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a capability
     depends on options, ``__init__`` sets ``self.capabilities`` in the same way.
 
     trains: whether the mechanism adds parameters, so that a converted checkpoint needs training.
-    stateful: whether decoding keeps a state of constant size in place of the keys; see :meth:`Mechanism.advance`.
     takes_globals: whether the mechanism uses ``global_mask``.
-    global_token_ids: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
-    moves_positions: whether ``forward`` calls ``SelfExtend.attention``, for relative positions that depend on more than distances.
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises InputError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
     ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
-    takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
-    needs_whole_batch: when all rows and packed documents of a batch must be in one call, because the mechanism draws or learns something
-        once per call: ``"never"``, ``"in training"`` or ``"always"``.
+    position_dependent: whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If
+        not, a key mask is enough for left padding.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    images_need_order: whether an image needs the option ``order``, because it matters which tokens are close in the sequence.
-    remembers: whether segments are read one after the other, each with a memory of earlier segments.
+    images: which images it reads: ``"ordered"`` with the option ``order``, because it matters which tokens are close in the sequence;
+        ``"any"``; or ``"never"``, because it reads segments one after the other, each with a memory of earlier ones.
+    exports: what ``torch.export`` writes for all lengths: ``"engine"``, ``"definition"`` (in N×N memory, for engines whose layout depends
+        on the length or the data), or ``"never"``.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
-    detached_beyond: length in tokens above which some keys and values must be computed from detached hidden states; ``None`` for never.
-        While gradients are computed, the model then computes keys and values twice, the second time from detached hidden states. The
-        second pair goes to ``forward`` as ``detached_kv``, each ``(B, H_kv, n, D)`` for the call's own n tokens. Its gradients reach the
-        layer's projections, but not the hidden states.
-    bitwise_causal: whether later tokens leave earlier causal outputs bitwise unchanged. If not, these differ by rounding (1e-6).
-    exports: whether ``torch.export`` writes one graph for all lengths.
-    copies: parameters initialised as copies of the layer's own. Keys are names relative to the mechanism, values are "query", "key" or
-        "value" with ".weight" or ".bias".
-    shared_by_layers: parameters tied across all layers whose mechanisms have equal options.
     """
 
     trains: bool = False
-    stateful: bool = False
     takes_globals: bool = False
-    global_token_ids: GlobalTokenIds | None = None
     takes_score_mod: bool = True
-    moves_positions: bool = False
     takes_sinks: bool = False
     takes_fewer_queries: bool = True
     takes_hidden_states: bool = False
     ignores_padding: bool = True
-    takes_documents: bool = False
-    needs_whole_batch: str = "never"
+    position_dependent: bool = True
     needs_grid: bool = False
-    images_need_order: bool = True
-    remembers: bool = False
+    images: Literal["ordered", "any", "never"] = "ordered"
+    exports: Literal["engine", "definition", "never"] = "engine"
     recursion: Recursion | None = None
-    detached_beyond: int | None = None
-    bitwise_causal: bool = True
-    exports: bool = True
-    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    shared_by_layers: tuple[str, ...] = ()
 
     def but(self, **changes: Any) -> Capabilities:
         """A copy of these capabilities with some changes."""
         return dataclasses.replace(self, **changes)
-
-    def stops_gradients(self, length: int) -> bool:
-        """Whether some keys and values must be computed from detached hidden states at this length."""
-        return self.detached_beyond is not None and length > self.detached_beyond
-
-
-class Handling(NamedTuple):
-    """What ``forward`` does by itself with padding, packed documents and graphs."""
-
-    position_dependent: bool = True
-    """Whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If not, a key mask is
-    enough for left padding."""
-    finds_starts: bool = False
-    """Whether ``forward`` finds by itself where sequences start, so that on accelerators, rows need not be moved or split."""
-    trims_padding: bool = False
-    """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
-    takes_padding: PaddingValues = "cleared"
-    """The values in padding with which outputs of real tokens stay correct. Padding with other values is cleared before ``forward`` runs;
-    on a CPU, finite padding is cleared for ``"finite"`` too."""
-    is_plain_band: bool = False
-    """Whether ``forward`` is only the band engine (no global tokens, no relative positions), which separates packed documents on a GPU."""
-    exports_definition: bool = False
-    """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
-    adds_relative: bool = False
-    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before ``forward`` runs."""
 
 
 class AddsLoss:
@@ -154,9 +108,46 @@ class AddsLoss:
         """A loss term, already weighted, that a model adds while it trains."""
 
 
+class Stateful:
+    """A mechanism that decodes from a state of constant size in place of the keys."""
+
+    @abstractmethod
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+        """Causal attention of new tokens, given the state after the past ones.
+
+        Args:
+            q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+            state: the state that the previous call returned, or ``None`` at the beginning.
+            call: ``key_mask (B, n)`` covers the new tokens only.
+        Returns:
+            The output ``(B, H, n, D)`` and the new state: tensors of constant size, with the batch axis first. Zeros in a batch row are
+            an empty state, so that single rows can be reset.
+        """
+
+
+class NeedsWholeBatch:
+    """A mechanism that draws or learns something once per call."""
+
+    @abstractmethod
+    def needs_one_call(self) -> bool:
+        """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
+
+
+class CopiesProjections:
+    """A mechanism with parameters that start as copies of its layer's own."""
+
+    copies: Mapping[str, str]
+    """Names relative to the mechanism -> "query", "key" or "value" with ".weight" or ".bias"."""
+
+
 def needs_whole_batch(mechanism: Any) -> bool:
     """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
-    return mechanism.capabilities.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
+    return isinstance(mechanism, NeedsWholeBatch) and mechanism.needs_one_call()
+
+
+def projection_copies(mechanism: Any) -> Mapping[str, str]:
+    """:attr:`CopiesProjections.copies`, or an empty mapping."""
+    return mechanism.copies if isinstance(mechanism, CopiesProjections) else {}
 
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:

@@ -42,7 +42,7 @@ from ...engines.linear_attention import (
 from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
 from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
-from .capabilities import Handling
+from .capabilities import Stateful
 from .layout import full_pairs
 from .options import Options
 
@@ -70,11 +70,10 @@ MAX_LOG_RISE = 60.0
 """Maximum of a key's log feature minus the anchor A. exp(60) and its products fit in fp32."""
 
 
-class LinearMechanism(Mechanism):
+class LinearMechanism(Mechanism, Stateful):
     """A mechanism whose weights are products of features, or of exponentials of log features (:attr:`logarithms`)."""
 
-    capabilities = Mechanism.capabilities.but(stateful=True, takes_score_mod=False)
-    handling = Handling(position_dependent=False)
+    capabilities = Mechanism.capabilities.but(takes_score_mod=False, position_dependent=False)
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
     sums_beside_softmax: ClassVar[bool] = True
@@ -118,7 +117,7 @@ class LinearMechanism(Mechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether flash-linear-attention's kernel may take all packed documents in one call. Every document has an anchor of its own."""
-        return call.causal and not self.logarithms and fla.installed()
+        return accelerator.accelerated(k) and call.causal and not self.logarithms and fla.installed()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):

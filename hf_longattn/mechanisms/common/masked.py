@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...engines.accelerator import accelerated
 from ...engines.batch import Derived, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
@@ -27,8 +28,9 @@ from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.trained_distances import Locality
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
-from .capabilities import Handling
+from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
+from .options import Options
 from .shared_options import KeysOrWeights
 
 NO_TOKEN = 1 << 40
@@ -61,6 +63,8 @@ class MaskedMechanism(Mechanism):
     """A mechanism defined by a ``mask_mod`` over positions in the keys' sequence."""
 
     capabilities = Mechanism.capabilities.but(takes_sinks=True)
+    global_token_ids: GlobalTokenIds | None = None
+    """Which tokens are global by their ids. The model marks them in inputs without a global mask."""
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
@@ -85,6 +89,10 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
+    def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
+        """Whether outputs of real tokens are correct with any values in padding. Padding then need not be set to zero."""
+        return False
+
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
@@ -106,7 +114,7 @@ class MaskedMechanism(Mechanism):
     @property
     def attend_step(self) -> AttendStep | None:
         """:meth:`attend_rows` if the mechanism is nothing but a mask and no hook changes it; else ``None``."""
-        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.capabilities.stateful
+        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None
         return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
@@ -168,7 +176,7 @@ class MaskedMechanism(Mechanism):
     @property
     def _counts_from_starts(self) -> bool:
         """Whether positions count from each sequence's first real token, not from the first column."""
-        return self.handling.position_dependent and self.capabilities.ignores_padding
+        return self.capabilities.position_dependent and self.capabilities.ignores_padding
 
     def _places(self, columns: tuple[Tensor, Tensor], call: AttentionCall) -> tuple[Tensor, ...]:
         """Columns ``(Nq,)`` and ``(S,)`` as positions ``(B or 1, Nq)`` and ``(B or 1, S)``, in each sequence if the mechanism counts."""
@@ -220,29 +228,20 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        return self.band_handling()
+    capabilities = MaskedMechanism.capabilities.but(position_dependent=False)
+    finds_starts: bool = False
+    """Whether :meth:`resolve_globals` counts from the start of each sequence, wherever that is. On accelerators, rows with left padding
+    need not be moved then."""
 
-    def band_handling(self, exports_definition: bool = False, finds_starts: bool = False) -> Handling:
-        """The :class:`Handling` of a band. A method, because torch.compile cannot follow ``super()`` to a property.
-
-        finds_starts: whether :meth:`resolve_globals` counts from the start of each sequence, wherever that is.
-        """
-        pattern, clears = self.pattern(self.causal is not False), self.only_pattern() and self.relative is None
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         counts_tokens = self.relative is not None and self.relative.counts_tokens
-        return Handling(
-            position_dependent=pattern.has_globals or counts_tokens,
-            finds_starts=finds_starts and not counts_tokens,
-            trims_padding=pattern.bounded,
-            takes_padding="any" if clears else "cleared",
-            is_plain_band=clears and not pattern.has_globals,
-            exports_definition=exports_definition,
-        )
+        has_globals = self.pattern(self.causal is not False).has_globals
+        self.capabilities = self.capabilities.but(position_dependent=has_globals or counts_tokens)
 
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
-        """The band and the global rows and columns that the engine visits."""
+        """The band and the global rows and columns that the engine visits. It may depend on ``self.options`` alone."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
@@ -251,8 +250,11 @@ class SparseMechanism(MaskedMechanism):
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        handling = self.handling
-        return handling.finds_starts and handling.takes_padding == "any" and documents_are_one_call(k, self.pattern(call.causal), call)
+        by_labels = self.finds_starts and self.hides_padding(k, call) and accelerated(k)
+        return by_labels and documents_are_one_call(k, self.pattern(call.causal), call)
+
+    def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
+        return self.only_pattern() and self.relative is None
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
@@ -273,7 +275,7 @@ class SparseMechanism(MaskedMechanism):
         Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
-        if not self.only_pattern() or self.options.order is not None or self.capabilities.global_token_ids is not None or has_hooks(self):
+        if not self.only_pattern() or self.options.order is not None or self.global_token_ids is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True
@@ -299,13 +301,12 @@ class GatheredMechanism(MaskedMechanism):
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
 
+    capabilities = MaskedMechanism.capabilities.but(exports="definition")
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:
         """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else ``None``."""
         return None
-
-    handling = Handling(exports_definition=True)
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -327,7 +328,7 @@ class GatheredMechanism(MaskedMechanism):
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
         Otherwise each document becomes a batch row: tiles listed per document would need more calls and synchronisations."""
-        if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
+        if not accelerated(k) or self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)
         if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:

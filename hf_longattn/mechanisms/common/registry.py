@@ -20,7 +20,7 @@ from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
-from .capabilities import About, Capabilities, Handling
+from .capabilities import About, Capabilities
 from .options import (
     EXACT_LENGTH,
     LARGEST,
@@ -133,7 +133,6 @@ def _check_class(name: str, cls: Any) -> None:
     holders = (
         ("about = About", About.__dataclass_fields__),
         ("capabilities = Mechanism.capabilities.but", Capabilities.__dataclass_fields__),
-        ("handling = Mechanism.handling._replace", Handling._fields),
     )
     for holder, fields in holders:
         if misplaced := sorted(attributes.intersection(fields)):
@@ -233,9 +232,9 @@ def input_in_words(name: str) -> str:
     cls, built = mechanism_class(name), prototype(name, {})
     if cls.capabilities.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
-    if cls.causal is True or built.capabilities.remembers:
+    if cls.causal is True or built.capabilities.images == "never":
         return "a text"
-    return "a text; an image, in the order that `order` gives" if cls.capabilities.images_need_order else "a text; an image"
+    return "a text; an image, in the order that `order` gives" if cls.capabilities.images == "ordered" else "a text; an image"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
@@ -272,7 +271,7 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_kind(built.relative).counts_tokens and not cls.capabilities.moves_positions:
+    if built.relative is not None and relative_kind(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
         raise OptionError(
             f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
             "sees no further than the model was trained for, or choose 'full'."

@@ -336,9 +336,7 @@ def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | No
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions, unless ``forward`` adds them itself."""
-    if module.handling.adds_relative:
-        return args
+    """Forward pre-hook that adds the relative positions."""
     q, k, v, call = args
     return q, k, v, with_relative(module, q, k, call)
 

@@ -19,8 +19,10 @@ from ...configuration import LongAttentionConfig
 from ...engines.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.capabilities import projection_copies
 from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
+from ...mechanisms.transformer_xl import TransformerXL
 from ...memory.decode_cache import find_cache
 from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
@@ -70,7 +72,7 @@ def attach_mechanisms(
         OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) of its layer.
     """
     sites = attention_sites(model)
-    stacks = [(decoder_attention if decoder_attention is not None and site.in_decoder else long_attention, site) for site in sites]
+    stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
     self_attention = [(attention, site) for attention, site in stacks if not site.cross]
     if not self_attention:
         raise BackendError(
@@ -103,7 +105,7 @@ def attach_mechanisms(
             mechanism.relative.rotation = rotation_of(model, site)
         if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
-        if mechanism.capabilities.takes_hidden_states or mechanism.capabilities.stops_gradients(sys.maxsize):
+        if mechanism.capabilities.takes_hidden_states or (isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)):
             _hook_once(site.module, pass_layer_input)
         weight = next(site.module.parameters(), None)
         if weight is not None:
@@ -171,7 +173,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
-        if any(mechanism.capabilities.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
+        if any(isinstance(one, TransformerXL) and one.stops_gradients(seen + hidden.shape[1]) for one in mechanisms):
             added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
     return (args, {**kwargs, **added}) if added else None
 
@@ -198,13 +200,14 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
     """Raise :class:`OptionError` if the layer's projections cannot be copied. They are not found, or rotated by position afterwards."""
     config = getattr(model, "config", None)
-    if mechanism.capabilities.copies and getattr(config, "rope_parameters", None):
+    copies = projection_copies(mechanism)
+    if copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    copied = {mechanism.capabilities.copies[name] for name in copied_parameters(site.module, mechanism.capabilities.copies)}
-    if missing := {name for name in mechanism.capabilities.copies.values() if name.endswith("weight")} - copied:
+    copied = {copies[name] for name in copied_parameters(site.module, copies)}
+    if missing := {name for name in copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."
@@ -244,25 +247,20 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     Raises:
         OptionError: it does not rotate the first features of every layer's heads, as far as its code says.
     """
-    planes = _planes(site.module)
-    kinds = getattr(getattr(site.module, "config", None), "layer_types", None)
-    names = ([] if kinds is None or site.layer >= len(kinds) else [f"{kinds[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
+    planes: list[float] | None = None  # 0, 1, 2, 3 turned by the function beside the base's attention class, if that class uses it
+    for base in type(site.module).__mro__:
+        turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
+        if turn is not None and ROTATES.search(inspect.getsource(base)):
+            planes = turn(torch.arange(4.0, device="cpu")).tolist()
+            break
+    types = getattr(getattr(site.module, "config", None), "layer_types", None)
+    names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
     path = list(accumulate(site.name.split("."), getattr, initial=model))
     near = (child for owner in reversed(path) for child in (owner, *owner.children()))
     frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
-    if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
+    if planes not in (HALVES, INTERLEAVED) or frequencies is None or hasattr(site.module, LATER_FEATURES):
         raise OptionError(
             f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
             "leave relative positions that move rotary ones (self_extend) out."
         )
     return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
-
-
-def _planes(attention: nn.Module) -> list[float] | None:
-    """0, 1, 2, 3 turned by the function :data:`RIGHT_ANGLE` beside the base's attention class; ``None`` if that class does not use it."""
-    for kind in type(attention).__mro__:
-        turn = getattr(sys.modules[kind.__module__], RIGHT_ANGLE, None)
-        if turn is not None and ROTATES.search(inspect.getsource(kind)):
-            turned = turn(torch.arange(4.0, device="cpu")).tolist()
-            return turned if turned in (HALVES, INTERLEAVED) else None
-    return None

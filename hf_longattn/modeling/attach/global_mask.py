@@ -16,6 +16,7 @@ from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.global_tokens import GlobalTokenIds
+from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.shared_options import for_length
 from ...memory.decode_cache import CACHE
 from ...names import LOGGER
@@ -45,7 +46,7 @@ def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
     marked = tuple(getattr(config, "global_token_ids", None) or ())
-    rules = {module.capabilities.global_token_ids for module in takers}
+    rules = {module.global_token_ids for module in takers if isinstance(module, MaskedMechanism)}
     if rules <= {None}:
         if not takers or (question is None and not marked):
             return None
@@ -70,7 +71,7 @@ def _takers(model: nn.Module) -> list[Mechanism]:
 
 def chooses_by_ids(model: nn.Module) -> bool:
     """Whether a mechanism of ``model`` chooses global tokens by id: by segments or given ids."""
-    return any(mechanism.capabilities.global_token_ids is not None for mechanism in _takers(model))
+    return any(isinstance(taker, MaskedMechanism) and taker.global_token_ids is not None for taker in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:

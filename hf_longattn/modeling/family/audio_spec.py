@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
 from ...errors import InputError, OptionError
+from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import prototype
 from .definition import without_head
@@ -309,14 +310,14 @@ def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window'."
-    if built.capabilities.remembers:
+    if built.capabilities.images == "never":
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
             f"see what comes after them; {instead}"
         )
     if built.capabilities.needs_grid or options.get(ORDER) is not None:
         raise OptionError(f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}")
-    if built.capabilities.global_token_ids is not None:
+    if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
         raise OptionError(
             f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "
             "position, for example with global_tokens=0."

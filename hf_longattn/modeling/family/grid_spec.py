@@ -191,13 +191,13 @@ class LongGridConfig(LongEncoderConfig):
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that would not read an image as a grid. It reads a line of text or segments."""
-    if mechanism_class(mechanism).capabilities.images_need_order and options.get(ORDER) is None:
+    if mechanism_class(mechanism).capabilities.images == "ordered" and options.get(ORDER) is None:
         raise OptionError(
             f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is read, for example "
             "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
     built = prototype(mechanism, options)
-    if built.capabilities.remembers:
+    if built.capabilities.images == "never":
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
             "image have no such order; choose a mechanism on a grid such as 'window2d'."

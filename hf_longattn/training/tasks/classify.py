@@ -20,7 +20,7 @@ from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_o
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import input_length
-from hf_longattn.errors import CheckpointError, OptionError, listed
+from hf_longattn.errors import CheckpointError, listed
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.global_mask import carry_question
@@ -40,6 +40,7 @@ class ClassificationDataArguments(DataArguments):
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "text": ("text",), "question": (), "image": ("image", "file_name"), "audio": ("audio", "file_name"), "label": ("label",)
     }  # fmt: skip
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": AUGMENTATIONS}
 
     packing: bool | None = argument(
         None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
@@ -47,11 +48,6 @@ class ClassificationDataArguments(DataArguments):
     augmentation: str = argument(
         "", "Random changes of images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.augmentation and self.augmentation not in AUGMENTATIONS:
-            raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}.")
 
 
 @dataclass
@@ -74,15 +70,15 @@ def main(
     """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    kinds = [kind for kind in KINDS if model_type in mapped_names(auto_mapping(kind[0]))[0]] or KINDS[:1]
-    for kind in kinds:  # a model of texts, images and sound reads what the data hold
+    modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))[0]] or MODALITIES[:1]
+    for modality in modalities:  # a model of texts, images and sound reads what the data hold
         try:
-            parts = read_labelled(data_args, kind[1], training_args.seed)
+            parts = read_labelled(data_args, modality[1], training_args.seed)
             break
         except DataError:
-            if kind is kinds[-1]:
+            if modality is modalities[-1]:
                 raise
-    head, _, inputs_of = kind
+    head, _, inputs_of = modality
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
@@ -212,7 +208,7 @@ class ClassificationTrainer(LongTrainer):
             return super().mean_loss(model, model_inputs)
 
 
-KINDS: Any = (
+MODALITIES: Any = (
     (transformers.AutoModelForSequenceClassification, "text", text_inputs),
     (transformers.AutoModelForImageClassification, "image", image_inputs),
     (transformers.AutoModelForAudioClassification, "audio", audio_inputs),

@@ -24,7 +24,7 @@ from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
+from hf_longattn.errors import CheckpointError, check_extra, listed
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
@@ -56,13 +56,10 @@ class UtteranceArguments(DataArguments):
         "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
     }
 
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"letter_case": ("lower", "upper")}
+
     letter_case: str = argument("", "Case of the letters of the transcripts, lower or upper; default: as they are.")
     max_seconds: float | None = argument(None, "Leave out longer audio files; default: all that the model reads whole.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.letter_case not in CASES:
-            raise OptionError(f"--letter-case must be lower or upper, not {self.letter_case!r}.")
 
 
 @dataclass
@@ -142,12 +139,10 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
 def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
     """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages."""
-
-    def in_one_line(data: Dataset) -> Dataset:
-        texts = [CASES[args.letter_case](" ".join(text.split())) for text in data["text"]]
-        return data.remove_columns("text").add_column("text", texts)
-
-    return each_part(in_one_line, *read_rows(args, seed, UtteranceArguments.roles))
+    change_case, parts = CASES[args.letter_case], read_rows(args, seed, UtteranceArguments.roles)
+    return each_part(
+        lambda data: data.remove_columns("text").add_column("text", [change_case(" ".join(text.split())) for text in data["text"]]), *parts
+    )
 
 
 def output_frames(model: Any, length: int) -> int:

@@ -212,13 +212,13 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
     Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that are not padding.
     """
     (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
-    places = torch.arange(q.shape[2], device=q.device)
+    positions = torch.arange(q.shape[2], device=q.device)
 
     def of_queries(q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         rows = slice(start, start + QUERIES_AT_A_TIME)
         counted = real[:, rows, None] & real[:, None, :]
         if causal:
-            counted = counted & (places[rows, None] >= places)
+            counted = counted & (positions[rows, None] >= positions)
         with torch.autocast(q.device.type, enabled=False):
             difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
         return difference.square().sum(), counted.sum()

@@ -100,13 +100,13 @@ def embedding_trainer(
     import sentence_transformers as st
     from sentence_transformers.sentence_transformer import evaluation, losses
 
-    encoder, trainer, kind = st.SentenceTransformer, st.SentenceTransformerTrainer, st.SentenceTransformerTrainingArguments
+    encoder, trainer, arguments_class = st.SentenceTransformer, st.SentenceTransformerTrainer, st.SentenceTransformerTrainingArguments
     retriever, contrast = evaluation.InformationRetrievalEvaluator, losses.CachedMultipleNegativesRankingLoss
     if model_args.multi_vector:
         from sentence_transformers.multi_vector_encoder import evaluation as of_tokens
         from sentence_transformers.multi_vector_encoder.losses import CachedMultiVectorMultipleNegativesRankingLoss
 
-        encoder, trainer, kind = st.MultiVectorEncoder, st.MultiVectorEncoderTrainer, st.MultiVectorEncoderTrainingArguments
+        encoder, trainer, arguments_class = st.MultiVectorEncoder, st.MultiVectorEncoderTrainer, st.MultiVectorEncoderTrainingArguments
         retriever, contrast = of_tokens.MultiVectorInformationRetrievalEvaluator, CachedMultiVectorMultipleNegativesRankingLoss
     model = load_sentence_model(encoder, model_args.model, complete=not args.do_train, device=str(args.device))
     scored, quiet = "score" in pairs.column_names, {"batch_size": args.per_device_eval_batch_size, "write_csv": False}
@@ -118,7 +118,7 @@ def embedding_trainer(
         loss = contrast(model, mini_batch_size=args.mini_batch_size)
         evaluator = retriever(*retrieval(held_out, relevant_texts(pairs, held_out)), **quiet)
     more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}  # a text twice in a batch would be its own negative
-    arguments = arguments_of(kind, args, "spearman" if scored else "mrr", **more)
+    arguments = arguments_of(arguments_class, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = training_length(model, data_args)  # where sentence-transformers' collator cuts texts
     data = {"train_dataset": pairs, "eval_dataset": held_out, "measure": partial(scores_of, evaluator, model)}
     return type("EmbeddingTrainer", (LongTrainer, trainer), {})(model, arguments, loss=loss, **data)
@@ -188,16 +188,16 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
     return {column: prompt for column, prompt in prompts.items() if prompt} or None
 
 
-def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments ``kind(…, **more)`` of a sentence-transformers trainer, with our arguments as attributes.
+def arguments_of(arguments_class: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
+    """The arguments ``arguments_class(…, **more)`` of a sentence-transformers trainer, with our arguments as attributes.
 
     ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
     """
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.settings:
         values |= {"metric_for_best_model": best, "greater_is_better": True}
-    arguments = kind(**values, **more)
-    for name, value in {**vars(args), "folder": args.folder}.items():
+    arguments = arguments_class(**values, **more)
+    for name, value in vars(args).items():
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     return arguments

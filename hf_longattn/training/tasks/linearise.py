@@ -34,7 +34,9 @@ from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
-from hf_longattn.training.trainer import LongTrainer, rows_of
+from hf_longattn.training.trainer import LongTrainer, batch_rows
+
+from ...mechanisms.common.capabilities import NeedsWholeBatch
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
@@ -90,7 +92,7 @@ class TransferTrainer(LongTrainer):
         self.layers = layers
 
     def items_of(self, inputs: Mapping[str, Any]) -> int:
-        return rows_of(inputs)
+        return batch_rows(inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         training = model.training
@@ -149,7 +151,7 @@ def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
             site.put(mechanism)
 
 
-class AttentionTransfer(Mechanism):
+class AttentionTransfer(Mechanism, NeedsWholeBatch):
     """Runs softmax attention, and measures how far the layer's mechanism is from it.
 
     Later layers thus get the original's states, and the loss of a layer trains this layer's mechanism alone. After a forward pass,
@@ -163,10 +165,11 @@ class AttentionTransfer(Mechanism):
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
-        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod", "global_token_ids")
-        self.capabilities = self.capabilities.but(
-            needs_whole_batch="always", **{name: getattr(student.capabilities, name) for name in same}
-        )
+        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod")
+        self.capabilities = self.capabilities.but(**{name: getattr(student.capabilities, name) for name in same})
+
+    def needs_one_call(self) -> bool:
+        return True  # the distances are those of one call
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         target = self.softmax(q, k, v, call)

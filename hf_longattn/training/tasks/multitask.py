@@ -36,7 +36,7 @@ from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks import classify, qa, tokens
 from hf_longattn.training.tasks.classify import label_names
 from hf_longattn.training.tasks.tokens import tag_names
-from hf_longattn.training.trainer import LongTrainer, highest, rows_of
+from hf_longattn.training.trainer import LongTrainer, batch_rows, highest
 
 
 @dataclass
@@ -133,6 +133,7 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     collator = MixedCollator({name: task.collator for name, task in tasks.items()})
     processor = backbone.tokenizer if backbone.model is None else backbone
     trainer = MultiTaskTrainer(MultiTaskModel(tasks), training_args, collator, rows, held_out, processor)
+    trainer.tasks = tasks
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
@@ -203,7 +204,7 @@ class Backbone:
         if complete and not self.heads:
             raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head.")
         self.tokenizer = load_padding_tokenizer(name, config)
-        # Tokens have the places of their words, and windows their order.
+        # Tokens and windows then keep the order of the words.
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         several = isinstance(config, LongMultimodalConfig)
         embedded, new = config.embedded if several else {}, dict[str, Any]()
@@ -381,9 +382,7 @@ class TaskBatches(EpochSampler):
 class MultiTaskTrainer(LongTrainer):
     """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config."""
 
-    @property
-    def tasks(self) -> Mapping[str, PreparedTask]:
-        return self.accelerator.unwrap_model(self.model).tasks
+    tasks: Mapping[str, PreparedTask]
 
     def train_batches(self) -> TaskBatches:
         sizes = {name: len(task.rows) for name, task in self.tasks.items()}
@@ -392,7 +391,7 @@ class MultiTaskTrainer(LongTrainer):
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
         """The number of labels by task ``(tasks,)``: 0 for every task but the batch's."""
         count = label_count(type(self.tasks[inputs["task"]].model).__name__, inputs)
-        count = torch.as_tensor(rows_of(inputs) if count is None else count)
+        count = torch.as_tensor(batch_rows(inputs) if count is None else count)
         return torch.stack([count if name == inputs["task"] else torch.zeros_like(count) for name in self.tasks])
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:

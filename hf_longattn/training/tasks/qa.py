@@ -132,10 +132,10 @@ def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> T
         labels: see :class:`QACollator`. Padding has no probability.
     """
     real, losses = labels[..., 0] >= 0, []
-    for place, logits in enumerate((outputs.start_logits, outputs.end_logits)):
+    for column, logits in enumerate((outputs.start_logits, outputs.end_logits)):
         tokens = logits.float()[real] if logits.shape == real.shape else logits.float().flatten()
         scores = tokens.new_full(real.shape, -torch.inf).masked_scatter(real, tokens)
-        losses.append(-torch.log_softmax(scores, -1).masked_fill(labels[..., place] != 1, -torch.inf).logsumexp(-1))
+        losses.append(-torch.log_softmax(scores, -1).masked_fill(labels[..., column] != 1, -torch.inf).logsumexp(-1))
     return (losses[0] + losses[1]).mean() / 2
 
 
@@ -148,9 +148,9 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    kind = load_config(name).model_type
+    model_type = load_config(name).model_type
     loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
-    loader = next((each for each in loaders if kind in mapped_names(auto_mapping(each))[0]), loaders[0])
+    loader = next((each for each in loaders if model_type in mapped_names(auto_mapping(each))[0]), loaders[0])
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:

@@ -108,11 +108,11 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         processor, rows, held_out, collator = utterances(model, tokenizer, target_length, data_args, training_args.seed)
         references = held_out["text"][:]
     else:
-        data, held = read_rows(data_args, training_args.seed, SUMMARIES)
-        references = held["summary"][:]
+        data, summaries = read_rows(data_args, training_args.seed, SUMMARIES)
+        references = summaries["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
         encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
-        rows, held_out = each_part(encode, data, held)
+        rows, held_out = each_part(encode, data, summaries)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.

@@ -76,29 +76,27 @@ def tag_inputs(
     train, scored = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
     padded = DataCollatorWithGlobals(tokenizer)
 
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return tag_scores(prediction.predictions, held_out, parts[1], names)
-
     collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    data = {"train_dataset": train, "eval_dataset": scored, "processing_class": tokenizer, "compute_metrics": compute_metrics}
-    return {**data, **collators, "input_length": length, "packed": pack}
+    data = {"train_dataset": train, "eval_dataset": scored, "processing_class": tokenizer}
+    metrics = {"compute_metrics": partial(tag_scores, rows=held_out, texts=parts[1], names=names)}
+    return {**data, **collators, **metrics, "input_length": length, "packed": pack}
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
     train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
-    kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
-    check_classes(args, kinds, [*{*scored} - {"O"}])
+    trained, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
+    check_classes(args, trained, [*{*scored} - {"O"}])
     return train, held_out
 
 
-def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
+def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
     """Entity scores of whole documents, ``texts``, by the numbers of the chosen tags of each window of ``rows``.
 
     A word takes its tag from the window in which it is farthest from an edge.
     """
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
-    for window, words, labels, document in zip(choices, rows["word_ids"], rows["labels"], rows["document"], strict=True):
+    for window, words, labels, document in zip(prediction.predictions, rows["word_ids"], rows["labels"], rows["document"], strict=True):
         for at, (word, label) in enumerate(zip(words, labels, strict=True)):
             context = min(at, len(words) - 1 - at)
             if label != IGNORED and context > best[document][word][0]:
@@ -152,9 +150,9 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
             if window and owners[window - 1] == owner:  # the word of the last token before the overlap, which may go on here
                 before = [word for word in windows[window - 1] if word >= 0][-1 - share]
             labels.append([IGNORED] * len(words))
-            for place, word in enumerate(words):
+            for index, word in enumerate(words):
                 if word >= 0 and word != before:
-                    labels[-1][place] = numbers[rows["tags"][owner][word]]
+                    labels[-1][index] = numbers[rows["tags"][owner][word]]
                 before = word if word >= 0 else before
         return {**encoded, "labels": labels, "word_ids": windows, "document": [documents[owner] for owner in owners]}
 
