@@ -27,7 +27,7 @@ from ..conversion.folders import add_source_files, open_for_writing, versions, w
 from ..conversion.source_models import quiet_libraries, tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
-from ..files import EMBEDDINGS, sentence_kind, staged_folder
+from ..files import EMBEDDINGS, sentence_class, staged_folder
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference import warn_of_overflow
@@ -247,7 +247,7 @@ def compress_checkpoint(
     with quiet_libraries():
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     inputs = CompressionInput.from_source(opened, chosen)
-    if chosen.method in QUANTISED and sentence_kind(opened.card_folder) == EMBEDDINGS:
+    if chosen.method in QUANTISED and sentence_class(opened.card_folder) == EMBEDDINGS:
         # transformers cannot load a base model from quantised files that include a head
         inputs.model = without_head(inputs.model)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()

@@ -18,7 +18,7 @@ from torch import nn
 from ...engines.token_grid import Grid
 from ...errors import OptionError, nearest
 from ...names import load_module, module_names
-from ...positions.relative import relative_kind
+from ...positions.relative import relative_class
 from .base import Mechanism, reset
 from .capabilities import About, Capabilities
 from .options import (
@@ -271,7 +271,7 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_kind(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
+    if built.relative is not None and relative_class(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
         raise OptionError(
             f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
             "sees no further than the model was trained for, or choose 'full'."
@@ -295,8 +295,8 @@ def _add_full(mechanism: Mechanism) -> None:
                 f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
                 "leave exact_length out, or set exact_length=0."
             )
-        sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
-        mechanism._full = (mechanism_class("full")(*sizes, mechanism.options.exact_length, Options()),)
+        sizes = mechanism.sizes._replace(max_length=mechanism.options.exact_length)
+        mechanism._full = (mechanism_class("full")(*sizes, Options()),)
 
 
 @lru_cache(KEPT_PROTOTYPES)
