@@ -25,6 +25,7 @@ from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
+from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
@@ -32,7 +33,6 @@ from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable, input_of
-from .family.validation import refuse_scoreless
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import with_training_loss
 from .masks import filled_columns, simplified_mask
@@ -508,7 +508,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")
-            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != table.padding_id(self.config)
+            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != first - 1
         if real is not None:
             return real.long().cumsum(1) * real.long() + first - 1
         places = torch.arange(first, first + shape[1], device=device).expand(shape)
