@@ -118,7 +118,7 @@ def plan_positions(
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
-        return f"rope:{rope.kind}", rope, {}, None if rope.exact else 0
+        return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables

@@ -63,6 +63,11 @@ class Rounds(ABC):
 
     limits_rows: ClassVar[bool] = False
     """Whether some queries of a tile row see only a part of its keys."""
+    groups: Tensor
+    """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group have nearly the same
+    run; a tile row takes queries of one group only."""
+    key_places = graph_property[Tensor](lambda self: self.keys.places)
+    """The place of each token among the keys."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -89,26 +94,10 @@ class Rounds(ABC):
         # If queries and keys have the same order, a tile row is `size` consecutive places. Otherwise it also ends where the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
-        self.place()
-
-    @graph_property
-    def key_places(self) -> Tensor:
-        """The place of each token among the keys."""
-        return self.keys.places
 
     def by_token(self, x: Tensor) -> Tensor:
         """Reorder ``x (B, H, R, N)`` from the order of the sorted queries to the order of positions."""
         return torch.empty_like(x).scatter_(-1, self.queries.order, x)
-
-    @abstractmethod
-    def place(self) -> None:
-        """Find the run of every sorted query."""
-
-    @property
-    @abstractmethod
-    def groups(self) -> Tensor:
-        """Group of every sorted query, ``(B, H, R, N)``, non-decreasing. Queries of one group have nearly the same run; a tile row takes
-        queries of one group only."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
@@ -119,8 +108,8 @@ class Rounds(ABC):
         """Which of ``keys (B, H, rows, Tk)`` each of ``queries (B, H, rows, Tq)`` sees in ``round``: ``(B, H, rows, Tq, Tk)`` bool."""
 
     @abstractmethod
-    def sees_none(self) -> Tensor | None:
-        """Whether the query at each position sees no key, ``(B, H, R, N)`` bool for each round, arbitrary where there is no query.
+    def no_visible_key(self) -> Tensor | None:
+        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool, arbitrary where there is no query.
         ``None`` if every query sees a key."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
@@ -140,19 +129,14 @@ class Rounds(ABC):
             tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
         return tuple(tiles)
 
-    def no_visible_key(self) -> Tensor | None:
-        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool. ``None`` if every query sees a key."""
-        alone = self.sees_none()
-        return None if alone is None else alone.all(2)
-
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Queries of each tile row, ``(B, H, R, rows, self.row)``, -1 in empty slots, and its group, ``(B, H, R, rows)``."""
         order, size = self.queries.order, self.row
         queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
-            stretches = -(-self.length // size)
-            queries = torch.nn.functional.pad(queries, (0, stretches * size - self.length), value=-1)
-            return queries.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
+            rows = -(-self.length // size)
+            queries = torch.nn.functional.pad(queries, (0, rows * size - self.length), value=-1)
+            return queries.unflatten(-1, (rows, size)), torch.arange(rows, device=order.device).expand(*order.shape[:3], -1)
         groups = -(-self.length // self.size)
         return rows_by_group(queries, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
 
@@ -160,38 +144,27 @@ class Rounds(ABC):
 class ChunkRounds(Rounds):
     """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk are neighbours."""
 
+    key_chunks = graph_property[Tensor](lambda self: self.key_places // self.size)
+    query_chunks = graph_property[Tensor](lambda self: self.key_chunks if self.aligned else self.by_token(self.groups))
+    """The chunk of each token, as a key and as a query."""
+
     def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
-        self.before, self.after = before, after
         super().__init__(*args, **kwargs)
-
-    def place(self) -> None:
+        self.before, self.after = before, after
         self.chunks = (self.real + self.size - 1) // self.size
+        if not self.aligned:
+            place = torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32)
+            self.groups = place.minimum((self.real - 1).clamp(min=0)) // self.size
 
-    @graph_property
-    def key_chunks(self) -> Tensor:
-        return self.key_places // self.size
-
-    @graph_property
-    def groups(self) -> Tensor:
-        last = (self.real - 1).clamp(min=0)
-        return (
-            torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32).minimum(last)
-            // self.size
-        )
-
-    @graph_property
-    def query_chunks(self) -> Tensor:
-        return self.key_chunks if self.aligned else self.by_token(self.groups)
-
-    def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
+    def neighbours(self, chunk: Tensor) -> Tensor:
         """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer chunks."""
         offsets = chunk_offsets(self.before, self.after, -(-self.length // self.size))
         offset = torch.arange(offsets.start, offsets.stop, device=chunk.device)
-        near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
-        return torch.where(offset + self.before < chunks[..., None], near, -1)
+        near = (chunk[..., None] + offset) % self.chunks[..., None].clamp(min=1)
+        return torch.where(offset + self.before < self.chunks[..., None], near, -1)
 
     def run(self, group: Tensor) -> Tensor:
-        near = self.neighbours(group, self.chunks)
+        near = self.neighbours(group)
         inside = torch.arange(self.size, device=group.device)
         return torch.where(near >= 0, near * self.size, -self.length - self.size)[..., None].add(inside).flatten(-2)
 
@@ -199,18 +172,18 @@ class ChunkRounds(Rounds):
         narrow = torch.int16 if self.length // self.size < 32000 else torch.int32
         home = taken(self.query_chunks[:, :, round], queries)
         there = taken(self.key_chunks[:, :, round], keys).to(narrow)[..., None, :]
-        near = self.neighbours(home, self.chunks).to(narrow)
+        near = self.neighbours(home).to(narrow)
         met = there == near[..., :1]
         for t in range(1, near.shape[-1]):
             met = met | (there == near[..., t : t + 1])
         return met
 
-    def sees_none(self) -> Tensor | None:
+    def no_visible_key(self) -> Tensor | None:
         if not self.shared:
             return None  # no chunk is empty
-        near = self.neighbours(self.query_chunks, self.chunks)
+        near = self.neighbours(self.query_chunks)
         filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
-        return torch.where(near >= 0, filled, 0).sum(-1) <= 1
+        return (torch.where(near >= 0, filled, 0).sum(-1) <= 1).all(2)
 
 
 def chunk_offsets(before: int, after: int, chunks: int) -> range:
@@ -222,25 +195,17 @@ class RecentRounds(Rounds):
     """A query sees the last ``size`` keys of its bucket at or before its position."""
 
     limits_rows = True
+    low = graph_property[Tensor](lambda self: self.by_token(self.sorted_low))
+    high = graph_property[Tensor](lambda self: self.by_token(self.sorted_high))
+    """The places of the first and the last key that each token sees. Sorted, these keys have the places low … high."""
 
-    def place(self) -> None:
-        # In the sorted order, these keys have the places low … high.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         sorted_codes = self.queries.codes
         start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
         self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
         self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(self.sorted_high - (self.size - 1))
-
-    @property
-    def groups(self) -> Tensor:
-        return self.sorted_high.clamp(min=0) // self.size
-
-    @graph_property
-    def low(self) -> Tensor:
-        return self.by_token(self.sorted_low)
-
-    @graph_property
-    def high(self) -> Tensor:
-        return self.by_token(self.sorted_high)
+        self.groups = self.sorted_high.clamp(min=0) // self.size
 
     def run(self, group: Tensor) -> Tensor:
         start = group * self.size - (self.size - 1)
@@ -251,8 +216,8 @@ class RecentRounds(Rounds):
         place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
         return (place >= low) & (place <= high)
 
-    def sees_none(self) -> Tensor:
-        return self.high < self.low + int(self.shared)
+    def no_visible_key(self) -> Tensor:
+        return (self.high < self.low + int(self.shared)).all(2)
 
 
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ def fused_attention(
         return _with_sink_key(q, k, v, attn_mask, sink_scores, **settings)
     heads, groups = q.shape[1], k.shape[1]
     if no_fused_kernels() is not None:
-        return _plain_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask, **settings)
+        return _plain_attention(q, k, v, attn_mask, **settings)
     if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_FOR_ONE_QUERY and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
@@ -115,8 +115,8 @@ def _with_sink_key(
 ) -> Tensor:  # fmt: skip
     """:func:`fused_attention` with a sink: a key with the value 0. A further feature makes its product with a query the sink's score."""
     scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
-    if q.shape[2] == 1 and not is_causal:
-        return _one_query_and_sinks(q, k, v, attn_mask, sink_scores, scale, **settings)
+    if q.shape[2] == 1 and not is_causal:  # a decoding step, for which float32 keys and values are not copied
+        return _plain_attention(q, k, v, attn_mask, sink_scores=sink_scores, scale=scale, **settings)
     feature = (sink_scores.to(torch.promote_types(q.dtype, sink_scores.dtype)) / scale).to(q.dtype)
     feature = F.pad(feature[:, None, None], (0, SINK_FEATURES - 1))
     q = torch.cat([q, feature.expand(*q.shape[:3], -1)], -1)
@@ -131,28 +131,19 @@ def _with_sink_key(
     return out[:, :, ahead:, :out_width]
 
 
-def _one_query_and_sinks(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, sink_scores: Tensor, scale: float, dropout_p: float = 0.0
-) -> Tensor:
-    """:func:`_with_sink_key` for a decoding step ``q (B, H, 1, D)``, in plain operations, which copy no keys and values in float32."""
-    grouped = q[:, :, 0].unflatten(1, (k.shape[1], -1))
-    scores = products(grouped, k).flatten(1, 2)[:, :, None] * scale
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        scores, attn_mask = scores + attn_mask, None
-    weights = F.dropout(masked_softmax(scores, attn_mask, sink_scores), dropout_p).to(v.dtype)
-    return (weights.reshape(*grouped.shape[:3], -1) @ v).flatten(1, 2)[:, :, None]
-
-
 def _plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None
-) -> Tensor:
-    """scaled_dot_product_attention in plain operations, which have all derivatives. Queries without a visible key give zeros."""
-    scores = products(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None,
+    sink_scores: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """:func:`fused_attention` in plain operations, which have all derivatives. Queries without a visible key give zeros."""
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of all heads that share a key head
+    scores = products(grouped, k).view(*q.shape[:3], k.shape[2]) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         scores, attn_mask = scores + attn_mask, None
-    return F.dropout(masked_softmax(scores, attn_mask), dropout_p).to(v.dtype) @ v
+    weights = F.dropout(masked_softmax(scores, attn_mask, sink_scores), dropout_p).to(v.dtype)
+    return (weights.view(*grouped.shape[:3], k.shape[2]) @ v).view(*q.shape[:3], v.shape[3])
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:

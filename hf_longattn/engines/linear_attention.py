@@ -188,14 +188,14 @@ def _chunks_backward(
             shift = -(grad * in_rows(out, group, chunk)).sum(-1, keepdim=True)
         d_scores = grad @ values.mT
         d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
-        later, d_kv = _remaining(rows.mT @ grad, grad_kv)
+        later, d_kv = _running(rows.mT @ grad, grad_kv, backwards=True)
         d_q = d_scores @ keys + grad @ before.mT
         d_k = d_scores.mT @ rows + values @ later.mT
         d_z = grad_z
         if shift is None:
             d_k = d_k + grad_z[:, :, None, None, :]
         else:
-            z_later, d_z = _remaining((rows.mT @ shift).squeeze(-1), grad_z)
+            z_later, d_z = _running((rows.mT @ shift).squeeze(-1), grad_z, backwards=True)
             d_q = d_q + shift * z_before[..., None, :]
             d_k = d_k + z_later[..., None, :]
         d_v = scores.mT @ grad + keys @ later
@@ -367,26 +367,19 @@ def _lower(scores: Tensor, group: int) -> Tensor:
     return scores.tril_() if group == 1 else scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
 
 
-def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The totals before each chunk, and after the last. ``sums (B, H, n, …)``: of each chunk. ``first (B, H, …)``: the initial total."""
+def _running(sums: Tensor, first: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """The totals before each chunk and over all chunks or, if ``backwards``, the totals after each chunk and over all.
+
+    sums: ``(B, H, n, …)``, of each chunk.
+    first: ``(B, H, …)``, the initial total.
+    """
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
-        total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
-        return total[:, :, :-1], total[:, :, -1]
+        total = torch.cat((first.unsqueeze(2), sums.flip(2) if backwards else sums), 2).cumsum(2)
+        return total[:, :, :-1].flip(2) if backwards else total[:, :, :-1], total[:, :, -1]
     steps = [first]
-    for chunk in sums.unbind(2):
+    for chunk in reversed(sums.unbind(2)) if backwards else sums.unbind(2):
         steps.append(steps[-1] + chunk)
-    return torch.stack(steps[:-1], 2), steps[-1]
-
-
-def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The totals after each chunk, and over all chunks: :func:`_running` from the end."""
-    if sums.shape[2] > MAX_LOOPED_CHUNKS:
-        after, total = _running(sums.flip(2), last)
-        return after.flip(2), total
-    steps = [last]
-    for chunk in reversed(sums.unbind(2)):
-        steps.append(steps[-1] + chunk)
-    return torch.stack(steps[-2::-1], 2), steps[-1]
+    return torch.stack(steps[-2::-1] if backwards else steps[:-1], 2), steps[-1]
 
 
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:

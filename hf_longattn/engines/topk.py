@@ -21,7 +21,6 @@ The gathered engine with one query per tile row takes 3.6-4.2 times as long for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -229,12 +228,13 @@ def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], T
     return best
 
 
-class _Visible(Protocol):
-    def __call__(self, scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        """Finish products ``(H', n, m)`` of an item's ``heads``: scale, score term, -inf if hidden. Indices: ``i (n, 1)``, ``j (1, m)``."""
+Finish = Callable[[Tensor, int, slice, Tensor, Tensor], Tensor]
+"""``finish(products, item, heads, i, j)``: products ``(H', n, m)`` of an item's ``heads`` with scale and score term, -inf where hidden.
+
+Indices: ``i (n, 1)``, ``j (1, m)``."""
 
 
-def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
+def _search(q: Tensor, k: Tensor, count: int, visible: Finish, diagonal: int | None = None) -> Tensor:
     """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)

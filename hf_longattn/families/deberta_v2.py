@@ -73,7 +73,7 @@ class GlobalsInTheMask(OnTheBackend):
     passes a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
 
     hands_globals_down = False
-    marks_globals: ClassVar[bool] = True
+    annotates_globals: ClassVar[bool] = True
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:

@@ -216,9 +216,9 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
         reading = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
         rope = plan_rotary(text, reading, positions, length.old, length.new)
         if rope.relative:
-            raise OptionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
+            raise OptionError(f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic.")
         rope.write(text)
-        return config, f"rope:{rope.kind}", "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
+        return config, f"rope:{rope.scaling}", "" if rope.exact else f"rope:{rope.scaling} changes the old positions too"
     if length.new != length.old or positions != AUTO:
         raise OptionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."

@@ -214,22 +214,43 @@ def longattn_attention_forward(
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        if attention_mask is None and query.shape[2] > 1 and causal:
-            raise BackendError(
-                f"{in_words(module)} is causal and got no mask, by which transformers' sdpa attention hides later keys and its eager "
-                "attention hides none; pass an attention_mask, or load the model with the attention that you mean."
-            )
-        return attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, with_weights, kwargs)
-    if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
-        declared = attention_mask
-        attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
-    if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
-        raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
-    layer = kwargs.pop(CACHE_LAYER, None)
+        return attend_as_declared(module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
+    mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
     narrower = key.shape[-1] - value.shape[-1]
     if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output
         value = nn.functional.pad(value, (0, narrower))
-    output, weights = _attend(mechanism, query, key, value, attention_mask, layer, causal, scaling, dropout, with_weights, kwargs)
+
+    # Without padding, cache or terms, one fused call may do, as transformers' sdpa attention makes it.
+    output = weights = None
+    plain = mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
+    plain = plain and not OBSERVERS and not in_graph() and not torch.is_autocast_enabled(query.device.type)
+    if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
+        attending = for_length(mechanism, key.shape[2], causal)
+        visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
+        if visible is True and not (dropout and query.device.type == "cpu"):
+            output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
+        elif isinstance(visible, Tensor) and not dropout:
+            keys, values = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+            output = masked_attention(query, keys, values, visible, causal, scaling)
+
+    if output is None:
+        grid = kwargs.get(GRID)
+        if grid is None and not torch.compiler.is_dynamo_compiling():
+            grid = RUNNING_GRID.get()
+        hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
+        call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
+        cached = None if layer is None else _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
+        if cached is not None:
+            output, weights = cached
+        else:
+            key, value, call = _read_call(mechanism, query, key, value, mask, layer, call, kwargs)
+            if query.shape[2] == 1 and call.score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
+                output = _step(mechanism, query, key, value, call)
+            else:
+                defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
+                output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
+            if with_weights:
+                weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None))
     output = output.transpose(1, 2).contiguous()
     return output if narrower <= 0 else output[..., :-narrower], weights
 
@@ -277,43 +298,47 @@ def attentions_collected() -> bool:
             warn_missing("attentions_collected")
         return False
     collector = active.global_var if torch.compiler.is_compiling() else active.get()
-    return collector is not None and any("attentions" in name for name in collector)
+    return bool(collector) and any("attentions" in name for name in collector)
 
 
-def _attend(
-    mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: Any, causal: bool, scaling: float | None,
-    dropout: float, with_weights: bool, kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Output ``(B, H, Nq, D)`` and weights of a module's mechanism. ``layer``: its layer of the decode cache, or ``None``.
+def _mask_and_cache(
+    module: nn.Module, mechanism: Mechanism, query: Tensor, key: Tensor, mask: Any, causal: bool, kwargs: dict[str, Any]
+) -> tuple[Tensor | None, Any]:
+    """The call's mask, as simple as possible, and the module's layer of the decode cache, which is taken out of ``kwargs``.
 
-    The other arguments are those of :func:`longattn_attention_forward`.
+    Raises:
+        BackendError: the cache did not reach the call, or has dropped keys that ``mechanism`` sees.
     """
-    q_len = query.shape[2]
+    if isinstance(mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
+        declared = mask
+        mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
+    if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
+        raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
+    layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
-        _check_own_window(layer, mechanism, key.shape[2])
+        width = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else layer.max_cache_len
+        seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
+        if (reach is None or reach > width) and (in_graph() or int(seen) > key.shape[2]):
+            raise BackendError(
+                f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism {mechanism.name!r} "
+                f"sees more; load the checkpoint with a Long class, choose a window of at most {width}, or pass use_cache=False."
+            )
     if mask is not None and mask.dim() == 4:
         check_pairs(mask, query)
-        if q_len > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
+        if query.shape[2] > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
             keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
             mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
-    plain = mask is None and q_len == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
-    if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
-        output = _attend_plainly(mechanism, query, key, value, causal, scaling, dropout)
-        if output is not None:
-            return output, None
+    return mask, layer
 
-    grid = kwargs.get(GRID)
-    if grid is None and not torch.compiler.is_dynamo_compiling():
-        grid = RUNNING_GRID.get()
-    hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
-    call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
-    if layer is not None:
-        cached = _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
-        if cached is not None:
-            return cached
-        if isinstance(layer, StaticLayer) and not isinstance(layer, AttentionCacheLayer):
-            key, value, mask = _filled(layer, query, key, value, mask)
 
+def _read_call(
+    mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: Any, call: AttentionCall,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor, AttentionCall]:  # fmt: skip
+    """Keys, values and ``call`` with the batch's sequences, global tokens and terms of the scores."""
+    q_len = query.shape[2]
+    if isinstance(layer, StaticLayer) and not isinstance(layer, AttentionCacheLayer):
+        key, value, mask = _filled(layer, query, key, value, mask)
     batch: Batch | None = None
     pairs: Tensor | None = None
     if mask is not None and mask.dim() == 2:
@@ -324,11 +349,11 @@ def _attend(
         pairs = _pairs_of_keys(mask, q_len, key.shape[2])
     kv_len = key.shape[2]
     if pairs is not None or not DOCUMENTS.isdisjoint(kwargs):
-        batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), causal, kwargs)
+        batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), call.causal, kwargs)
     score_mod = None
     if pairs is not None or not SCORE_KEYWORDS.isdisjoint(kwargs):
         score_mod = score_terms(pairs, kwargs.get("position_bias"), kwargs.get("softcap"), query, kv_len)
-        _check_terms(mechanism, pairs, score_mod, kv_len, causal, kwargs)
+        _check_terms(mechanism, pairs, score_mod, kv_len, call.causal, kwargs)
     tokens = kwargs.get("global_attention_mask") if mechanism.capabilities.takes_globals else None
     if tokens is not None:
         tokens = globals_of_keys(tokens, mask, q_len, key)
@@ -336,43 +361,7 @@ def _attend(
     if detached_kv is not None:
         stops = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(kv_len)
         detached_kv = (tuple(detached_kv) or (key, value)) if stops else None
-    call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
-
-    if q_len == 1 and score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
-        return _step(mechanism, query, key, value, call), None
-    defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
-    output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
-    return output, mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if with_weights else None
-
-
-def _check_own_window(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLayer, mechanism: Mechanism, kv_len: int) -> None:
-    """Raise :class:`BackendError` if a base's own sliding cache has dropped keys that ``mechanism`` sees."""
-    width = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else layer.max_cache_len
-    seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
-    if (reach is None or reach > width) and (in_graph() or int(seen) > kv_len):
-        raise BackendError(
-            f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism {mechanism.name!r} sees "
-            f"more; load the checkpoint with a Long class, choose a window of at most {width}, or pass use_cache=False."
-        )
-
-
-def _attend_plainly(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float | None, dropout: float
-) -> Tensor | None:
-    """Output ``(B, H, N, D)`` of a call without padding, cache or terms, if it is one fused call, as transformers' sdpa attention makes it.
-
-    ``None`` for other mechanisms and lengths, in graphs, under autocast, and while a call is observed.
-    """
-    if OBSERVERS or in_graph() or torch.is_autocast_enabled(q.device.type):
-        return None
-    attending = for_length(mechanism, k.shape[2], causal)
-    mask = isinstance(attending, SparseMechanism) and attending.fused_mask(k, causal)
-    if mask is True and not (dropout and q.device.type == "cpu"):
-        return fused_attention(q, k, v, dropout_p=dropout, is_causal=causal and k.shape[2] > 1, scale=scaling)
-    if isinstance(mask, Tensor) and not dropout:
-        heads = q.shape[1]
-        return masked_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), mask, causal, scaling)
-    return None
+    return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
 
 
 def _batch(mask: Tensor, kv_len: int) -> Batch:

@@ -111,7 +111,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """
     from transformers import PreTrainedModel
 
-    from .attach.weights import inherit_renaming, register_loading
+    from .attach.weights import register_loading
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
     from .sounds import LongAudioMixin, LongAudioModelMixin
@@ -141,10 +141,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
-        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # a ForCausalLM has no encoder
-            register_loading(family, base, classes[long_name])
-        else:
-            inherit_renaming(base, classes[long_name])
+        extends = base_name == base_model or bool(family.stacks and base_name.endswith("ForCausalLM"))  # a ForCausalLM has no encoder
+        register_loading(family, base, classes[long_name], extends=extends)
     return classes
 
 

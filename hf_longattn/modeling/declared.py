@@ -300,15 +300,20 @@ def in_words(module: nn.Module) -> str:
 
 
 def attend_as_declared(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, scaling: float | None, dropout: float,
-    with_weights: bool, kwargs: dict[str, Any],
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, causal: bool, scaling: float | None,
+    dropout: float, with_weights: bool, kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The attention function of a stock model's ``module``: softmax attention to the keys that its mask shows.
 
-    Without a mask, every query sees every key. Arguments and results are those of ``longattn_attention_forward``.
+    Without a mask, every query sees every key. Arguments, results and errors are those of ``longattn_attention_forward``.
     """
     batch_size, heads, q_len, _ = query.shape
     kv_len, width = key.shape[2], value.shape[-1]
+    if mask is None and q_len > 1 and causal:
+        raise BackendError(
+            f"{in_words(module)} is causal and got no mask, by which transformers' sdpa attention hides later keys and its eager "
+            "attention hides none; pass an attention_mask, or load the model with the attention that you mean."
+        )
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(
             f"{in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "

@@ -45,13 +45,20 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
 
 
-def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory, reset: Tensor | None) -> Any:
+def run_with_memory(
+    model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
+) -> Any:
     """The outputs of the outermost model, called with the memory of the previous call. ``outputs.memory`` is for the next call.
 
     Args:
         memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.
         reset: ``(B,)``, rows that start a new document.
+
+    Raises:
+        InputError: ``reset`` was given without a memory, or the memory does not fit this model or call.
     """
+    if memory is None:
+        raise InputError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
     if not isinstance(memory, SegmentMemory):
         raise InputError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):

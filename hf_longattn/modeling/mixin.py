@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,15 +26,20 @@ from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
 from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
-from .attach.memory_tokens import MemoryTokens, attach_memory_tokens, run_in_segments
+from .attach.memory_tokens import attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
+<<<<<<< HEAD
 from .family.position_table import PositionTable, input_of
+=======
+from .family.position_table import PositionTable
+from .family.validation import refuse_scoreless
+>>>>>>> integ
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import with_training_loss
-from .masks import filled_columns, simplified_mask
+from .masks import DOCUMENTS, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
@@ -66,14 +70,14 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Trainer reads this."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments on to attention."""
-    marks_globals: ClassVar[bool] = False
+    annotates_globals: ClassVar[bool] = False
     """Whether global tokens are passed in the attention mask instead (DeBERTa-v2)."""
 
     packs_documents: bool = True
     """Whether this head works where a row has several documents; for a base model, see :func:`.refusal_of_documents`."""
 
     added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
-    """Keyword arguments of ``forward`` besides the base's, with their types. Trainer drops columns that no signature names."""
+    """Keyword arguments of ``forward`` besides the base's, with their types."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -83,7 +87,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
         """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and gives all arguments by name."""
-        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+        signature = inspect.signature(base_forward)
+        names = [name for name in signature.parameters if name != "self"]
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,10 +101,19 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
-                return self.call_with_memory(forward, arguments, memory, reset)
+                return run_with_memory(self, forward, arguments, memory, reset)
             return self.call_base(base_forward, arguments)
 
-        return with_keywords(forward, base_forward, cls.added_arguments)
+        # Libraries read the signature: Trainer drops columns of a dataset that are not in it.
+        parameters = [*signature.parameters.values()]
+        further = parameters[-1:] if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in cls.added_arguments.items()
+        ]
+        long_forward: Any = forward
+        long_forward.__signature__ = signature.replace(parameters=[*parameters[: len(parameters) - len(further)], *added, *further])
+        return long_forward
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         """Check and complete the arguments of ``forward``, by name. A head passes them on to its base model."""
@@ -107,16 +121,27 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             leave_out_documents(self, arguments)
 
     def post_init(self) -> None:
-        """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches mechanisms."""
+        """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches mechanisms.
+
+        Raises:
+            OptionError: the mechanisms, or the numbers of heads, are not possible in this model.
+        """
         for module in self.modules():
-            long_class = None if module is self else self.family.long_class_of(type(module))
+            long_class = None if module is self or not hasattr(module, "config_class") else self.family.long_class_of(type(module))
             if long_class is not None:  # the Long class adds no state, so that the instance can become one
                 module.__class__ = long_class
                 module.after_class_swap()
-        self._refuse_globals()
+        attention = self.config.long_attention
+        if not (self.hands_globals_down or self.annotates_globals):
+            chosen = (attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
+            if refused := sorted(name for name, options in chosen if prototype(name, options).capabilities.takes_globals):
+                raise OptionError(
+                    f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
+                    "choose one without, for example mechanism='nystrom' or 'window'."
+                )
         if getattr(self.config, KEPT_HEADS, None) is not None:
             cut_as_configured(self)
-        attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
+        attach_mechanisms(self, attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
         models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
@@ -152,19 +177,12 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
         return address
 
-    def _refuse_globals(self) -> None:
-        """Raise :class:`OptionError` for mechanisms with global tokens that cannot reach the layers. The model does not pass them on."""
-        if self.hands_globals_down or self.marks_globals:
-            return
-        chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-        if refused := sorted(name for name, options in chosen if prototype(name, options).capabilities.takes_globals):
-            raise OptionError(
-                f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
-                "choose one without, for example mechanism='nystrom' or 'window'."
-            )
-
     def after_class_swap(self) -> None:
         """Called once after an instance of the base has become a Long model."""
+        table, old = getattr(self, "position_table", None), getattr(self, "embed_positions", None)
+        if table is not None and table.decoder and old is not None and old.weight.shape[0] != table.rows(self.config):
+            with torch.device(old.weight.device):  # the base makes the decoder's table as long as the encoder's
+                self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
 
     def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
@@ -245,8 +263,17 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
         overwritten it with the tokenizer's."""
-        with _counted_padding(self):
-            super().save_pretrained(*args, **kwargs)
+        tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
+        counting = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
+        counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
+        if counted is None:
+            return super().save_pretrained(*args, **kwargs)
+        config: Any = self.config
+        padding, config.pad_token_id = config.pad_token_id, counted
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            config.pad_token_id = padding
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:
@@ -261,8 +288,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     @property
     def first_position_id(self) -> int:
         """The first ``position_ids`` of a text. Not 0 if the position table starts with other rows (RoBERTa)."""
-        table = getattr(self.running_base, "position_table", None)
-        return 0 if table is None or self.family.rotary(self.config) else table.first_id(self.config)
+        base = self.running_base
+        return 0 if base is None else base.first_id
 
     def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """The base's positions, starting from :attr:`first_position_id`. transformers counts from 0, even if the model does not."""
@@ -294,18 +321,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """
         return optimize_for_inference(self, precision)
 
-    def call_with_memory(
-        self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
-    ) -> Any:
-        """The outputs of the wrapper ``forward``, called with the memory's contents.
-
-        Raises:
-            InputError: ``reset`` was given without a memory.
-        """
-        if memory is None:
-            raise InputError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        return run_with_memory(self, forward, arguments, memory, reset)
-
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
@@ -333,38 +348,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         )
 
 
-@contextmanager
-def _counted_padding(model: nn.Module) -> Iterator[None]:
-    """Within the context, ``config.pad_token_id`` is the padding id after which positions start."""
-    counted = None
-    for module in model.modules():
-        table = getattr(module, "position_table", None)
-        if table is not None and table.offset == "padding":
-            counted = getattr(getattr(module, "embeddings", None), "padding_idx", counted)
-    if counted is None:
-        yield
-        return
-    config: Any = model.config
-    padding, config.pad_token_id = config.pad_token_id, counted
-    try:
-        yield
-    finally:
-        config.pad_token_id = padding
-
-
-def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
-    """Extend a step's padding mask and global tokens to a static cache's width. Every step is then the same graph."""
-    cache: Any = inputs.get(CACHE)
-    mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
-    seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
-    if not isinstance(seen, Tensor) or not isinstance(mask, Tensor) or mask.dim() != 2:
-        return
-    width, new = cache.get_max_length(), inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    inputs["attention_mask"] = filled_columns(len(mask), width, seen + new.shape[1], mask)
-    if tokens is not None:
-        inputs["global_attention_mask"] = nn.functional.pad(tokens, (0, width - tokens.shape[1]))
-
-
 class LongGenerationMixin(_Base):
     """Mixin before the other mixins in models that generate."""
 
@@ -386,8 +369,18 @@ class LongGenerationMixin(_Base):
             kept = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
             return {**super().prepare_inputs_for_generation(input_ids, **kept), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-        if not self.config.is_encoder_decoder and self.runs_mechanisms:
-            _in_fixed_shapes(inputs)
+        if self.config.is_encoder_decoder or not self.runs_mechanisms:
+            return inputs
+
+        # With a static cache, masks get the cache's width, so that every step is the same graph.
+        cache: Any = inputs.get(CACHE)
+        mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
+        seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
+        if isinstance(seen, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2:
+            width, new = cache.get_max_length(), inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+            inputs["attention_mask"] = filled_columns(len(mask), width, seen + new.shape[1], mask)
+            if tokens is not None:
+                inputs["global_attention_mask"] = nn.functional.pad(tokens, (0, width - tokens.shape[1]))
         return inputs
 
 
@@ -398,17 +391,19 @@ class LongBaseModelMixin(LongAttentionMixin):
     attention_modules: list[Any]
     """The modules with a mechanism."""
     is_rotary: bool = False
+    has_encoder: Any = False
+    """Whether the model is a decoder that reads an encoder's output. ``global_attention_mask`` is then for the encoder."""
+    first_id: int = 0
+    """The first ``position_ids`` of a text. As attached: Trainer may change ``config.pad_token_id``, on which it depends, later."""
+    longest: int = 0
+    """The number of tokens for which the position table has rows."""
+    recursion: Recursion | None = None
+    """How memory tokens pass from segment to segment. ``None`` if the model runs over the whole text."""
     exact_length: int | None = None
     """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
 
     That of full attention in all layers; 0 for an encoder that never computes the source's attention, and for one with rotary positions,
     whose full attention does not depend on where they start. ``None``: every batch has the source's."""
-
-    @property
-    def recursion(self) -> Recursion | None:
-        """How memory tokens pass from segment to segment. ``None`` if the model runs over the whole text."""
-        tokens = getattr(self, "long_memory", None)
-        return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
     @property
     def runs_in_segments(self) -> bool:
@@ -421,108 +416,111 @@ class LongBaseModelMixin(LongAttentionMixin):
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
         return self.family.spec.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
-    def read_arguments(self, arguments: dict[str, Any]) -> None:
-        for name in ("global_attention_mask", "documents", "seq_idx"):
-            if (value := arguments.get(name)) is not None and value.dim() == 3:  # multiple-choice heads flatten (B, choices, N)
-                arguments[name] = value.flatten(0, 1)
-        super().read_arguments(arguments)
-
     def after_attach(self) -> None:
-        """Set ``attention_modules`` and ``exact_length``, and add memory tokens if needed. Refuses layers that contradict each other."""
+        """Note what every call needs to know of layers and positions, and add memory tokens. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         global_token_ids(self)
-        if any(mechanism.capabilities.recursion is not None for mechanism in layer_mechanisms(self)):
-            attach_memory_tokens(self, self.position_table)
+        layers, table = layer_mechanisms(self), self.position_table
+        if any(mechanism.capabilities.recursion is not None for mechanism in layers):
+            self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
-        if self.takes_positions and (rotary or self.position_table is not None):
-            layers, length = layer_mechanisms(self), self.config.max_position_embeddings
+        if table is not None:
+            self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
+        if self.takes_positions and (rotary or table is not None):
             short = (full.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
             self.exact_length = min(short, default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
-                computes_source = all(layer.covers(length) for layer in layers)
+                computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)
                 self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
-        model runs in segments. A base model has no loss."""
+        model runs in segments. A base model has no loss.
+
+        Raises:
+            InputError: masks or documents do not fit, or the text is too long.
+        """
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
-        self.check_inputs(arguments)
-        self._find_globals(arguments)
-        arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
-        if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
-            arguments[COLLECT_WEIGHTS] = True
-        return run_in_segments(self, base_forward, arguments) if self.runs_in_segments else base_forward(self, **arguments)
-
-    @property
-    def takes_globals(self) -> bool:
-        """Whether a layer takes global tokens, or an attention module serves several layers."""
-        return any(
-            not isinstance(module.long_attention, Mechanism) or module.long_attention.capabilities.takes_globals
-            for module in self.attention_modules
-        )
+        if self.has_encoder:
+            arguments.pop("global_attention_mask", None)
+        for name in ("global_attention_mask", "documents", "seq_idx"):
+            if (value := arguments.get(name)) is not None and value.dim() == 3:  # multiple-choice heads flatten (B, choices, N)
+                arguments[name] = value.flatten(0, 1)
+        runs = self.runs_mechanisms
+        self.check_inputs(arguments, runs)
+        if runs:
+            tokens = arguments.get("global_attention_mask")
+            if tokens is None and not self.has_encoder:
+                for module in self.attention_modules:  # the rule is looked up only if a layer needs it, since that takes longer
+                    mechanism = module.long_attention
+                    if not isinstance(mechanism, Mechanism) or mechanism.capabilities.takes_globals:
+                        chosen = global_token_ids(self)
+                        tokens = None if chosen is None else global_tokens_of(chosen, arguments, arguments.get("documents"))
+                        break
+            if tokens is not None:
+                arguments["global_attention_mask"] = for_one_pass(tokens)
+            if self.hands_globals_down and self._collects_attentions(arguments):
+                arguments[COLLECT_WEIGHTS] = True
+            if self.recursion is not None:
+                return run_in_segments(self, base_forward, arguments)
+        return base_forward(self, **arguments)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
         """Whether a call returns attentions."""
         wanted = arguments.get("output_attentions")
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
-    def _find_globals(self, arguments: dict[str, Any]) -> None:
-        """Set ``global_attention_mask`` to the tokens that are global by id, if the call has none."""
-        if arguments.get("global_attention_mask") is not None or not self.takes_globals or not self.runs_mechanisms:
-            return
-        if (rule := global_token_ids(self)) is not None:
-            arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
-
-    def check_inputs(self, arguments: dict[str, Any]) -> None:
+    def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
         """Refuse inputs that this model cannot run. Adds documents, their positions, and a mask to ``arguments``.
 
-        Raises:
-            InputError: masks or documents do not fit, or the text is too long.
+        runs: whether mechanisms run.
         """
-        runs = self.runs_mechanisms
         if runs and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        tokens = input_of(arguments)
-        if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
+        tokens, positions, mask = arguments.get("input_ids"), arguments.get("position_ids"), arguments.get("attention_mask")
+        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+        if torch.compiler.is_compiling() and positions is None and mask is None:
             rule_out_packing(arguments)
-        if runs:
-            find_documents(self, arguments)
-        elif arguments.pop("documents", None) is not None:
+        if not runs and arguments.pop("documents", None) is not None:
             raise InputError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
+        if runs and (positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments)):
+            find_documents(self, arguments)
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         if self.position_table is not None and (self.recursion is None or not runs):
-            self.position_table.check_length(self.config, arguments)
+            is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
+            if is_long:  # it may still fit, because padding takes no position in some models
+                self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids (B, N)`` that the model uses when a call passes none.
 
         They start after left padding in batches that are longer than ``exact_length``. Shorter ones have the source's positions.
         """
-        table = None if self.is_rotary else self.position_table
-        first = 0 if table is None else table.first_id(self.config)
+        table, first = None if self.is_rotary else self.position_table, self.first_id
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")
             real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != first - 1
         if real is not None:
             return real.long().cumsum(1) * real.long() + first - 1
-        places = torch.arange(first, first + shape[1], device=device).expand(shape)
-        mask, any_length = kwargs.get("attention_mask"), of_any_length(shape[1])
+        positions = torch.arange(first, first + shape[1], device=device).expand(shape)
+        mask = kwargs.get("attention_mask")
+        free = torch.compiler.is_exporting() and of_any_length(shape[1])
         if isinstance(mask, Tensor) and mask.dim() == 4 and not in_graph():
             mask = simplified_mask(mask, shape[0], causal=False)
         if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
-            return places
-        if not any_length and shape[1] <= self.exact_length:
-            return places
+            return positions
+        if not free and shape[1] <= self.exact_length:
+            return positions
         start = first_real(mask)
-        if any_length:
+        if free:
             start = start * (torch.full((), shape[1], device=device) > self.exact_length)
-        return (places - start[:, None]).clamp(min=first)
+        return (positions - start[:, None]).clamp(min=first)
 
     @property
     def takes_positions(self) -> bool:
@@ -531,43 +529,15 @@ class LongBaseModelMixin(LongAttentionMixin):
 
 
 class LongDecoderMixin(LongBaseModelMixin):
-    """Mixin before the decoder of an encoder-decoder. ``global_attention_mask`` is for the encoder, if there is one."""
+    """Mixin before the decoder of an encoder-decoder."""
 
-    embed_positions: Any
-
-    def after_class_swap(self) -> None:
-        """Give the decoder's position table its own length before it is initialised. The base makes it as long as the encoder's."""
-        old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
-        if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
-            with torch.device(old.weight.device):
-                self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether the decoder reads an encoder's output."""
-        return bool(self.config.is_encoder_decoder)
-
-    def check_inputs(self, arguments: dict[str, Any]) -> None:
-        if self.has_encoder:
-            arguments.pop("global_attention_mask", None)
-        super().check_inputs(arguments)
-
-    def _find_globals(self, arguments: dict[str, Any]) -> None:
-        if not self.has_encoder:
-            super()._find_globals(arguments)
+    has_encoder = property(lambda self: bool(self.config.is_encoder_decoder))
 
 
 class LongStackMixin(LongDecoderMixin):
     """Mixin before a base's class of both encoder and decoder (``T5Stack``), without position tables."""
 
-    is_decoder: bool
-
-    def after_class_swap(self) -> None:
-        """Do nothing: there is no position table."""
-
-    @property
-    def has_encoder(self) -> bool:
-        return self.is_decoder
+    has_encoder = property(lambda self: self.is_decoder)
 
 
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
@@ -583,15 +553,6 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
     for name in names:
         if keywords.pop(name, None) is not None:
             raise InputError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
-
-
-def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:
-    """``forward`` with the signature of ``base_forward`` and further ``keywords`` (name -> type). Each is ``None`` by default."""
-    parameters = list(inspect.signature(base_forward).parameters.values())
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in keywords.items()]
-    last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
-    forward.__signature__ = inspect.signature(base_forward).replace(parameters=[*parameters[:last], *added, *parameters[last:]])
-    return forward
 
 
 def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:

@@ -148,7 +148,7 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     Raises:
         InputError: global tokens or several documents in a row were given.
     """
-    if arguments.get("global_attention_mask") is not None and not (model.marks_globals or model.hands_globals_down):
+    if arguments.get("global_attention_mask") is not None and not (model.annotates_globals or model.hands_globals_down):
         raise InputError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):

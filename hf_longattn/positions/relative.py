@@ -62,16 +62,13 @@ class RelativePositions(nn.Module, ABC):
     def check(cls, settings: Mapping[str, int]) -> None:
         """Raise :class:`OptionError` when a setting is impossible."""
         for name, value in settings.items():
-            if value < 1:
-                raise OptionError(
-                    f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be at least 1; "
-                    f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
-                )
-            if name in cls.rows_of_tables and value > MAX_ROWS:
-                raise OptionError(
-                    f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be at most {MAX_ROWS}; "
-                    f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
-                )
+            if value >= 1 and (name not in cls.rows_of_tables or value <= MAX_ROWS):
+                continue
+            bound = "at least 1" if value < 1 else f"at most {MAX_ROWS}"
+            raise OptionError(
+                f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be {bound}; "
+                f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
+            )
 
     @classmethod
     def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
@@ -126,24 +123,33 @@ class QueryDependent(RelativePositions):
     """A term that also depends on the query: its product with a table row for the distance.
 
     The band engine adds it in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct distances.
+
+    position: ``(H, D)``, added to the queries of this product, or ``None``.
+    content: ``(H, D)``, vectors that are multiplied with every key, or ``None``.
     """
+
+    position: nn.Parameter | None
+    content: nn.Parameter | None
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, settings)
+        self.register_parameter("position", None)
+        self.register_parameter("content", None)
 
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead. ``like`` sets device and dtype.
         Larger distances use the last row, smaller ones the first."""
 
-    def position_query(self, q: Tensor) -> Tensor:
-        """The queries ``(B, H, Nq, D)`` to multiply with the rows, in at least fp32."""
-        return at_least_fp32(q)
-
-    def content_query(self, like: Tensor) -> Tensor | None:
-        """The vectors ``(H, D)`` that are multiplied with every key; ``None`` without such a term."""
-        return None
+    def vectors(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The queries ``(B, H, Nq, D)`` to multiply with the rows, and the vectors ``(H, D)`` for the keys; in at least fp32."""
+        q = at_least_fp32(q)
+        content = None if self.content is None else self.content.to(at_least_fp32(k).dtype)
+        return q if self.position is None else q + self.position.to(q.dtype)[:, None], content
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         distance = rows[:, :, None] - keys[:, None]
-        queries, content = self.position_query(q), self.content_query(at_least_fp32(k))
+        queries, content = self.vectors(q, k)
         vectors, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
         table = queries @ vectors.transpose(-1, -2)
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
@@ -153,18 +159,10 @@ class QueryDependent(RelativePositions):
         return terms * scale
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
-        queries = self.position_query(q) * scale
+        queries, content = self.vectors(q, k)
+        queries = queries * scale
         rows, ahead = self.rows(causal, span, queries)
-        content = self.content_query(at_least_fp32(k))
         return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
-
-
-def slopes(num_heads: int) -> Tensor:
-    """ALiBi's penalty per token of distance for each head, ``(H,)`` float32."""
-    power = 1 << (num_heads.bit_length() - 1)
-    first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, dtype=torch.float64))
-    between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, dtype=torch.float64))
-    return torch.cat([first, between[: num_heads - power]]).float()
 
 
 class Alibi(DistanceOnly):
@@ -182,8 +180,11 @@ class Alibi(DistanceOnly):
     changes_every_text = True
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
-        of_heads = slopes(self.num_heads).to(distance.device)
-        return -of_heads.view(-1, *[1] * distance.dim()) * distance.abs()
+        power = 1 << (self.num_heads.bit_length() - 1)  # P
+        slopes = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, dtype=torch.float64))
+        between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, dtype=torch.float64))
+        slopes = torch.cat([slopes, between[: self.num_heads - power]]).float().to(distance.device)
+        return -slopes.view(-1, *[1] * distance.dim()) * distance.abs()
 
 
 def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int) -> Tensor:
@@ -291,13 +292,6 @@ class TransformerXL(QueryDependent):
         distances = sinusoids_at(torch.arange(-ahead, back + 1, device=like.device), self.hidden_size).to(like.dtype)
         return torch.einsum("wm,hdm->hwd", distances, self.projection.to(like.dtype)), ahead
 
-    def position_query(self, q: Tensor) -> Tensor:
-        q = at_least_fp32(q)
-        return q + self.position.to(q.dtype)[:, None]
-
-    def content_query(self, like: Tensor) -> Tensor:
-        return self.content.to(like.dtype)
-
 
 class Rotation(NamedTuple):
     """How a model rotates queries and keys: by position · frequency, in planes of two features.
@@ -360,12 +354,13 @@ class SelfExtend(RelativePositions):
         """Queries and keys for distant pairs, then those for distant later keys. Shapes stay."""
         window, group = self.values["window"], self.values["group"]
         rotation = self.rotation() if callable(self.rotation) else self.rotation or Rotation.usual(self.head_dim)
+        shift = window - window // group
 
-        def both(x: Tensor, own: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-            second = rotation.turned(y, others // group - others)
-            return rotation.turned(x, own // group + (window - window // group) - own), second
-
-        return [both(q, rows, k, keys)] + ([] if causal else [both(k, keys, q, rows)[::-1]])
+        # The later of the two tokens is at A, the earlier one at B.
+        pairs = [(rotation.turned(q, rows // group + shift - rows), rotation.turned(k, keys // group - keys))]
+        if not causal:
+            pairs.append((rotation.turned(q, rows // group - rows), rotation.turned(k, keys // group + shift - keys)))
+        return pairs
 
     def choices(self, rows: Tensor, keys: Tensor) -> Tensor:
         """0 for near pairs, else the number of an entry of :meth:`moved`. The tensors broadcast."""
@@ -420,7 +415,7 @@ class SelfExtend(RelativePositions):
         return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
 
 
-RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
+RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}
 KINDS: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
 
 
@@ -445,7 +440,16 @@ def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions]
     Raises:
         OptionError: as in :func:`read_relative`.
     """
-    kind, texts = _parts(value)
+    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
+        kind, texts = value["kind"], {name: number for name, number in value.items() if name != "kind"}
+    else:
+        pairs = [pair.partition("=") for pair in value.partition(":")[2].split(",") if pair.strip()] if isinstance(value, str) else []
+        if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
+            raise OptionError(
+                f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
+                "relative='t5_buckets:num_buckets=32'."
+            )
+        kind, texts = value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}
     cls, settings = relative_kind(kind), dict[str, int]()
     for name, number in texts.items():
         if name not in cls.settings:
@@ -472,27 +476,15 @@ def relative_kind(value: str) -> type[RelativePositions]:
 
 def unchanged_tokens(choice: str) -> int | None:
     """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint; ``None``: any."""
-    kind, settings = settings_in(choice)
-    return kind.unchanged_tokens(_complete(kind, settings))
+    cls, settings = settings_in(choice)
+    return cls.unchanged_tokens(_complete(cls, settings))
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
     """The module for a choice that :func:`read_relative` has checked."""
-    kind, settings = settings_in(choice)
-    return kind(num_heads, head_dim, hidden_size, _complete(kind, settings))
+    cls, settings = settings_in(choice)
+    return cls(num_heads, head_dim, hidden_size, _complete(cls, settings))
 
 
 def _complete(cls: type[RelativePositions], settings: Mapping[str, int]) -> dict[str, int]:
     return {**{name: default for name, (default, _) in cls.settings.items()}, **settings}
-
-
-def _parts(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
-        return value["kind"], {name: number for name, number in value.items() if name != "kind"}
-    pairs = [pair.partition("=") for pair in value.partition(":")[2].split(",") if pair.strip()] if isinstance(value, str) else []
-    if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
-        raise OptionError(
-            f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
-            "relative='t5_buckets:num_buckets=32'."
-        )
-    return value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}

@@ -1,7 +1,7 @@
 """Rotary positions for a longer maximum length, written as transformers' ``rope_parameters``.
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
-``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best kind without
+``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best scaling without
                    training, although outputs also change below the old length.
 ``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the growth from
                    ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
@@ -41,7 +41,7 @@ RELATIVE_ADVICE = " To add relative positions, type --option relative=alibi."
 class RopePlan:
     """The rotary fields of the longer model's config."""
 
-    kind: str
+    scaling: str  # the name after "rope:"
     parameters: Parameters
     max_position_embeddings: int
     exact: bool  # whether these fields leave the output up to the old length unchanged
@@ -56,19 +56,15 @@ class RopePlan:
             config.original_max_position_embeddings = trained  # Phi-3 has this field twice and reads it here
 
 
-def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
+def _scaled(old: Parameters, rope_type: str, factor: float) -> Parameters:
     unscaled = {key: value for key, value in old.items() if key in ("rope_theta", "partial_rotary_factor")}
-    return {**unscaled, "rope_type": kind, "factor": factor}
+    return {**unscaled, "rope_type": rope_type, "factor": factor}
 
 
 def _linear(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     before = float(old.get("factor", 1.0)) if old.get("rope_type") == "linear" else 1.0
     factor = before * new_length / old_length
     return RopePlan("linear", _scaled(old, "linear", factor), new_length, new_length == old_length)
-
-
-def _dynamic(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    return RopePlan("dynamic", _scaled(old, "dynamic", new_length / old_length), old_length, True)
 
 
 def _yarn(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
@@ -81,12 +77,24 @@ def _yarn(old: Parameters, old_length: int, new_length: int, value: str) -> Rope
 
 
 def _base(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    base = _base_of(value)
+    try:
+        base = float(value)
+    except ValueError:
+        base = 0.0
+    if not 0 < base < float("inf"):
+        raise OptionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
     return RopePlan("base", {**old, "rope_theta": base}, new_length, base == old.get("rope_theta"))
 
 
 def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    both_factors = _read_factors(value) or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+    both_factors = {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+    if value:
+        try:
+            both_factors = read_json(Path(value))
+        except CheckpointError as error:
+            raise OptionError(f"Cannot read the rotary factors from '{value}': {error}") from error
+        if not isinstance(both_factors, dict):
+            raise OptionError(f"'{value}' must hold a JSON object with short_factor and long_factor.")
     missing = [key for key in ("short_factor", "long_factor") if not isinstance(both_factors.get(key), list)]
     if missing:
         raise OptionError(
@@ -120,17 +128,17 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     return RopePlan("self-extend", dict(old), new_length, True, read_relative(f"self_extend:window={window},group={group}"))
 
 
-ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
+SCALINGS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "none": lambda old, _, new_length, value: RopePlan("none", dict(old), new_length, True),
     "linear": _linear,
-    "dynamic": _dynamic,
+    "dynamic": lambda old, length, new_length, value: RopePlan("dynamic", _scaled(old, "dynamic", new_length / length), length, True),
     "yarn": _yarn,
     "base": _base,
     "longrope": _longrope,
     "self-extend": _self_extend,
 }
 KEEPS_PARAMETERS = ("none", "self-extend")
-"""Kinds that leave the source's rotary parameters as they are, and so go with any scaling of the source."""
+"""Scalings that leave the source's rotary parameters as they are, and so go with any scaling of the source."""
 
 
 def rope_parameters(
@@ -145,7 +153,7 @@ def rope_parameters(
     """The rotary parameters of a model extended from ``old_length`` to ``new_length`` tokens.
 
     Args:
-        positions: "auto" or "rope:<kind>", with a value after some kinds (see the module's docstring).
+        positions: "auto" or "rope:<scaling>", with a value after some scalings (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
         reach: how many tokens back the layers of the new model look at most; ``None`` if unbounded.
@@ -166,21 +174,21 @@ def rope_parameters(
     if positions == "auto":
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
     prefix, _, rest = positions.partition(":")
-    kind, _, value = rest.partition(":")
-    if prefix != "rope" or kind not in ROPE_KINDS:
-        choices = [f"rope:{name}" for name in ROPE_KINDS]
+    scaling, _, value = rest.partition(":")
+    if prefix != "rope" or scaling not in SCALINGS:
+        choices = [f"rope:{name}" for name in SCALINGS]
         raise OptionError(
             f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
             f"{nearest(positions, choices)}{RELATIVE_ADVICE if positions in DROPPED else ''}"
         )
-    if kind not in KEEPS_PARAMETERS and used not in ("default", kind):
+    if scaling not in KEEPS_PARAMETERS and used not in ("default", scaling):
         raise OptionError(
-            f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
+            f"The source already scales its rotary positions with '{used}', which rope:{scaling} cannot follow;"
             " type --positions rope:none to keep its scaling."
         )
-    plan = ROPE_KINDS[kind](old, old_length, new_length, value)
+    plan = SCALINGS[scaling](old, old_length, new_length, value)
     _check_factors(plan.parameters, frequencies)
-    if kind == "none" and used == "dynamic" and not bounded:  # the base grows with texts beyond this length
+    if scaling == "none" and used == "dynamic" and not bounded:  # the base grows with texts beyond this length
         return replace(plan, max_position_embeddings=old_length)
     return plan
 
@@ -195,26 +203,3 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
                 " supply the factors found for this model."
             )
-
-
-def _base_of(value: str) -> float:
-    """The base in the text after ``rope:base:``."""
-    try:
-        base = float(value)
-    except ValueError:
-        base = 0.0
-    if not 0 < base < float("inf"):
-        raise OptionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
-    return base
-
-
-def _read_factors(file: str) -> Parameters:
-    if not file:
-        return {}
-    try:
-        factors = read_json(Path(file))
-    except CheckpointError as error:
-        raise OptionError(f"Cannot read the rotary factors from '{file}': {error}") from error
-    if not isinstance(factors, dict):
-        raise OptionError(f"'{file}' must hold a JSON object with short_factor and long_factor.")
-    return factors

@@ -77,18 +77,13 @@ def _random(old: Tensor, rows: int) -> Tensor:
 
 def _sinusoidal(old: Tensor, rows: int) -> Tensor:
     computed = sinusoids(rows, old.shape[1])
-    _refuse_others(old, computed[: old.shape[0]])
-    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
-
-
-def _refuse_others(table: Tensor, computed: Tensor) -> None:
-    """Raise :class:`OptionError` if a table differs from the one that its architecture computes."""
-    error = float((computed - table.to(torch.float32)).abs().max())
+    error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
         raise OptionError(
             f"The source's position table differs by up to {error:.1e} from the sinusoids that its architecture computes, so it cannot be "
             "extended; was it trained with modified code?"
         )
+    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
 
 STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {

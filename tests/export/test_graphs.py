@@ -1,15 +1,291 @@
-"""The fallback for a PyTorch that takes conditions which hold for violated."""
+"""A long checkpoint as one graph: equal to the model in the runtime it is for, or one sentence and nothing written."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from huggingface_hub import constants
 from torch import Tensor, nn
 
+import hf_longattn.families as families
+from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn import reports as checks
+from hf_longattn.cli import main
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, MissingExtraError
 from hf_longattn.export import graphs
 from hf_longattn.export.graphs import trace_errors
+from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.grids import quickly
+from tests.hub_state import Hub
+from tests.reference.small_models import padding, tokens
+from tests.stock_cases import save_long
+
+from .conftest import LENGTH, saved
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return saved(tmp_path / "long", head="LongBertForSequenceClassification")
+
+
+@pytest.mark.slow
+def test_onnx_graph_equals_the_model_at_three_lengths_with_padding(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    report = export_checkpoint(small, tmp_path / "graph")
+    assert [check.values["length"] for check in report.checks] == [7, 333, LENGTH]
+    assert all(check.status == "passed" and check.values["difference"] <= 1e-4 for check in report.checks)
+    assert (report.inputs, report.outputs, report.max_length) == (("input_ids", "attention_mask"), ("logits",), LENGTH)
+    assert {"model.onnx", "config.json", "export_report.json"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    assert json.loads((tmp_path / "graph" / "export_report.json").read_text())["opset"] == report.opset
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("programs_loaded_once")
+def test_torch_graph_runs_without_the_package_and_takes_global_tokens(tmp_path: Path) -> None:
+    small = saved(tmp_path / "long", head="LongBertForSequenceClassification")
+    report = export_checkpoint(small, tmp_path / "graph", format="torch", global_attention_mask=True)
+    assert report.inputs == ("input_ids", "attention_mask", "global_attention_mask")
+    exported = torch.export.load(tmp_path / "graph" / "model.pt2")
+    assert not [node for node in exported.graph.nodes if "longattn" in str(node.target)]
+    program = exported.module()
+    model = families.LongBertForSequenceClassification.from_pretrained(small).eval()
+    inputs = {"input_ids": tokens(2, 200), "attention_mask": padding(2, 200)}
+    for chosen in (0, 1, 5):
+        given = {**inputs, "global_attention_mask": (torch.arange(200)[None] < chosen).long().expand(2, -1).contiguous()}
+        with torch.no_grad():
+            assert (program(**given)["logits"] - model(**given).logits).abs().max() < 1e-4
+
+
+class Positions(torch.nn.Module):
+    """The position ids that a model gives a batch with this mask."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        positions: torch.Tensor = self.model.own_positions({"attention_mask": mask}, tuple(mask.shape), mask.device)
+        return positions
+
+
+def masks(length: int, *texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of texts of these lengths, padded on the right and on the left."""
+    index, sizes = torch.arange(length), torch.tensor(texts)[:, None]
+    return (index < sizes).long(), (index >= length - sizes).long()
+
+
+def test_positions_of_a_graph_follow_its_length_as_those_of_the_model(tmp_path: Path) -> None:
+    source = saved(tmp_path / "long", exact_length=40)
+    positions = Positions(families.LongBertModel.from_pretrained(source).eval())
+    sizes = {"mask": {0: torch.export.Dim("batch", max=8), 1: torch.export.Dim("length", min=2, max=LENGTH)}}
+    program = torch.export.export(positions, (masks(60, 60, 9)[0],), dynamic_shapes=sizes).module()
+    for length in (9, 40, 41, 90):
+        for mask in masks(length, length, 5):
+            assert torch.equal(program(mask), positions(mask)), (length, mask)
+    assert positions(masks(90, 5)[1])[0, -5:].tolist() == [0, 1, 2, 3, 4]
+    assert positions(masks(9, 5)[1])[0, -5:].tolist() == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("programs_loaded_once")
+def test_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -> None:
+    """Those of at most 40 tokens, alone, in a longer batch, and with padding on either side, which moves positions in long batches only."""
+    source = saved(tmp_path / "long", head="LongBertForMaskedLM", exact_length=40)
+    report = export_checkpoint(source, tmp_path / "graph", format="torch")
+    assert report.min_length == 2
+    program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    model = families.LongBertForMaskedLM.from_pretrained(source).eval()
+    for length, texts in ((9, (9, 5)), (40, (40, 17)), (90, (90, 33))):
+        for mask in masks(length, *texts):
+            given = {"input_ids": tokens(2, length), "attention_mask": mask}
+            with torch.no_grad():
+                difference = (program(**given)["logits"] - model(**given).logits)[mask.bool()].abs().max()
+            assert difference < 1e-4, (length, mask)
+
+
+@pytest.mark.slow
+def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
+    source = saved(tmp_path / "long", "nystrom", num_landmarks=384)
+    report = export_checkpoint(source, tmp_path / "graph", format="torch")
+    assert report.min_length == 385
+    assert [check.values["length"] for check in report.checks] == [385, 704, LENGTH]
+
+
+def test_export_refuses_formats_tasks_and_models_that_do_not_fit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "graph"
+    for arguments, sentence in (
+        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx, torch or"),
+        ({"task": "summary"}, "Unknown task 'summary'; expected one of .*, feature-extraction, .*, translation"),
+        ({"task": "fill-mask"}, "has no weights for"),
+        ({"task": "translation"}, "has no head for the task"),
+    ):
+        with pytest.raises(CheckpointError, match=sentence):
+            export_checkpoint(small, target, **arguments)
+    with pytest.raises(CheckpointError, match="No layer of this model takes global tokens"):
+        export_checkpoint(saved(tmp_path / "plain", "full"), target, global_attention_mask=True)
+    with pytest.raises(CheckpointError, match="data-dependent control flow and cannot be exported"):
+        export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
+    monkeypatch.setattr(checks, "TOLERANCE", -1.0)
+    with pytest.raises(CheckpointError, match="differs from the model"):
+        export_checkpoint(tmp_path / "plain", target, format="torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'onnx', .* type pip install 'hf-longattn\[onnx\]'"):
+        export_checkpoint(small, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"long", "plain", "hierarchical"}
+
+
+@pytest.mark.slow
+def test_decoder_is_exported_over_the_whole_text(tmp_path: Path) -> None:
+    report = export_checkpoint(saved(tmp_path / "long", "full", "gpt2", "LongGPT2LMHeadModel"), tmp_path / "graph", format="torch")
+    assert (report.class_name, report.outputs) == ("LongGPT2LMHeadModel", ("logits",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", list_mechanisms(causal=False, grid=False))
+def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    source = saved(tmp_path / "long", mechanism)
+    if mechanism_class(mechanism).capabilities.exports == "never":
+        with pytest.raises(CheckpointError, match="data-dependent control flow and cannot be exported"):
+            export_checkpoint(source, tmp_path / "graph")
+        return
+    assert all(check.status == "passed" for check in export_checkpoint(source, tmp_path / "graph").checks)
+
+
+def test_export_refuses_an_encoder_decoder(tmp_path: Path) -> None:
+    config = families.LongBartConfig(
+        vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, long_attention={"mechanism": "window", "window": 32},
+    )  # fmt: skip
+    families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
+    with pytest.raises(CheckpointError, match="A LongBartForConditionalGeneration has an encoder and a decoder"):
+        export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
+
+
+def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
+    """A checkpoint as sentence-transformers saves it; by default a BERT of one layer for 1,024 tokens with a window of 64."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    from sentence_transformers.base.modules import Transformer
+
+    small = saved(folder / "small", "window", window=64) if small is None else small
+    with_tokenizer(small)
+    chosen = [Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()]
+    sentence_transformers.SentenceTransformer(modules=chosen).save(str(folder / "encoder"))
+    return folder / "encoder"
+
+
+def with_tokenizer(folder: Path) -> None:
+    """Few words and the letters."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "long", "text", "river", "tree"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
+
+
+TEXTS = ["a long text", "river tree a b c " * 150, "tree"]
+
+
+class OnnxStandIn:
+    """What sentence-transformers asks of optimum's classes: optimum-onnx 0.1.0 cannot be imported beside transformers 5."""
+
+    asked: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, folder: str, config: Any, file_name: str) -> None:
+        import onnxruntime
+
+        self.config, self._save_pretrained = config, None
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / file_name))
+
+    @classmethod
+    def from_pretrained(cls, folder: str, config: Any, export: bool, file_name: str = "model.onnx", **given: Any) -> OnnxStandIn:
+        cls.asked = {"export": export, "file_name": file_name, **given}
+        return cls(folder, config, file_name)
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None, **_: Any) -> Any:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        taken = {one.name for one in self.session.get_inputs()}
+        outputs = [one.name for one in self.session.get_outputs()]
+        found = self.session.run(None, {name: given[name].numpy() for name in taken})
+        return transformers.utils.ModelOutput(dict(zip(outputs, map(torch.from_numpy, found), strict=True)))
+
+    __call__ = forward
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("programs_loaded_once")
+def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command. Types are an input even if the tokenizer does not know the text."""
+    encoder = sentence_encoder(tmp_path, saved(tmp_path / "small", "full"))
+    settings = json.loads((encoder / "tokenizer_config.json").read_text())
+    (encoder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": LENGTH // 2}))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(encoder), str(tmp_path / "graph"), "--format", "torch", "--json"])
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert report["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert report["class_name"] == "LongBertModel"
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        export_checkpoint(encoder, tmp_path / "graph", format="torch")
+    assert json.loads((tmp_path / "graph" / "sentence_bert_config.json").read_text())["max_seq_length"] == LENGTH // 2
+    program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    inputs = {"input_ids": tokens(1, 40), "attention_mask": torch.ones(1, 40, dtype=torch.long)}
+    first, second = (program(**inputs, token_type_ids=torch.full((1, 40), kind))["sentence_embedding"] for kind in (0, 1))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.slow
+def test_exported_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_transformers.SentenceTransformer(str(sentence_encoder(tmp_path)), device="cpu")
+    report = export_checkpoint(tmp_path / "encoder", tmp_path / "graph")
+    assert "sentence_embedding" in report.outputs
+    assert {"modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    texts = ["a long text " * 200, "a text", "long long text"]
+    inputs = encoder.tokenizer(texts, padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
+    given = {one.name: inputs[one.name] for one in session.get_inputs()}
+    (found,) = session.run(["sentence_embedding"], given)
+    assert abs(found - encoder.encode(texts)).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_exported_folder_loads_in_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Everything but optimum's class, for which another runs the file."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_encoder(tmp_path)
+    export_checkpoint(encoder, tmp_path / "graph")
+    for name, module in stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "graph"), backend="onnx", device="cpu")
+    assert (OnnxStandIn.asked["export"], OnnxStandIn.asked["file_name"]) == (False, "model.onnx")
+    assert not [one for one in caplog.records if "onnx" in one.getMessage().lower()]
+    assert type(model[0].model.config) is transformers.BertConfig
+    assert model.max_seq_length == LENGTH
+    expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
+    assert abs(model.encode(TEXTS) - expected).max() < 1e-5
+
+
+def stand_ins() -> dict[str, ModuleType]:
+    inner = ModuleType("optimum.onnxruntime")
+    inner.ONNX_WEIGHTS_NAME = "model.onnx"  # type: ignore[attr-defined]
+    for task in ("CausalLM", "FeatureExtraction", "MaskedLM", "SequenceClassification"):
+        setattr(inner, f"ORTModelFor{task}", OnnxStandIn)
+    return {"optimum": ModuleType("optimum"), "optimum.onnxruntime": inner}
 
 
 class Doubled(nn.Module):
@@ -49,3 +325,98 @@ def test_export_finds_free_axes_where_torch_refuses_named_ones(monkeypatch: pyte
 def test_export_refuses_an_axis_that_is_not_free() -> None:
     with pytest.raises(trace_errors(), match="Constraints violated"):
         graphs.exported(OfFourTokens(), {"x": torch.ones(1, 4)}, SIZES)
+
+
+QUERY = "How is a frozen dataclass copied with one field changed?"
+ANSWERS = ["dataclasses.replace returns a new object.", "A river meets the sea. " * 150, "copy", "An object of a frozen dataclass. " * 60]
+
+
+def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: str = "SequenceClassification") -> Path:
+    """A BERT of two layers with random weights, the tokenizer of the reference encoder, and named labels."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=8192, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, initializer_range=0.5,
+        pad_token_id=0, id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
+    )  # fmt: skip
+    getattr(transformers, f"BertFor{base}")(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(checkpoints / "bert-python-512" / name, folder / name)
+    return folder
+
+
+def graph_logits(file: Path, *texts: str) -> np.ndarray:
+    onnxruntime, tokenizer = pytest.importorskip("onnxruntime"), transformers.AutoTokenizer.from_pretrained(file.parent)
+    (logits,) = onnxruntime.InferenceSession(str(file)).run(["logits"], dict(tokenizer(*texts, return_tensors="np")))
+    return logits[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["Sigmoid", "Identity", "of old files"])
+def test_exported_re_ranker_scores_as_the_cross_encoder_does(activation: str, repository: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    plain = small_classifier(tmp_path / "plain", repository / "model_cards", ["relevant"])
+    source = tmp_path / "source"
+    if activation == "of old files":  # no list of modules, and the activation in the config
+        config = json.loads((plain / "config.json").read_text())
+        config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}
+        (plain / "config.json").write_text(json.dumps(config))
+        source = plain
+    else:
+        function = getattr(torch.nn, activation)()
+        sentence_transformers.CrossEncoder(str(plain), activation_fn=function).save_pretrained(str(source))
+    convert_checkpoint(source, tmp_path / "long", mechanism="longformer", window=64, max_length=2048)
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
+    assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    config = json.loads((tmp_path / "graph" / "config.json").read_text())
+    assert (config["id2label"], config["architectures"]) == ({"0": "relevant"}, ["BertForSequenceClassification"])
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        assert (tmp_path / "graph" / name).is_file() == (source / name).is_file()
+    model = sentence_transformers.CrossEncoder(str(tmp_path / "long"))
+    assert model.tokenizer.model_max_length == 2048
+    pairs = [(QUERY, text) for text in ANSWERS]
+    logits = np.array([graph_logits(tmp_path / "graph" / "model.onnx", *pair)[0] for pair in pairs])
+    expected = model.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=1)
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "labels", "question"),
+    [("SequenceClassification", ["entails", "contradicts", "neither"], (QUERY,)), ("TokenClassification", ["O", "B-NAME", "I-NAME"], ())],
+)
+def test_exported_classifier_has_labels(head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path) -> None:
+    source = small_classifier(tmp_path / "source", repository / "model_cards", labels, head)
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
+    export_checkpoint(tmp_path / "long", tmp_path / "graph")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "graph")
+    assert [config.id2label[number] for number in range(3)] == labels
+    model = getattr(transformers, f"AutoModelFor{head}").from_pretrained(tmp_path / "long").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "graph")
+    for text in ANSWERS:
+        with torch.no_grad():
+            expected = model(**tokenizer(*question, text, return_tensors="pt")).logits[0]
+        found = graph_logits(tmp_path / "graph" / "model.onnx", *question, text)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+REPO = "someone/long-llama"
+COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+    "inspect": lambda out: ["inspect", REPO],
+    "torch": lambda out: ["export", REPO, str(out), "--format", "torch"],
+    "native": lambda out: ["export", REPO, str(out), "--format", "native"],
+    "compress": lambda out: ["compress", REPO, str(out), "--method", "bf16", "--length", "64"],
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", quickly(COMMANDS, {*COMMANDS} - {"torch"}))  # the program of a graph takes as long as all others
+def test_commands_download_a_long_model_of_the_hub(
+    command: str, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_long(tmp_path / "long", "llama", {"mechanism": "full"}, num_hidden_layers=1, max_position_embeddings=128)
+    server.add(REPO, tmp_path / "long")
+    assert not Path(constants.HF_HUB_CACHE).exists()
+    with pytest.raises(SystemExit) as ended:
+        main(COMMANDS[command](tmp_path / "out"))
+    assert ended.value.code == 0, capsys.readouterr().err

@@ -20,7 +20,7 @@ from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import padding, tokens
-from tests.reference.test_hf_score_terms import values_of
+from tests.reference.test_hf_attention import values_of
 
 LENGTH = 300
 WINDOW: dict[str, Any] = {"mechanism": "window", "window": 64}

@@ -115,7 +115,7 @@ def test_whisper_generates_as_the_base_and_reads_longer_sounds_at_once(tmp_path:
 def test_the_decoder_and_cross_attention_of_whisper_are_full(tmp_path: Path) -> None:
     save(tmp_path)
     model = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)
-    names = {(site.in_decoder, site.cross): site.mechanism.name for site in attention_sites(model)}
+    names = {(site.decoding, site.cross): site.mechanism.name for site in attention_sites(model)}
     assert names == {(False, False): "window", (True, False): "full", (True, True): "full"}
     assert "window" in str(explain(model, inputs_of(WhisperForConditionalGeneration)))
 

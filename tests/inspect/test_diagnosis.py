@@ -1,18 +1,132 @@
-"""What follows from the numbers: the chosen mechanism, the front, the sentences."""
+"""The diagnosis of a model: sums of rows, lengths and candidates, what follows from the numbers, and refusals."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import transformers
+from transformers import AutoModel, MistralConfig, ModernBertConfig
+from transformers.masking_utils import causal_mask_function, sliding_window_overlay
 
+import hf_longattn
+from hf_longattn import compress_checkpoint, convert_checkpoint
 from hf_longattn.cli.inspect import diagnosis_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.errors import OptionError
-from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
+from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
+from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, captured_mass, diagnose, layer_attention
 from hf_longattn.inspect.candidates import usual_candidates
-from hf_longattn.inspect.layer_attention import MEANS, distance_bins
+from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, distance_bins, sampled_rows
 from hf_longattn.inspect.texts import DURATIONS, read_lengths, read_numbers
+from hf_longattn.inspect.watching import run_stack, watched_stack, watching
+from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.layout import full_pairs
+from tests.cases import every_case
+from tests.modeling.test_audio_models import Largest
+
+HEADS, WIDTH = 4, 8
+
+
+def layer(length: int, causal: bool = False, **call: object) -> LayerAttention:
+    torch.manual_seed(length)
+    q, k = torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS // 2, length, WIDTH)
+    return LayerAttention(q, k, AttentionCall.of(causal=causal, **call))
+
+
+def test_equal_weights_have_as_many_effective_tokens_as_there_are() -> None:
+    attention = LayerAttention(torch.zeros(1, 1, 64, 8), torch.randn(1, 1, 64, 8), AttentionCall())
+    sums = RowSums(63, 1, 0)
+    sums.add(attention, torch.arange(64), [])
+    mean = sums.mean()
+    for name, expected in {"effective_tokens": 64, "largest_weight": 1 / 64, "first_tokens": 4 / 64}.items():
+        assert mean[name].item() == pytest.approx(expected, rel=1e-5)
+    assert mean["distance"].sum().item() == pytest.approx(1)
+
+
+def test_a_query_that_finds_one_key_has_one_effective_token() -> None:
+    q = torch.zeros(1, 1, 64, 8)
+    k = torch.zeros(1, 1, 64, 8)
+    q[..., 0], k[0, 0, 7, 0] = 100.0, 100.0
+    sums = RowSums(63, 1, 0)
+    sums.add(LayerAttention(q, k, AttentionCall()), torch.arange(64), [])
+    assert sums.mean()["effective_tokens"].item() == pytest.approx(1)
+    assert sums.mean()["largest_weight"].item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_size_of_blocks_of_scores_changes_no_sum(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, means = layer(90, causal), []
+    for cells in (1, 5000, 1 << 22):
+        monkeypatch.setattr(layer_attention, "SCORES_IN_MEMORY", cells)
+        sums = RowSums(89, HEADS, 1)
+        sums.add(attention, torch.arange(90), [lambda rows, scores: rows[:, None] - torch.arange(90) < 8])
+        means.append(sums.mean())
+    for name, value in means[0].items():
+        for blocked in means[1:]:
+            torch.testing.assert_close(blocked[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_padding_is_neither_query_nor_key() -> None:
+    whole = layer(50)
+    mask = torch.arange(60)[None] < 50
+    padded = LayerAttention(*(torch.nn.functional.pad(x, (0, 0, 0, 10), value=3.0) for x in (whole.q, whole.k)),
+                            AttentionCall.of(padding_mask=mask))  # fmt: skip
+    sums = [RowSums(63, HEADS, 0), RowSums(63, HEADS, 0)]
+    for total, attention in zip(sums, (whole, padded), strict=True):
+        total.add(attention, torch.arange(attention.length), [])
+    for name, value in sums[0].mean().items():
+        torch.testing.assert_close(sums[1].mean()[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_distance_bins_hold_every_distance_once() -> None:
+    for length in (1, 2, 3, 40, 64, 65, 5000):
+        bins = distance_bins(length - 1)
+        assert [distance for low, high in bins for distance in range(low, high + 1)] == list(range(length))
+        sums = RowSums(length - 1, 1, 0)
+        sums.add(LayerAttention(torch.zeros(1, 1, length, 8), torch.zeros(1, 1, length, 8), AttentionCall()), torch.tensor([0]), [])
+        in_bins = [round(float(mass) * length) for mass in sums.mean()["distance"][0]]
+        assert in_bins == [high - low + 1 for low, high in bins], "the first query gives every key the same weight"
+
+
+def test_sampled_queries_are_spread_and_repeatable() -> None:
+    assert torch.equal(sampled_rows(10, 20), torch.arange(10))
+    drawn = sampled_rows(10_000, 100)
+    assert torch.equal(drawn, sampled_rows(10_000, 100))
+    assert torch.equal(drawn // 100, torch.arange(100)), "one from each part"
+    assert len({int(one) % 100 for one in drawn}) > 40, "not always at the same place of a part"
+
+
+def test_distances_on_a_grid_are_the_larger_of_rows_and_columns() -> None:
+    grid = Grid((3, 4), prefix=1)
+    attention = layer(13).on(grid)
+    assert attention.furthest == 3
+    distance = attention.distance(torch.tensor([0, 1, 6]))
+    assert distance[0].tolist() == [0] * 13
+    assert distance[1].tolist() == [0, 0, 1, 2, 3, 1, 1, 2, 3, 2, 2, 2, 3]
+    assert distance[2].tolist() == [0, 1, 1, 1, 2, 1, 0, 1, 2, 1, 1, 1, 2]
+
+
+def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> None:
+    rows, watched = torch.arange(9), list[LayerAttention]()
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "pad_token_id": 0}
+    decoder = MistralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, sliding_window=4)
+    encoder = ModernBertConfig(**sizes, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], local_attention=4)
+    for config in (decoder, encoder):
+        stack = watched_stack(AutoModel.from_config(config))
+        with watching(stack, lambda _, attention: watched.append(attention)):
+            run_stack(stack, rows)
+    seen = sliding_window_overlay(4)(0, 0, rows[:, None], rows) & causal_mask_function(0, 0, rows[:, None], rows)
+    for attention, keys in zip(watched, (seen, None, (rows[:, None] - rows).abs() <= 2), strict=True):
+        assert (attention.within is None) == (keys is None)
+        if attention.within is not None and keys is not None:
+            assert torch.equal(attention.within(rows, torch.zeros(1, 2, 9, 9)).expand(1, 2, 9, 9), keys.expand(1, 2, 9, 9))
+
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
 
@@ -116,3 +230,192 @@ def test_typed_lengths_and_durations_are_read() -> None:
 def test_a_candidate_is_written_as_it_is_read() -> None:
     for text in ("window:window=512", "union:of=[window:window=64+strided:stride=8]", "full"):
         assert Candidate.read(str(Candidate.read(text))) == Candidate.read(text)
+
+
+Make = Callable[[str], Path]
+
+
+def test_a_diagnosis_has_every_length_layer_head_and_candidate(diagnosis: Diagnosis) -> None:
+    assert [row.length for row in diagnosis.lengths] == [64, 128, 256]
+    for report in diagnosis.lengths:
+        assert report.captured().shape == (3, 4, 6)
+        assert report.number("effective_tokens").shape == (3, 4)
+        assert len(report.layers[0].distance[0]) == len(report.bins)
+        for layer in report.layers:
+            torch.testing.assert_close(layer.distance.sum(-1), torch.ones(4).double(), atol=1e-5, rtol=0)
+    assert list(diagnosis.reasons) == ["linear"]
+    assert "not a softmax over some of the keys" in diagnosis.reasons["linear"]
+    assert diagnosis.last.captured()[..., 5].isnan().all()
+    full = [str(candidate) for candidate in diagnosis.candidates].index("full")
+    torch.testing.assert_close(diagnosis.last.captured()[..., full], torch.ones(3, 4).double(), atol=1e-5, rtol=0)
+
+
+def test_the_json_of_a_diagnosis_is_complete_and_strict(diagnosis: Diagnosis) -> None:
+    values = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert values["format"] == 2
+    layer = values["lengths"][-1]["layers"][0]
+    assert len(layer["captured"]["window:window=32"]) == 4
+    assert "linear" not in layer["captured"]
+    assert values["candidates"][-1]["not_applicable"]
+    assert values["chosen"]["flags"][0] == "--mechanism"
+
+
+def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoint: Make) -> None:
+    model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
+    ids = torch.randint(5, 300, (128,))
+    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "linformer"], queries=50)
+    assert report.mass.shape == (3, 4, 3)
+    assert list(report.reasons) == ["linformer"]
+    assert report.mass[..., 2].isnan().all()
+    assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
+    assert report.pairs[0] < report.full_pairs == 128 * 129 // 2
+
+
+def test_a_diagnosis_of_a_model_that_trains_has_no_dropout() -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    longer = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"}))
+    ids = torch.randint(5, 99, (64,))
+    report = [
+        diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("effective_tokens") for mode in (True, False)
+    ]
+    assert torch.equal(*report)
+    assert not longer.training
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make, text: Path) -> None:
+    report = diagnose(checkpoint(base), text, lengths=[64])
+    assert {candidate.mechanism for candidate in report.candidates} == set(list_mechanisms(grid=False))
+    assert all(reason.endswith(".") for reason in report.reasons.values())
+    assert len(report.applicable()) > 15
+    assert [str(candidate) for candidate in usual_candidates(base == "llama")] == [str(candidate) for candidate in report.candidates]
+    assert all(Candidate.read(str(candidate)).options == candidate.options for candidate in report.candidates)
+
+
+def test_a_diagnosis_of_a_model_in_memory_leaves_it_unchanged(checkpoint: Make, text: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint("bert")), AutoTokenizer.from_pretrained(checkpoint("bert"))
+    ids = torch.randint(5, 500, (1, 200))
+    before = model.eval()(ids).logits
+    found = [
+        diagnose(model, text, processor=tokenizer, lengths=[256], candidates=["window:window=64"]),
+        diagnose(checkpoint("bert"), text, lengths=[256], candidates=["window:window=64"]),
+    ]
+    assert found[0].mass(0) == pytest.approx(found[1].mass(0), rel=1e-5)
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_lengths_of_a_diagnosis_end_where_the_model_ends(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    report = diagnose(checkpoint("bert"), text, candidates=["full"])
+    assert [row.length for row in report.lengths] == [256]
+    assert report.notes == ("The model ends at 256 tokens; convert it to see its attention in longer texts.",)
+
+
+def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False)
+    report = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
+    assert report.is_long
+    assert report.chosen() == 0
+
+
+REFUSED = {
+    "a text that is too short": ({"lengths": [128], "text": "three short words"}, InputError, "has .* tokens, but 128 are needed"),
+    "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
+    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
+    "a length beyond the model": ({"lengths": [512]}, InputError, "ends at 256 tokens.*convert it first"),
+    "a length that is too small": ({"lengths": [3]}, InputError, "start at 16"),
+    "an unknown mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
+    "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),
+    "a file's name as the text": ({"text": __file__}, OptionError, r"give Path\("),
+    "no queries": ({"queries": 0}, OptionError, "at least 1 query"),
+    "an unknown device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
+}
+
+
+@every_case("case", REFUSED)
+def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(case: str, checkpoint: Make, text: Path) -> None:
+    settings, kind, sentence = REFUSED[case]
+    arguments = {"text": text, "lengths": [64], **settings}
+    with pytest.raises(kind, match=sentence) as refused:
+        diagnose(checkpoint("bert"), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_diagnosis_of_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    for file in checkpoint("bert").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        diagnose(folder, text, lengths=[64])
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", max_length=512)
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(CheckpointError, match=r"quantised weights \(torchao\)"):
+        diagnose(tmp_path / "long", text, lengths=[64])
+
+
+SMALL = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+MEMORY = {"mechanism": "recurrent_memory", "segment_length": 16, "num_memory_tokens": 2}
+UNSUITABLE: dict[str, tuple[Any, str]] = {
+    "LongformerModel": (
+        transformers.LongformerConfig(**SMALL, attention_window=[4]),
+        "does not take its attention from transformers' AttentionInterface",
+    ),
+    "ViTModel": (transformers.ViTConfig(**SMALL), "reads images and no text; type longattn inspect MODEL FILE"),
+    "LongLlamaModel": (hf_longattn.LongLlamaConfig(**SMALL, long_attention=MEMORY), "segment by segment"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUITABLE)
+def test_a_diagnosis_refuses_models_whose_attention_to_a_text_cannot_be_watched(name: str) -> None:
+    config, sentence = UNSUITABLE[name]
+    with pytest.raises(BackendError, match=sentence):
+        diagnose(getattr(hf_longattn if name.startswith("LongLlama") else transformers, name)(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_diagnosis_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all candidates: twice the tokens make no tensor more than about twice as large."""
+    monkeypatch.setattr(layer_attention, "SCORES_IN_MEMORY", 1 << 14)
+    model = transformers.BertModel(transformers.BertConfig(**SMALL, max_position_embeddings=2048)).eval()
+    largest = []
+    for length in (1024, 2048):
+        with Largest() as mode:
+            diagnose(model, torch.randint(5, 99, (length,)), lengths=[length], queries=16)
+        largest.append(mode.elements)
+    assert largest[1] < 2.1 * largest[0], largest
+
+
+def test_a_refused_diagnosis_leaves_the_model_unchanged() -> None:
+    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    model = transformers.BertModel(config).train()
+    before = {name for name, _ in model.named_modules()}
+    with pytest.raises(OptionError):
+        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "window:dilation=1+2+3"])
+    assert {name for name, _ in model.named_modules()} == before
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.thorough
+def test_layers_with_different_numbers_of_heads_are_diagnosed(
+    checkpoint: Callable[[str], Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", window=32, verify=False)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    model.bert.encoder.layer[0].attention.output.dense.weight.data[:, :16] = 0  # two of four heads matter for nothing, so they go
+    model.save_pretrained(tmp_path / "long")
+    compress_checkpoint(tmp_path / "long", tmp_path / "pruned", method="prune-heads", share=0.25, documents=1, length=64)
+    fewer = json.loads((tmp_path / "pruned" / "config.json").read_text())["kept_heads"]
+    kept = [fewer.get(str(layer), 4) for layer in range(3)]
+    assert len(set(kept)) > 1
+    report = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
+    spread = report.last.number("effective_tokens")
+    assert (~spread.isnan()).sum(1).tolist() == kept
+    assert report.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean()))
+    show(report.to_dict(), diagnosis_report(report))
+    assert "nan" not in capsys.readouterr().out
+    assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()

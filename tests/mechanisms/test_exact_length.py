@@ -239,7 +239,7 @@ def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Pa
 def test_a_long_config_says_whether_its_layers_are_causal(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})
-    encoding = [site for site in attention_sites(model) if not site.cross and not (site.in_decoder and model.config.is_encoder_decoder)]
+    encoding = [site for site in attention_sites(model) if not site.cross and not (site.decoding and model.config.is_encoder_decoder)]
     layers, causal = model.config.attending
     assert (layers, causal) == (len(encoding), all(site.causal for site in encoding))
 

@@ -22,7 +22,7 @@ from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.mechanisms.linformer import Linformer
 from hf_longattn.modeling.attach import weights
-from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
+from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, AttentionSite, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 from tests.cases import every_case
 from tests.grids import grid
@@ -94,6 +94,11 @@ def saved_base(base: str, folder: Path) -> Any:
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def module_name(site: AttentionSite) -> str:
+    """The name of a layer's mechanism in its model."""
+    return f"{site.name}.long_attention.{site.layer}" if site.shared else f"{site.name}.long_attention"
 
 
 def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
@@ -221,12 +226,12 @@ def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, 
         computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
         assert all(torch.equal(value, initial[key]) for key, value in computed.items())
 
-    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in getattr(site.mechanism, "shared_by_layers", ())}
+    shared = {f"{module_name(site)}.{key}" for site in attention_sites(model) for key in getattr(site.mechanism, "shared_by_layers", ())}
     missing = {}
     for site in attention_sites(model):
-        own = [key for key in site.mechanism.state_dict() if f"{site.mechanism_name}.{key}" not in shared]
+        own = [key for key in site.mechanism.state_dict() if f"{module_name(site)}.{key}" not in shared]
         if own and not projection_copies(site.mechanism):
-            missing[f"{site.mechanism_name}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
+            missing[f"{module_name(site)}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
     rest = {key: value for key, value in values.items() if key not in missing}
     partly = type(again).from_pretrained(None, config=again.config, state_dict=rest)
     for key, found in partly.state_dict().items():

@@ -34,7 +34,7 @@ def test_families_without_global_tokens_run_unions_without_them(base: str, name:
 
 
 @every_case("name", WITH)
-@every_case("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
+@every_case("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "annotates_globals", False)])
 def test_families_without_global_tokens_refuse_mechanisms_that_need_them(base: str, name: str) -> None:
     with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
         long_model(base, None, WITH[name])

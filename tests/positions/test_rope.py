@@ -50,7 +50,7 @@ def test_dynamic_rope_grows_beyond_the_old_length() -> None:
 def test_a_rope_base_replaces_the_old_one() -> None:
     plan = rope_parameters("rope:base:8e6", {**PLAIN, "partial_rotary_factor": 0.5}, old_length=64, new_length=256)
     assert plan.parameters == {"rope_type": "default", "rope_theta": 8e6, "partial_rotary_factor": 0.5}
-    assert (plan.kind, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
+    assert (plan.scaling, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
     again = rope_parameters("rope:base:128000000", plan.parameters, old_length=256, new_length=512)
     assert again.parameters["rope_theta"] == 1.28e8
     assert rope_parameters("rope:base:10000", PLAIN, old_length=64, new_length=256).exact
@@ -63,9 +63,9 @@ def test_a_rope_base_is_a_positive_number(value: str) -> None:
 
 
 def test_auto_rope_changes_nothing_where_no_layer_looks_beyond_the_old_length() -> None:
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).kind == "none"
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).kind == "yarn"
-    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=None).kind == "yarn"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).scaling == "none"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).scaling == "yarn"
+    assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=None).scaling == "yarn"
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])

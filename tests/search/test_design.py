@@ -1,17 +1,147 @@
-"""Designs as configurations, and as recipes that `longattn convert` reads."""
+"""Costs of a layer, the best choice within a budget, and designs as configurations and recipes."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.flops import ModelShape
 from hf_longattn.inspect import Candidate
+from hf_longattn.search import costs
+from hf_longattn.search.choice import Solution, best_under_peak, front, thinned
+from hf_longattn.search.costs import LayerCost, LayerCosts
 from hf_longattn.search.design import Design
+
+CPU = torch.device("cpu")
+
+
+def shape(causal: bool = False) -> ModelShape:
+    return ModelShape(
+        layers=2, heads=2, kv_heads=1, head_dim=16, hidden=32, intermediate=64, causal=causal, matrix_parameters=0, element_bytes=4
+    )  # fmt: skip
+
+
+def read(*texts: str) -> list[Candidate]:
+    return [Candidate.read(text) for text in texts]
+
+
+def test_a_window_is_cheaper_than_full_attention() -> None:
+    result = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
+    assert 0 < result["window:window=64"].seconds < result["full"].seconds
+    assert result["full"].bytes is None
+
+
+def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(capfd: pytest.CaptureFixture[str]) -> None:
+    shorter, longer = (
+        LayerCosts(shape(), length, CPU).measure(read("window:window=64", "block_top_k:num_blocks=2"), memory=True)
+        for length in (512, 1024)
+    )
+    for name, cost in shorter.items():
+        assert 1.5 * (cost.bytes or 0) < (longer[name].bytes or 0) < 1024 * 1024 * 2 * 4, name
+        assert cost.bytes
+    assert capfd.readouterr().err == ""
+
+
+def test_memory_of_a_decoder_is_its_state() -> None:
+    result = LayerCosts(shape(causal=True), 512, CPU).measure(read("window:window=64", "full", "linear"))
+    token = 2 * 1 * 16 * 4
+    assert result["full"].bytes == 512 * token
+    assert result["window:window=64"].bytes == 64 * token
+    assert (result["linear"].bytes or 0) < 64 * token
+
+
+def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> None:
+    costs = LayerCosts(shape(), 256, CPU)
+    wrong = Candidate("window", {"window": 64, "relative": "no_such"})
+    with pytest.raises(LongAttentionError):
+        costs.measure([Candidate(wrong.mechanism, wrong.options, by_user=True)])
+    assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
+    assert list(costs.refused) == [str(wrong)]
+    assert isinstance(costs.known["full"], LayerCost)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 2.0), (2, 5.0)])
+def test_one_thread_is_timed_by_its_processor_time(threads: int, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes lengthen only the time that passes."""
+    monkeypatch.setattr(costs.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(costs.torch.accelerator, "is_available", lambda: False)
+    for clock, seconds in (("process_time", (1.0, 3.0)), ("perf_counter", (1.0, 6.0))):
+        monkeypatch.setattr(costs.time, clock, iter(seconds).__next__)
+    assert costs._timed(lambda: torch.zeros(1)) == expected
+
+
+def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, float, tuple[int, ...]]]:
+    """(value, cost, candidates) of every possible design."""
+    layers = range(len(values))
+    return [
+        (float(sum(values[layer, number] for layer, number in zip(layers, numbers, strict=True))),
+         float(sum(costs[layer, number] for layer, number in zip(layers, numbers, strict=True))), numbers)
+        for numbers in itertools.product(range(values.shape[1]), repeat=len(values))
+    ]  # fmt: skip
+
+
+def best_within(values: np.ndarray, costs: np.ndarray, budget: float) -> Solution | None:
+    """The last choice of the front, which has the greatest value within the budget."""
+    return next(reversed(front(values, costs, budget)), None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_choice_is_found_under_every_budget(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, costs = rng.random((4, 5)), rng.integers(1, 60, (4, 5)).astype(float)
+    everything = all_choices(values, costs)
+    for budget in (costs.min(1).sum(), 50.0, 100.0, 150.0, 240.0):
+        possible = [choice for choice in everything if choice[1] <= budget]
+        result = best_within(values, costs, budget)
+        if not possible:
+            assert result is None
+            continue
+        assert result is not None
+        assert result.cost <= budget
+        assert math.isclose(result.value, max(possible)[0], rel_tol=1e-9)
+        assert any(choice[2] == result.candidates and math.isclose(choice[1], result.cost) for choice in possible)
+
+
+def test_a_design_that_costs_exactly_the_budget_is_within_it() -> None:
+    values, costs = np.array([[0.1, 0.9]] * 6), np.array([[0.01, 0.0371]] * 6)
+    result = best_within(values, costs, 6 * 0.0371)
+    assert result is not None
+    assert result.candidates == (1,) * 6
+
+
+def test_the_front_rises_in_cost_and_value() -> None:
+    rng = np.random.default_rng(0)
+    result = front(rng.random((6, 7)), rng.random((6, 7)))
+    assert len(result) > 5
+    assert all(a.value < b.value and a.cost < b.cost + 6e-3 for a, b in itertools.pairwise(result))
+    few = thinned(result, 4)
+    assert len(few) == 4
+    assert (few[0], few[-1]) == (result[0], result[-1])
+
+
+def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
+    values, costs = np.array([[0.5, np.nan, 0.9]] * 3), np.array([[1.0, 0.1, np.inf]] * 3)
+    assert [solution.candidates for solution in front(values, costs)] == [(0, 0, 0)]
+    assert best_within(values, costs, 2.0) is None
+
+
+def test_memory_that_one_layer_frees_before_the_next_limits_each_layer_alone() -> None:
+    values, costs, peaks = np.array([[0.2, 0.7, 0.7, 0.9]] * 2), np.array([[1.0, 5.0, 3.0, 9.0]] * 2), np.array([[1.0, 4.0, 4.0, 8.0]] * 2)
+    result = best_under_peak(values, costs, peaks, 4.0)
+    assert result is not None
+    assert result.candidates == (2, 2)
+    assert best_under_peak(values, costs, peaks, 0.5) is None
+
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
 NESTED = Candidate.read("union:of=[window:window=8,dilation=2+strided:stride=4]")

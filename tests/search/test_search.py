@@ -1,8 +1,9 @@
-"""Searches from checkpoint to result."""
+"""Searches from budget to result, and conversions that choose for themselves (``--mechanism auto``)."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,45 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate, captured_mass
-from hf_longattn.search import search_design
+from hf_longattn.search import choose_mechanisms, search_design
+from hf_longattn.search.budget import Budget
 from hf_longattn.search.costs import LayerCost, LayerCosts
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("0.25", 0.25, ""), ("25%", 0.25, ""), ("1.5s", 1.5, "s"), ("800 ms", 0.8, "s"), ("200MB", 2e8, "B"), ("2GiB", 2 * 2**30, "B"),
+        (0.5, 0.5, ""),
+    ],
+)  # fmt: skip
+def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
+    result = Budget.read(text)
+    assert result.value == pytest.approx(value)
+    assert result.unit == unit
+    assert result.of_memory == (unit == "B")
+    assert Budget.read(result) is result
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣"])
+def test_texts_that_are_no_budget_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="give a number above 0 such as"):
+        Budget.read(text)
+
+
+def test_a_budget_without_a_unit_is_relative_to_full_attention() -> None:
+    assert Budget.read("0.25").limit(8.0) == 2.0
+    assert Budget.read("1.5s").limit(8.0) == 1.5
+
+
+@pytest.mark.parametrize("text", ["0.2", "1s", "1MB"])
+@pytest.mark.parametrize("amount", [0.123456, 1.23456, 123_456.7, 12_345_678.9])
+def test_a_budget_that_is_offered_is_enough_and_can_be_typed(text: str, amount: float) -> None:
+    budget = Budget.read(text)
+    offered = Budget.read(budget.like(amount, 2.0))
+    assert offered.unit == budget.unit
+    assert amount <= offered.limit(2.0) <= 1.02 * amount + 1e4
+
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
 SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5,
@@ -215,3 +253,76 @@ def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path
     with pytest.raises(CheckpointError, match=r"design\.yaml' already exists; choose another file"):
         search_design(encoder, text, tmp_path / "design.yaml", length=128, candidates=CANDIDATES)
     assert (tmp_path / "design.yaml").read_text() == "mine"
+
+
+@pytest.fixture
+def priced_by_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs by the width of a window."""
+
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
+        return {str(candidate): LayerCost(float(candidate.options.get("window", 4096)) / 4096) for candidate in candidates}
+
+    monkeypatch.setattr(LayerCosts, "measure", measure)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("priced_by_width")
+def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
+    plan = hf_longattn.plan_conversion(
+        encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_input=text
+    )
+    assert plan.choice is not None
+    assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
+    design = hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design
+    assert plan.attention == design.attention().with_option("exact_length", 64)  # which a conversion adds
+    report = hf_longattn.convert_checkpoint(
+        encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_input=text
+    )
+    assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
+    assert report.config["mechanism"] == "auto"
+    assert report.config["budget"] == "0.03"
+    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    assert hf_longattn.LongAttentionConfig.from_dict(written["long_attention"]) == plan.attention
+    stored = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))
+    assert stored["plan"]["choice"]["reason"] == plan.choice["reason"]
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("priced_by_width")
+def test_plan_and_convert_print_the_reason_of_auto(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed in (["plan", str(encoder)], ["convert", str(encoder), str(tmp_path / "long")]):
+        with pytest.raises(SystemExit) as ended:
+            main([*typed, "--mechanism", "auto", "--max-length", "128"])
+        assert not ended.value.code
+        assert "keeps the most of the layers' attention within 0.25" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mechanism": "auto", "window": 8}, "--mechanism auto and --option exclude each other"),
+        ({"mechanism": "auto", "layers": {0: "full"}}, "--mechanism auto and --layers exclude each other"),
+        ({"mechanism": "auto", "generic": True}, "--mechanism auto and --generic exclude each other"),
+        ({"budget": "0.5"}, "are for --mechanism auto"),
+        ({"mechanism": "auto", "budget": "0.0001"}, "No design meets the budget"),
+        ({"mechanism": "auto", "budget": "cheap"}, "give a number above 0"),
+    ],
+)
+@pytest.mark.usefixtures("priced_by_width")
+def test_auto_refuses_options_and_budgets_that_do_not_fit(settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("priced_by_width")
+def test_auto_takes_the_function_that_chooses(encoder: Path, tmp_path: Path) -> None:
+    """Conversion is below search, and imports nothing of it."""
+    with pytest.raises(OptionError, match=r"pass choose=hf_longattn\.search\.choose_mechanisms"):
+        hf_longattn.plan_conversion(encoder, mechanism="auto", max_length=128)
+    chosen = hf_longattn.LongAttentionConfig("window", window=8)
+    plan = hf_longattn.plan_conversion(
+        encoder, mechanism="auto", max_length=128, choose=lambda source, config: (chosen, {"reason": "mine"})
+    )
+    assert plan.attention == chosen.with_option("exact_length", 64)  # which a conversion adds
+    assert plan.to_dict()["choice"] == {"reason": "mine"}

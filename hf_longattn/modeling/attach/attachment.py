@@ -72,7 +72,7 @@ def attach_mechanisms(
         OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) of its layer.
     """
     sites = attention_sites(model)
-    stacks = [(decoder_attention if decoder_attention is not None and site.in_decoder else long_attention, site) for site in sites]
+    stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
     self_attention = [(attention, site) for attention, site in stacks if not site.cross]
     if not self_attention:
         raise BackendError(
@@ -247,25 +247,20 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     Raises:
         OptionError: it does not rotate the first features of every layer's heads, as far as its code says.
     """
-    planes = _planes(site.module)
-    kinds = getattr(getattr(site.module, "config", None), "layer_types", None)
-    names = ([] if kinds is None or site.layer >= len(kinds) else [f"{kinds[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
+    planes: list[float] | None = None  # 0, 1, 2, 3 turned by the function beside the base's attention class, if that class uses it
+    for base in type(site.module).__mro__:
+        turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
+        if turn is not None and ROTATES.search(inspect.getsource(base)):
+            planes = turn(torch.arange(4.0, device="cpu")).tolist()
+            break
+    types = getattr(getattr(site.module, "config", None), "layer_types", None)
+    names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
     path = list(accumulate(site.name.split("."), getattr, initial=model))
     near = (child for owner in reversed(path) for child in (owner, *owner.children()))
     frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
-    if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
+    if planes not in (HALVES, INTERLEAVED) or frequencies is None or hasattr(site.module, LATER_FEATURES):
         raise OptionError(
             f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
             "leave relative positions that move rotary ones (self_extend) out."
         )
     return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
-
-
-def _planes(attention: nn.Module) -> list[float] | None:
-    """0, 1, 2, 3 turned by the function :data:`RIGHT_ANGLE` beside the base's attention class; ``None`` if that class does not use it."""
-    for kind in type(attention).__mro__:
-        turn = getattr(sys.modules[kind.__module__], RIGHT_ANGLE, None)
-        if turn is not None and ROTATES.search(inspect.getsource(kind)):
-            turned = turn(torch.arange(4.0, device="cpu")).tolist()
-            return turned if turned in (HALVES, INTERLEAVED) else None
-    return None

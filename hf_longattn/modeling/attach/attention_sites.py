@@ -31,8 +31,6 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention function."""
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
 """Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
-IN_DECODER_ATTRIBUTE = "in_decoder"
-"""Attribute that marks the attention modules of a bidirectional decoder (ViT-MAE)."""
 
 
 def is_causal(attention: nn.Module) -> bool:
@@ -44,8 +42,12 @@ def is_causal(attention: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """The attention of one layer. Its module, the layer's number in its stack, and whether it is cross-attention.
+    """The attention of one layer.
 
+    module: the attention module.
+    layer: the layer's number in its stack.
+    cross: whether it is cross-attention.
+    causal: whether later tokens are hidden.
     shared: whether the module serves other layers as well, each with its own site.
     """
 
@@ -53,11 +55,8 @@ class AttentionSite:
     module: nn.Module
     layer: int
     cross: bool
+    causal: bool
     shared: bool = False
-
-    @property
-    def causal(self) -> bool:
-        return is_causal(self.module)
 
     @property
     def decoding(self) -> bool:
@@ -65,29 +64,19 @@ class AttentionSite:
         return self.causal or self.cross
 
     @property
-    def in_decoder(self) -> bool:
-        """Whether the layer belongs to a decoder, including decoders that see past and future (ViT-MAE)."""
-        return self.decoding or bool(getattr(self.module, IN_DECODER_ATTRIBUTE, False))
-
-    @property
-    def mechanism_name(self) -> str:
-        """The module name of the layer's mechanism in the model."""
-        return f"{self.name}.{MECHANISM_ATTRIBUTE}.{self.layer}" if self.shared else f"{self.name}.{MECHANISM_ATTRIBUTE}"
-
-    @property
     def mechanism(self) -> nn.Module:
-        owner, name = self._place
-        return getattr(owner, name)
+        """The layer's mechanism."""
+        mechanism: Any = getattr(self.module, MECHANISM_ATTRIBUTE)
+        return mechanism[str(self.layer)] if self.shared else mechanism
 
     def put(self, mechanism: nn.Module) -> None:
         """Set or replace the layer's mechanism."""
-        if self.shared and not isinstance(getattr(self.module, MECHANISM_ATTRIBUTE, None), nn.ModuleDict):
+        if not self.shared:
+            setattr(self.module, MECHANISM_ATTRIBUTE, mechanism)
+            return
+        if not isinstance(getattr(self.module, MECHANISM_ATTRIBUTE, None), nn.ModuleDict):
             setattr(self.module, MECHANISM_ATTRIBUTE, nn.ModuleDict())
-        setattr(*self._place, mechanism)
-
-    @property
-    def _place(self) -> tuple[nn.Module, str]:
-        return (getattr(self.module, MECHANISM_ATTRIBUTE), str(self.layer)) if self.shared else (self.module, MECHANISM_ATTRIBUTE)
+        setattr(getattr(self.module, MECHANISM_ATTRIBUTE), str(self.layer), mechanism)
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
@@ -95,24 +84,24 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     sites: list[AttentionSite] = []
     counted: Counter[tuple[str, bool]] = Counter()
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        if "attention" not in kind.lower() or isinstance(module, Mechanism):
+        class_name = type(module).__name__
+        if "attention" not in class_name.lower() or isinstance(module, Mechanism):
             continue
         if not hasattr(module, "is_causal"):  # bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter are on the AttentionInterface
             code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
             if not hasattr(module, "query") or code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
                 continue
-        cross = bool(getattr(module, "is_cross_attention", False)) or bool(
-            CROSS_ATTENTION_NAMES.search(f"{name.rpartition('.')[2]} {kind}")
-        )
+        words = f"{name.rpartition('.')[2]} {class_name}"
+        cross = bool(getattr(module, "is_cross_attention", False) or CROSS_ATTENTION_NAMES.search(words))
+        causal = is_causal(module)
         if served := getattr(module, SERVED_LAYERS_ATTRIBUTE, ()):
-            sites += [AttentionSite(name, module, layer, cross, shared=True) for layer in served]
+            sites += [AttentionSite(name, module, layer, cross, causal, shared=True) for layer in served]
             continue
         stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
         layer = getattr(module, "layer_idx", None)
-        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross))
+        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross, causal))
     return sites
 
 
@@ -145,13 +134,13 @@ OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
 OUTPUT_OF_PARENT = "output.dense"
 """BERT-like models have the output projection beside the attention module, not inside it."""
 
-Split = Callable[[Any, Tensor], Sequence[Tensor]]
-"""``(attention module, weight or bias of its fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``."""
+FUSED_PROJECTIONS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
+"""Names of the modules that project queries, keys and values together."""
 
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer in the layout of ``nn.Linear``. Or one of the three parts of a fused parameter.
+    """A parameter of the layer in the layout of ``nn.Linear``, or one of the three parts of a fused parameter.
 
     name: the parameter's name below the attention module.
     split: the function that splits a fused parameter; ``None`` if it is not fused.
@@ -166,50 +155,38 @@ class OwnParameter:
         return parameter if self.split is None else self.split(parameter)[self.index].contiguous()
 
 
-def _gpt2(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """Split the weight ``(in, out)`` of a Conv1D."""
-    return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
-
-
-def _gpt_neox(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """Split rows that hold query, key and value head by head. Those of the first head, then those of the next, and so on."""
-    return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
-
-
-def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """Split rows with all queries first, then all keys, then all values. Keys and values may have fewer heads."""
-    config = attention.config
-    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-    return parameter.split([count * attention.head_dim for count in heads])
-
-
-FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
-    "c_attn": (_gpt2, lambda module: isinstance(module, Conv1D)),
-    "query_key_value": (_gpt_neox, lambda module: module.out_features == 3 * module.in_features),
-    "qkv_proj": (_phi3, lambda module: True),
-    "Wqkv": (lambda attention, parameter: parameter.chunk(3), lambda module: True),  # equally many queries, keys and values
-}
-"""Name of a fused projection -> the function that splits it, and a check whether a module has that layout."""
+def _split(attention: Any, fused: str, parameter: Tensor) -> Sequence[Tensor]:
+    """The parts of a fused projection's weight or bias for query, key and value, in the layout of ``nn.Linear``."""
+    if fused == "c_attn":  # GPT-2: the weight (in, out) of a Conv1D
+        return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
+    if fused == "query_key_value":  # GPT-NeoX: query, key and value of the first head, then those of the next, and so on
+        return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
+    if fused == "qkv_proj":  # Phi-3: all queries, then all keys, then all values; keys and values may have fewer heads
+        config = attention.config
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        return parameter.split([count * attention.head_dim for count in heads])
+    return parameter.chunk(3)
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     """ "query.weight", "query.bias", "key.weight" … -> the module's parameter. Biases that do not exist have no entry."""
     parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
-    for kind, usual in SEPARATE_PROJECTIONS.items():
-        names = (getattr(unusual, kind) or usual[0], *usual)
-        linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
-        if linear is not None:
-            parameters |= {
-                f"{kind}.{parameter}": OwnParameter(f"{linear}.{parameter}")
-                for parameter, _ in getattr(attention, linear).named_parameters()
-            }
-    for fused, (split, fits) in FUSED_PROJECTIONS.items():
-        module = getattr(attention, fused, None)
-        if isinstance(module, nn.Module) and fits(module):
-            for index, kind in enumerate(SEPARATE_PROJECTIONS):
-                for parameter, _ in module.named_parameters():
-                    parameters[f"{kind}.{parameter}"] = OwnParameter(f"{fused}.{parameter}", partial(split, attention), index)
+    for part, usual in SEPARATE_PROJECTIONS.items():
+        for name in (getattr(unusual, part) or usual[0], *usual):
+            if isinstance(linear := getattr(attention, name, None), nn.Linear):
+                parameters |= {f"{part}.{parameter}": OwnParameter(f"{name}.{parameter}") for parameter, _ in linear.named_parameters()}
+                break
+    for fused in FUSED_PROJECTIONS:
+        module: Any = getattr(attention, fused, None)
+        of_other_layout = (fused == "c_attn" and not isinstance(module, Conv1D)) or (
+            fused == "query_key_value" and isinstance(module, nn.Module) and module.out_features != 3 * module.in_features
+        )
+        if not isinstance(module, nn.Module) or of_other_layout:
+            continue
+        for index, part in enumerate(SEPARATE_PROJECTIONS):
+            for parameter, _ in module.named_parameters():
+                parameters[f"{part}.{parameter}"] = OwnParameter(f"{fused}.{parameter}", partial(_split, attention, fused), index)
     return parameters
 
 
@@ -231,7 +208,8 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise a mechanism's parameters with copies of its layer's projections, unless they were loaded."""
-    for name, parameter in copied_parameters(attention, projection_copies(mechanism)).items():
+    copies = projection_copies(mechanism)
+    for name, parameter in copied_parameters(attention, copies).items() if copies else ():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 

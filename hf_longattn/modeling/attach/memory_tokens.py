@@ -48,18 +48,13 @@ class MemoryTokens(nn.Module):
         return new
 
 
-def recursions(model: nn.Module) -> set[Recursion | None]:
-    """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
-    return {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
-
-
 def recursion_of(model: nn.Module) -> Recursion | None:
     """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole text.
 
     Raises:
         OptionError: the layers have different recursions.
     """
-    different = recursions(model)
+    different = {module.capabilities.recursion for module in model.modules() if isinstance(module, Mechanism)}
     if len(different) > 1:
         raise OptionError(
             "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
@@ -68,14 +63,12 @@ def recursion_of(model: nn.Module) -> Recursion | None:
     return different.pop() if different else None
 
 
-def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
-    """Set the memory tokens ``stack.long_memory``, if the mechanisms of a model use any.
+def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
+    """Set the memory tokens ``stack.long_memory`` of a model whose mechanisms use them. Returns its recursion.
 
     Raises:
         OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its position table.
     """
-    if not any(recursions(stack)):
-        return
     weight: Tensor = stack.get_input_embeddings().weight
     narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size  # as in ALBERT
     two_stacks = stack.config.is_encoder_decoder or any(site.cross for site in attention_sites(stack))
@@ -85,7 +78,8 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
             f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; "
             "choose another mechanism, for example window or transformer_xl."
         )
-    recursion: Any = recursion_of(stack)
+    recursion = recursion_of(stack)
+    assert recursion is not None
     if table is not None and recursion.length > table.tokens(stack.config):
         raise OptionError(
             f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
@@ -93,6 +87,7 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
         )
     std = getattr(stack.config, "initializer_range", 0.02)
     stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
+    return recursion
 
 
 # ---- running in segments
@@ -164,23 +159,13 @@ class Text:
         along = {name: change(x) for name, x in self.along.items()}
         return Text(change(self.embeddings), change(self.real), along, self.arguments)
 
-    def rolled(self, start: Tensor) -> Text:
-        """A copy with row b rolled to the left by ``start[b]`` tokens."""
-        return self.mapped(lambda x: roll_left(x, start, 1))
-
     def segments(self, size: int, causal: bool) -> list[Text]:
         """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
-
-        def plain(at: int) -> Text:
-            return self.mapped(lambda x: x[:, at : at + size])
-
-        def after_first(at: int) -> Text:
-            return self.mapped(lambda x: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1))
-
         length = self.real.shape[1]
         if causal:
-            return [plain(at) for at in range(0, length, size)]
-        return [plain(0), *(after_first(at) for at in range(size, length, size - 1))]
+            return [self.mapped(lambda x, at=at: x[:, at : at + size]) for at in range(0, length, size)]
+        later = (lambda x, at=at: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1) for at in range(size, length, size - 1))
+        return [self.mapped(lambda x: x[:, :size]), *map(self.mapped, later)]
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -197,7 +182,8 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
     causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
     start = first_real(text.real)
     padded = in_graph() or bool(start.any())
-    segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
+    rolled = text.mapped(lambda x: roll_left(x, start, 1)) if padded else text
+    segments = rolled.segments(recursion.text(causal), causal)
     check_segment_counts(model, len(segments))
     learned, batch = model.long_memory.tokens, text.real.shape[0]
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
@@ -206,9 +192,7 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
     for index, segment in enumerate(segments):
         left = len(segments) - 1 - index
         keep = left > 0 or remembered is not None
-        outputs = _run_segment(model, forward, segment, memory, write=causal and keep)
-        if keep:
-            memory = _written_memory(outputs.last_hidden_state, segment, memory, causal, first=index == 0)
+        outputs, memory = _run_segment(model, forward, segment, memory, causal, keep, first=index == 0)
         if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
             memory = memory.detach()
         parts.append(outputs)
@@ -230,22 +214,28 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
-def _run_segment(model: Any, forward: Callable[..., Any], segment: Text, memory: Tensor, *, write: bool) -> Any:
-    """The base's outputs for a segment, which include the memory tokens read and written."""
-    around = (memory.shape[1], memory.shape[1] if write else 0)
+def _run_segment(
+    model: Any, forward: Callable[..., Any], segment: Text, memory: Tensor, causal: bool, keep: bool, *, first: bool
+) -> tuple[Any, Tensor]:
+    """The base's outputs for a segment between the memory tokens, and the memory after it.
+
+    Args:
+        keep: whether the memory is read again. A decoder then writes it behind the segment; an encoder, in front of it.
+        first: whether this is the text's first segment. Later ones of an encoder begin with the text's first token.
+    """
+    count, size = memory.shape[1], segment.real.shape[1]
+    around = (count, count if causal and keep else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
     along = {name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()}
     arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
-    return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
-
-
-def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool, *, first: bool) -> Tensor:
-    """The memory after a segment, from its last hidden states. Rows without a real token in the segment keep their memory."""
-    count, size = memory.shape[1], segment.real.shape[1]
+    outputs = forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
+    if not keep:
+        return outputs, memory
+    hidden = outputs.last_hidden_state
     written = hidden[:, count + size :] if causal else hidden[:, :count]
     real = segment.real if causal or first else segment.real[:, 1:]
-    return torch.where(real.any(1)[:, None, None], written, memory)
+    return outputs, torch.where(real.any(1)[:, None, None], written, memory)  # rows that have ended keep their memory
 
 
 TOKENS, ROUTES, WEIGHTS = (
@@ -277,23 +267,23 @@ def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tenso
     outputs = parts[0]
     rows = len(outputs.last_hidden_state)
 
-    def join(values: Sequence[Any], kind: str) -> Any:
+    def join(values: Sequence[Any], contents: str) -> Any:
         if isinstance(values[0], tuple | list):
-            return tuple(join(layers, kind) for layers in zip(*values, strict=True))
-        if not isinstance(values[0], Tensor) or kind not in (TOKENS, ROUTES):
+            return tuple(join(layers, contents) for layers in zip(*values, strict=True))
+        if not isinstance(values[0], Tensor) or contents not in (TOKENS, ROUTES):
             return values[0]
-        if kind == TOKENS:
+        if contents == TOKENS:
             return whole_text(values)
         return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
 
     for name in list(outputs):
-        if (kind := FIELDS.get(name)) in (None, WEIGHTS):
-            holds = "" if kind is None else f" ({kind})"
+        if (contents := FIELDS.get(name)) in (None, WEIGHTS):
+            in_words = "" if contents is None else f" ({contents})"
             raise BackendError(
-                f"{type(outputs).__name__}.{name}{holds} cannot be returned with memory tokens; do not request it, or run the model "
+                f"{type(outputs).__name__}.{name}{in_words} cannot be returned with memory tokens; do not request it, or run the model "
                 "without."
             )
-        outputs[name] = join([part[name] for part in parts], str(kind))
+        outputs[name] = join([part[name] for part in parts], str(contents))
     return outputs
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.capabilities import projection_copies
 from ...mechanisms.linformer import Linformer
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
@@ -47,19 +48,18 @@ class ExtendPositions(Unchanged):
         self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
-        model_type = self.config_class.model_type
+        table, model_type = self.table, self.config_class.model_type
         if config.model_type != model_type:  # the config of a model in which this one is a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
-        return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
-
-    def _extended(self, weight: Tensor, config: Any) -> Tensor:
-        rows = self.table.rows(config)
-        dropped = config.position_extension in DROPPED
-        if (weight.shape[0] >= rows and not dropped) or weight.device == torch.device("meta"):
-            return weight
-        strategy = config.position_extension if self.table.learned or dropped else SINUSOIDAL
-        return extend_table(weight.cpu(), rows, offset=self.table.offset_rows(config), strategy=strategy).to(weight.device)
+        rows, dropped = table.rows(config), config.position_extension in DROPPED
+        strategy = config.position_extension if table.learned or dropped else SINUSOIDAL
+        tensors = super().convert(input_dict)
+        for name, weight in tensors.items():
+            if (weight.shape[0] < rows or dropped) and weight.device.type != "meta":
+                extended = extend_table(weight.cpu(), rows, offset=table.offset_rows(config), strategy=strategy)
+                tensors[name] = extended.to(weight.device)
+        return tensors
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -110,12 +110,21 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
             parameter.requires_grad_(False)
 
 
-def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:
-    """Make transformers load the family's position tables through `ExtendPositions`, in addition to the base's conversions.
+def register_loading(family: Family, base_class: type[Any], long_class: type[Any], *, extends: bool) -> None:
+    """Make transformers convert tensors of ``long_class`` as the base's (GPT-NeoX: ``embed_out`` for ``lm_head``).
 
     Registered by class name, because transformers looks up inner models by name.
+
+    Args:
+        extends: whether the class has the family's position tables, which :class:`ExtendPositions` then extends. The other heads contain
+            such a class.
     """
-    inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
+    inherited = get_checkpoint_conversion_mapping(base_class.__name__) or []
+    if not extends:
+        if inherited:
+            register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
+        return
+    inherited = inherited or get_checkpoint_conversion_mapping(family.base_model_type) or []
     tables = [
         WeightConverter(source, source, operations=[ExtendPositions(table, family.config_class)])
         for table in family.position_tables
@@ -126,27 +135,8 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         register_checkpoint_conversion_mapping(family.config_class.model_type, [], overwrite=True)
 
 
-def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
-    """Rename tensors as the base's head does (GPT-NeoX: ``embed_out`` for ``lm_head``)."""
-    inherited = get_checkpoint_conversion_mapping(base_class.__name__)
-    if inherited:
-        register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
-
-
-ADDED_MODULES = (Mechanism, MemoryTokens)
-
-
-def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
-    """The uninitialised mechanisms and memory tokens of ``model``; nested ones are left out."""
-    modules: list[nn.Module] = []
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if not isinstance(module, ADDED_MODULES):
-            waiting += reversed([*module.children()])
-        elif not is_initialised(module):
-            modules.append(module)
-    return modules
+INITIALISED = "_is_hf_initialized"
+"""The attribute of tensors that transformers has loaded, and of modules that it has initialised."""
 
 
 def initialise_missing(module: nn.Module) -> None:
@@ -156,34 +146,18 @@ def initialise_missing(module: nn.Module) -> None:
         for owner in module.modules()
         for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
     ]
-    loaded = [entry for entry in tensors if is_initialised(entry[2])]
+    loaded = [entry for entry in tensors if getattr(entry[2], INITIALISED, False)]
     if len(loaded) == len(tensors):
         return
-    for owner, name, tensor in loaded:
-        setattr(owner, name, _placeholder(tensor))
+    for owner, name, tensor in loaded:  # reset_parameters fills placeholders instead, because a loaded tensor must not change
+        placeholder = torch.empty_like(tensor)
+        if isinstance(tensor, nn.Parameter):
+            dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
+            placeholder = nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device=tensor.device))
+        setattr(owner, name, placeholder)
     module.reset_parameters()  # type: ignore[operator]
     for owner, name, tensor in loaded:
         setattr(owner, name, tensor)
-
-
-def _placeholder(tensor: Tensor) -> Tensor:
-    """A tensor to initialise in place of a loaded one, which must not change."""
-    if not isinstance(tensor, nn.Parameter):
-        return torch.empty_like(tensor)
-    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
-    return nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device=tensor.device))
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
-    """Initialise ``modules``, the result of :func:`uninitialised_modules`, after everything else in ``model``."""
-    for module in modules:
-        initialise_missing(module)
-    chosen = {id(module) for module in modules}
-    for attention in model.modules():
-        for mechanism in mechanisms_on(attention).values():
-            if id(mechanism) in chosen:
-                copy_projections(attention, mechanism)
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
@@ -193,13 +167,14 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     """
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
-    if not any(isinstance(module, Linformer) and module.shared_by_layers for module in model.modules()):
-        return shared  # early, because this runs several times for each model that is built
+    sharing = [module for module in model.modules() if isinstance(module, Linformer) and module.shared_by_layers]
+    if not sharing:  # which is usual, and this runs several times for each model that is built
+        return shared
     part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
     for name, module in model.named_modules():
-        for place, mechanism in mechanisms_on(module).items():
+        for relative_name, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.shared_by_layers if isinstance(mechanism, Linformer) else ():
-                full_name = f"{name}.{place}.{parameter}".removeprefix(".")
+                full_name = f"{name}.{relative_name}.{parameter}".removeprefix(".")
                 key = (part_of.get(id(module)), type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
                 if first.setdefault(key, full_name) != full_name:
                     shared[full_name] = first[key]
@@ -211,11 +186,6 @@ def share_parameters(model: nn.Module) -> None:
     for target, source in shared_parameters(model).items():
         mechanism, _, name = target.rpartition(".")
         setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
-
-
-def is_initialised(value: Any) -> bool:
-    """Whether transformers has loaded a tensor or initialised a module."""
-    return getattr(value, "_is_hf_initialized", False)
 
 
 class LoadsMechanisms(_Base):
@@ -244,6 +214,19 @@ class LoadsMechanisms(_Base):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise as the base does, then mechanisms and memory tokens that were not loaded."""
-        added = uninitialised_modules(self)
+        missing: list[nn.Module] = []
+        waiting: list[nn.Module] = [self]
+        while waiting:  # outermost mechanisms only, which initialise those inside them
+            module = waiting.pop()
+            if not isinstance(module, (Mechanism, MemoryTokens)):
+                waiting += reversed([*module.children()])
+            elif not getattr(module, INITIALISED, False):
+                missing.append(module)
         super().initialize_weights()
-        initialise(self, added)
+        for module in missing:
+            initialise_missing(module)
+        copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
+        for attention in self.modules() if copying else ():
+            for mechanism in mechanisms_on(attention).values():
+                if any(mechanism is module for module in copying):
+                    copy_projections(attention, mechanism)

@@ -261,7 +261,7 @@ class LongConfig(_Base):
             return
         try:
             plan = plan_rotary(self, self.long_attention, "auto", old, new)
-            outcome = "" if plan.exact else f"are scaled by {plan.kind}, as in a conversion"
+            outcome = "" if plan.exact else f"are scaled by {plan.scaling}, as in a conversion"
         except OptionError:
             plan = plan_rotary(self, self.long_attention, "rope:none", old, new)
             outcome = "stay scaled as in the base"

@@ -52,11 +52,11 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         reach = _farthest([reach for reach, layer_kind in zip(reaches, of_layers, strict=True) if layer_kind == kind])
         planned = plan(positions, parameters, reach)
         plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
-    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
+    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values())))
     of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
     exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
     length = min(plan_of_kind.max_position_embeddings for plan_of_kind in plans.values())
-    return RopePlan(decisive.kind, of_kinds, length, exact, decisive.relative)
+    return RopePlan(decisive.scaling, of_kinds, length, exact, decisive.relative)
 
 
 def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
@@ -66,7 +66,7 @@ def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int
     if far is not None or len(others) == len(mechanisms):
         problem = "no layer has that" if far is None else f"mechanism {far.name!r} sees beyond the {old_length} tokens of the source"
         raise OptionError(
-            f"rope:{planned.kind} moves the positions of distant tokens in full attention, but {problem}; "
+            f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
             "choose mechanism='full' for such layers, or other positions."
         )
 

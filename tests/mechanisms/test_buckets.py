@@ -1,6 +1,8 @@
-"""Routing attention: every form against its definition, centroids that follow the tokens, the learned router and its balance."""
+"""lsh and routing: every form against its definition, seeds, centroids, and half precision."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cases import every_case
@@ -18,8 +20,118 @@ from tests.mechanisms.definition import assert_equals_its_definition
 from tests.ranks import PAIR
 from tests.reference.small_models import long_config, plain_model, tokens
 
-OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
+OPTIONS = {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8}
 FORMS = [
+    {"shared_qk": True},
+    {"shared_qk": True, "count_duplicates": True},
+    {"count_duplicates": True},
+    {"num_chunks_before": 0},
+    {"num_chunks_after": 1},
+    {"num_chunks_before": 0, "num_chunks_after": 2, "shared_qk": True},
+    {"bucket_size": 7, "num_buckets": 64},
+    {"bucket_size": 150, "num_buckets": 4, "num_chunks_before": 0, "shared_qk": True},
+    {"bucket_size": 1, "num_buckets": 6},
+]
+
+
+def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = False) -> list[Tensor]:
+    shapes = [(2, heads, q_len or length, 16), (2, 2, length, 16), (2, 2, length, 16)]
+    return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
+
+
+@every_case(("options", "causal"), alternately(FORMS), ids=str)
+def test_lsh_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
+    options = {**OPTIONS, **options}
+    q, k, v = inputs(320, grad=True)
+    mask = torch.ones(2, 320, dtype=torch.bool)
+    mask[0, :90] = False
+    mask[1, 200:230] = False
+    out = assert_equals_its_definition(build_mechanism("lsh", num_heads=4, head_dim=16, **options), q, k, v, mask, causal=causal)
+    few = attend(q[:, :, -250:], k, v, "lsh", causal=causal, padding_mask=mask, **options)
+    torch.testing.assert_close(few * mask[:, None, -250:, None], out[:, :, -250:], atol=1e-5, rtol=0)
+
+
+def test_the_number_of_lsh_buckets_follows_the_longest_input() -> None:
+    for max_length, expected in ((512, 16), (8192, 256), (10, 2), (None, 128)):
+        module = build_mechanism("lsh", num_heads=1, head_dim=8, max_length=max_length, bucket_size=64)
+        assert module.num_buckets == expected
+
+
+def test_lsh_with_shared_keys_sees_its_own_token_only_if_it_sees_no_other() -> None:
+    for causal in (False, True):
+        module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
+        q, k, _ = inputs(300)
+        weights = module.weights(q, k, causal=causal)
+        own = weights.diagonal(dim1=-2, dim2=-1)
+        assert ((own == 0) | (own == 1)).all()
+        assert (own == 1).any() == causal, "only a causal token may be the first of its bucket in all rounds"
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 300))
+        out = attend(q, k, v := torch.randn(2, 2, 300, 16), module, causal=causal)
+        torch.testing.assert_close(out, weights @ v.repeat_interleave(2, 1), atol=1e-5, rtol=0)
+
+
+def test_lsh_with_shared_keys_in_chunks_of_one_sees_the_token_before() -> None:
+    """Also the last one of a long text, which no dense call computes."""
+    q, k, v = torch.randn(3, 1, 2, 1201, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    options = {"shared_qk": True, "bucket_size": 1, "num_hashes": 1}
+    expected = reference_attend(q, k, v, "lsh", **options)
+    torch.testing.assert_close(attend(q, k, v, "lsh", **options), expected.float())
+
+
+def test_the_seed_alone_decides_the_rotations_of_lsh() -> None:
+    torch.manual_seed(1)
+    first = build_mechanism("lsh", num_heads=2, head_dim=8, seed=3)
+    torch.manual_seed(2)
+    second, other = (build_mechanism("lsh", num_heads=2, head_dim=8, seed=seed) for seed in (3, 4))
+    assert torch.equal(first.rotations, second.rotations)
+    assert not torch.equal(first.rotations, other.rotations)
+    assert not first.state_dict(), "a checkpoint needs no rotations"
+    assert torch.equal(copy.deepcopy(first).rotations, first.rotations)
+
+
+def test_the_cost_of_lsh_does_not_depend_on_how_tokens_fall_into_buckets() -> None:
+    """All tokens in one bucket: the rows are as many and as long as for evenly filled buckets."""
+    module = build_mechanism("lsh", num_heads=1, head_dim=16, count_duplicates=True, **OPTIONS)
+    even, same = torch.randn(1, 1, 500, 16), torch.ones(1, 1, 500, 16)
+    for causal in (False, True):
+        shapes = []
+        for x in (even, same):
+            tiles, _ = module.visits(x, x, 500, AttentionCall(causal))
+            shapes.append([(tile.queries.shape, tile.keys.shape) for tile in tiles])
+        assert shapes[0] == shapes[1]
+        pairs = sum(q.numel() * k[-1] for q, k in shapes[0])
+        assert pairs <= 3 * 500 * OPTIONS["num_hashes"] * 2 * OPTIONS["bucket_size"]
+
+
+@pytest.mark.thorough
+@every_case("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_case("options", FORMS[:2] + FORMS[-3:-1], ids=str)
+@every_case("causal", [False, True])
+def test_lsh_in_half_precision_hashes_the_same_on_every_path(causal: bool, options: dict, dtype: torch.dtype) -> None:
+    """Few pairs are compared densely and many are not: a text alone has the buckets that it has in a padded batch."""
+    q, k, v = (x.to(dtype) for x in inputs(150))
+    padded = [torch.nn.functional.pad(x, (0, 0, 0, 400)) for x in (q, k, v)]
+    mask = torch.zeros(2, 550, dtype=torch.bool)
+    mask[:, :150] = True
+    module = build_mechanism("lsh", num_heads=4, head_dim=16, **{**OPTIONS, **options})
+    alone = attend(q, k, v, module, causal=causal)
+    found = attend(*padded, mechanism=module, causal=causal, padding_mask=mask)[:, :, :150]
+    bound = 0.03 if dtype == torch.bfloat16 else 0.004
+    torch.testing.assert_close(found, alone, atol=bound, rtol=0)
+    torch.testing.assert_close(alone.double(), reference_attend(q, k, v, module, causal=causal), atol=bound, rtol=0)
+
+
+def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
+    q, k, v = (x.half() for x in inputs(60))
+    k = (400 * k.float()).half()
+    module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
+    torch.testing.assert_close(
+        attend(q, k, v, module, scaling=1e-3).double(), reference_attend(q, k, v, module, scaling=1e-3), atol=0.01, rtol=0
+    )
+
+
+ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
+ROUTING_FORMS = [
     {"window": 30},
     {"router": "learned"},
     {"router": "learned", "window": 9},
@@ -31,19 +143,19 @@ FORMS = [
 ]
 
 
-def inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def routing_inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     shapes = [(2, 4, length, 16), (2, 2, length, 16), (2, 2, length, 16)]
     return [torch.randn(shape, dtype=dtype).requires_grad_(grad) for shape in shapes]
 
 
 def routing(**options: object) -> Routing:
-    return build_mechanism("routing", num_heads=4, head_dim=16, **{**OPTIONS, **options})
+    return build_mechanism("routing", num_heads=4, head_dim=16, **{**ROUTING_OPTIONS, **options})
 
 
-@every_case(("options", "causal"), alternately(FORMS), ids=str)
+@every_case(("options", "causal"), alternately(ROUTING_FORMS), ids=str)
 def test_routing_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
     module = routing(**options)
-    q, k, v = inputs(320, grad=True)
+    q, k, v = routing_inputs(320, grad=True)
     mask = torch.ones(2, 320, dtype=torch.bool)
     mask[0, :90] = False
     mask[1, 200:230] = False
@@ -57,7 +169,7 @@ def test_routing_equals_its_definition_with_every_option(options: dict, causal: 
 
 @every_case("way", ["plain", "reentrant", "not reentrant"])
 def test_routing_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> None:
-    module, (q, k, v) = routing(decay=0.9), inputs(300, grad=True)
+    module, (q, k, v) = routing(decay=0.9), routing_inputs(300, grad=True)
     before = module.centroids.clone()
     vectors = [F.layer_norm(x, (16,)) for x in (q.detach(), k.detach().repeat_interleave(2, 1))]
     expected = before.clone()
@@ -82,7 +194,7 @@ def test_routing_centroids_follow_the_tokens_once_for_each_backward_pass(way: st
 
 
 def test_routing_centroids_rest_without_training_or_gradients() -> None:
-    module, (q, k, v) = routing(decay=0.5), inputs(300, grad=True)
+    module, (q, k, v) = routing(decay=0.5), routing_inputs(300, grad=True)
     before = module.centroids.clone()
     with torch.no_grad():
         attend(q, k, v, module)
@@ -103,7 +215,7 @@ def test_a_routing_centroid_of_queries_alone_moves_by_their_half() -> None:
 
 def test_padding_moves_no_routing_centroid() -> None:
     first, second = routing(decay=0.5), routing(decay=0.5)
-    q, k, v = inputs(100, grad=True)
+    q, k, v = routing_inputs(100, grad=True)
     attend(q, k, v, first).sum().backward()
     padded = [F.pad(x.detach(), (0, 0, 40, 0), value=9.0).requires_grad_() for x in (q, k, v)]
     attend(*padded, mechanism=second, padding_mask=(torch.arange(140) >= 40).expand(2, -1)).sum().backward()
@@ -113,7 +225,7 @@ def test_padding_moves_no_routing_centroid() -> None:
 @pytest.mark.slow
 def test_compiled_training_moves_the_routing_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
-    q, k, v = inputs(300, grad=True)
+    q, k, v = routing_inputs(300, grad=True)
     attend(q, k, v, plain).sum().backward()
     torch.compile(lambda *x: attend(*x, mechanism=compiled), fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
     torch.testing.assert_close(plain.centroids, compiled.centroids)
@@ -133,7 +245,7 @@ class Layer(torch.nn.Module):
 def centroids_of_this_process() -> dict[str, Tensor]:
     """Of a mechanism that does not meet the others, of one where the second process skips a batch, and in DistributedDataParallel."""
     rank = dist.get_rank()
-    batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
+    batches = [[x.split(1)[rank].detach().requires_grad_() for x in routing_inputs(60)] for _ in range(3)]
     alone, skipping = routing(decay=0.5), routing(decay=0.5)
     for number, batch in enumerate(batches):
         attend(*batch, mechanism=alone).sum().backward()
@@ -157,7 +269,7 @@ def test_routing_centroids_of_several_processes_are_those_of_one() -> None:
     torch.manual_seed(0)
     whole, without_a_row = routing(decay=0.5), routing(decay=0.5)
     for number in range(3):
-        batch = inputs(60, grad=True)
+        batch = routing_inputs(60, grad=True)
         attend(*batch, whole).sum().backward()
         attend(*(x[:1] if number == 1 else x for x in batch), mechanism=without_a_row).sum().backward()
     for centroids, expected in zip(found["parallel"] + found["skipping"], 2 * [whole] + 2 * [without_a_row], strict=True):
@@ -168,7 +280,7 @@ def test_the_learned_router_of_routing_is_balanced_and_trained() -> None:
     module = routing(router="learned")
     assert [name for name, _ in module.named_parameters()] == ["router"]
     assert not list(routing().parameters())
-    q, k, v = inputs(400, grad=True)
+    q, k, v = routing_inputs(400, grad=True)
     keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)  # a common direction: without balance few clusters get all
     offset = module.offsets(keys, AttentionCall())
     mass = module.shares(keys, offset, exact=True).exp().sum(2)
@@ -189,7 +301,7 @@ def test_the_clusters_of_routing_follow_the_longest_input() -> None:
 def test_a_plain_checkpoint_takes_routing_and_a_trained_one_comes_back(tmp_path, router: str) -> None:
     import hf_longattn.families as families
 
-    options = {"mechanism": "routing", **OPTIONS, "router": router, "decay": 0.5}
+    options = {"mechanism": "routing", **ROUTING_OPTIONS, "router": router, "decay": 0.5}
     plain_model("bert").save_pretrained(tmp_path / "plain")
     cls = families.LongBertModel
     model = cls.from_pretrained(tmp_path / "plain", config=long_config("bert", options))

@@ -1,7 +1,8 @@
-"""Adaptive span: exact gradients to the spans, what is visited, and the loss term."""
+"""adaptive_span, hierarchical and transformer_xl: spans, levels and segments against their definitions."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
+from hf_longattn.mechanisms.transformer_xl import TransformerXL, TransformerXLOptions
 from tests.cases import every_case
+from tests.mechanisms.definition import assert_equals_its_definition
+from tests.mechanisms.listed import visible
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
@@ -105,3 +109,88 @@ def test_the_band_of_adaptive_span_follows_spans_written_in_any_way(how: str) ->
         else:
             module.load_state_dict({"span_fraction": grown}, assign=True)
         torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+
+
+def hierarchical_inputs(length: int, batch: int = 2) -> list[Tensor]:
+    return [torch.randn(batch, heads, length, 16) for heads in (4, 2, 2)]
+
+
+def levels(length: int, block: int, limit: int | None = None) -> Tensor:
+    positions = torch.arange(length)
+    module = build_mechanism("hierarchical", num_heads=1, head_dim=8, block_size=block, levels=limit)
+    return module.pyramid(length).level_of(positions[:, None], positions[None])
+
+
+def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
+    found = levels(64, 4)
+    assert found[0].tolist() == [0] * 8 + [1] * 8 + [2] * 16 + [3] * 32
+    assert found[15].tolist() == [1] * 8 + [0] * 12 + [1] * 4 + [2] * 8 + [3] * 32
+    assert torch.equal(found, found.T)
+    assert levels(64, 4, 2)[0].tolist() == [0] * 8 + [1] * 56, "the last level takes all the rest"
+    assert levels(64, 4, 1).max() == 0
+
+
+@every_case("causal", [False, True])
+@every_case("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
+def test_hierarchical_options_with_padding_equal_the_definition(options: dict[str, Any], causal: bool) -> None:
+    q, k, v = hierarchical_inputs(517)
+    mask = torch.ones(2, 517, dtype=torch.bool)
+    mask[0, :77] = False
+    mask[1, 400:] = False
+    mask[1, 100:121] = False
+    module = build_mechanism("hierarchical", num_heads=4, head_dim=16, block_size=8, **options)
+    assert_equals_its_definition(module, *(x.requires_grad_() for x in (q, k, v)), mask, causal=causal)
+
+
+def test_pairs_of_hierarchical_grow_as_n_log_n() -> None:
+    module = build_mechanism("hierarchical", num_heads=1, head_dim=8, block_size=64)
+    per_token = [module.pairs(n) / n for n in (4096, 8192, 16384, 32768)]
+    steps = [b - a for a, b in itertools.pairwise(per_token)]
+    assert all(90 < step < 100 for step in steps), "one and a half blocks more for each doubling"
+
+
+def distance(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return score - 0.1 * (i - j)
+
+
+@every_case("causal", [False, True])
+@every_case("length", [70, 400])
+@every_case("side", ["none", "left", "right"])
+def test_transformer_xl_gradients_stop_at_the_border_of_a_segment(length: int, causal: bool, side: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[0, : length // 3] = side != "left"
+    mask[0, length - length // 4 :] = side != "right"
+    arguments = {"causal": causal, "padding_mask": mask, "score_mod": distance, "segment_length": 16, "memory_length": 24}
+    found, wanted = attend(q, k, v, "transformer_xl", **arguments), reference_attend(q, k, v, "transformer_xl", **arguments)
+    crossing = attend(q, k, v, "transformer_xl", bptt=True, **arguments)
+    real = mask[:, None, :, None]
+    torch.testing.assert_close(found * real, wanted * real, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found * real, crossing * real, atol=1e-9, rtol=0)
+    weight = torch.randn_like(found) * real
+    of_found, of_wanted, of_crossing = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, wanted, crossing))
+    for a, b in zip(of_found, of_wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+    assert not torch.allclose(of_found[1], of_crossing[1])
+
+
+def test_transformer_xl_without_memory_equals_segments_alone() -> None:
+    q, k, v = (torch.randn(2, 2, 300, 8, requires_grad=True) for _ in range(3))
+    assert not TransformerXL(2, 8, 16, None, TransformerXLOptions(64, 0)).stops_gradients(300)
+    for causal in (False, True):
+        out = attend(q, k, v, "transformer_xl", causal=causal, segment_length=64, memory_length=0)
+        expected = attend(q, k, v, "segmented", causal=causal, block_size=64, integration="none")
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        weight = torch.randn_like(out)
+        gradients = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected))
+        for got, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_transformer_xl_pairs_are_the_number_of_visible_keys() -> None:
+    for causal in (False, True):
+        for length in (1, 24, 25, 100):
+            mechanism = build_mechanism("transformer_xl", num_heads=1, head_dim=4, segment_length=24, memory_length=40)
+            seen = visible(mechanism, length, causal)
+            assert mechanism.pairs(length, causal) == seen.sum()

@@ -1,0 +1,192 @@
+"""linformer, nystrom and synthesizer: every form against its definition, padding and lengths, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.errors import InputError, OptionError
+from hf_longattn.mechanisms.linformer import SHARINGS
+from hf_longattn.mechanisms.nystrom import pseudo_inverse
+from tests.cases import every_case
+from tests.mechanisms.definition import assert_equals_its_definition
+from tests.reference.small_models import long_config, long_like, plain_model, tokens
+
+LENGTH = 130
+FORMS = [
+    *({"rank": 16, "max_length": 200, "sharing": sharing} for sharing in SHARINGS),
+    *({"rank": 16, "max_length": 200, "projection": "convolution", "sharing": sharing} for sharing in SHARINGS),
+    {"rank": 16, "projection": "pooling"},
+    {"rank": 64, "projection": "pooling"},
+]
+
+
+def built(options: dict[str, Any], length: int | None = None) -> Any:
+    """A mechanism of four heads whose parameters are all different."""
+    from hf_longattn.mechanisms.common.registry import mechanism_from
+
+    torch.manual_seed(0)
+    module = mechanism_from("linformer", options, num_heads=4, head_dim=8, max_length=length)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def padding(side: str) -> Tensor | None:
+    mask = torch.ones(3, LENGTH, dtype=torch.bool)
+    if side == "none":
+        return None
+    mask[0, : 40 if side == "left" else 0] = False
+    mask[0, LENGTH - (40 if side == "right" else 0) :] = False
+    mask[1, 30 : 50 if side == "inside" else 30] = False
+    mask[2, 5:] = False  # fewer tokens than rows
+    return mask
+
+
+@every_case("side", ["none", "left", "right", "inside"])
+@every_case("options", FORMS, ids=str)
+def test_linformer_equals_its_definition_for_every_projection_and_sharing(options: dict[str, Any], side: str) -> None:
+    module, mask = built(options), padding(side)
+    q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
+    k, v = (torch.randn(3, 2, LENGTH, 8, requires_grad=True) for _ in range(2))
+    assert_equals_its_definition(module, q, k, v, mask)
+
+
+def test_linformer_pooling_and_convolution_take_any_length() -> None:
+    q, k, v = torch.randn(3, 1, 4, 333, 8)
+    for options in ({"rank": 7, "projection": "pooling"}, {"rank": 7, "projection": "convolution", "max_length": 40}):
+        module = built(options)
+        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+
+
+def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
+    with pytest.raises(InputError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"):
+        attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)
+
+
+def nystrom_built(**options: Any) -> Any:
+    module = build_mechanism("nystrom", num_heads=4, head_dim=8, **options)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def nystrom_padding(length: int) -> Tensor:
+    mask = torch.ones(4, length, dtype=torch.bool)
+    mask[1, : length // 3] = False
+    mask[2, 7:] = False  # fewer tokens than landmarks
+    mask[3] = False
+    return mask
+
+
+@every_case("start", ["exact", "original"])
+@every_case("conv_kernel", [None, 1, 9])
+@every_case("length", [12, 150])
+def test_nystrom_equals_its_definition_with_every_option(length: int, conv_kernel: int | None, start: str) -> None:
+    torch.manual_seed(0)
+    module = nystrom_built(num_landmarks=16, conv_kernel=conv_kernel, inv_coeff_init_option=start)
+    q = torch.randn(4, 4, length, 8, requires_grad=True)
+    k, v = (torch.randn(4, 2, length, 8, requires_grad=True) for _ in range(2))
+    for mask in (None, nystrom_padding(length)):
+        assert_equals_its_definition(module, q, k, v, mask)
+
+
+def test_empty_nystrom_landmarks_of_a_short_text_do_not_count_in_the_norm() -> None:
+    """The norm of one token's matrix is 1, and no norm is less."""
+    module = nystrom_built(num_landmarks=16, inv_coeff_init_option="original")
+    batch = torch.randn(3, 2, 4, 120, 8)
+    mask = torch.ones(2, 120, dtype=torch.bool)
+    mask[1, 1:] = False
+    for route in (attend, reference_attend):
+        torch.testing.assert_close(route(*batch, module, padding_mask=mask)[0], route(*batch[:, :1], module)[0], atol=1e-5, rtol=0)
+
+
+def test_the_convolution_of_nystrom_begins_as_zero() -> None:
+    q, k, v = torch.randn(3, 1, 4, 100, 8)
+    module = build_mechanism("nystrom", num_heads=4, head_dim=8, num_landmarks=16, conv_kernel=9)
+    assert torch.equal(attend(q, k, v, module), attend(q, k, v, "nystrom", num_landmarks=16))
+
+
+def test_the_iterations_of_nystrom_reach_the_pseudo_inverse() -> None:
+    torch.manual_seed(0)
+    a = torch.softmax(3 * torch.randn(2, 3, 12, 12, dtype=torch.float64), -1)
+    for per_matrix in (True, False):
+        torch.testing.assert_close(pseudo_inverse(a, 30, per_matrix), torch.linalg.pinv(a))
+    assert not torch.allclose(pseudo_inverse(a, 2, True), pseudo_inverse(a, 2, False))
+
+
+MIXTURES = ["dense", "factorized_dense", "random", "factorized_random", "dense+dot_product", "random+dot_product", "dense+random"]
+SYNTHESIZER_FORMS = [*MIXTURES, "factorized_dense+factorized_random+dot_product"]
+
+
+def synthesizer_built(variant: str, **options: Any) -> Any:
+    options = {"max_length": 40, "factor": 5, "rank": 3, "hidden": 6, **options}
+    module = build_mechanism("synthesizer", num_heads=4, head_dim=8, variant=variant, **options)
+    for name, parameter in module.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.5 if "bias" in name or "mixing" in name else 1.0)
+    return module
+
+
+@every_case("causal", [False, True])
+@every_case("variant", SYNTHESIZER_FORMS)
+def test_every_synthesizer_variant_equals_its_definition_with_all_gradients(variant: str, causal: bool) -> None:
+    module = synthesizer_built(variant, max_length=128)
+    leaves = [torch.randn(2, heads, 100, 8, requires_grad=True) for heads in (4, 2, 2)]
+    mask = torch.ones(2, 100, dtype=torch.bool)
+    mask[0, :30], mask[1, 80:], mask[1, 20:25] = False, False, False
+    real = mask[:, None, :, None]
+    out, expected = (f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend))
+    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
+    alone = attend(*(x[:1, :, 30:] for x in leaves), mechanism=module, causal=causal)
+    torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
+    last = attend(leaves[0][:, :, -3:], *leaves[1:], module, causal=causal, padding_mask=mask)
+    torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
+    leaves, module, weight = [x.detach().double().requires_grad_() for x in leaves], module.double(), torch.randn_like(expected) * real
+    wanted = [*leaves, *module.parameters()]  # in float64: what is added up here rounds by more than a mistake would show
+    outputs = [f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend)]
+    found, exact = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in outputs)
+    for a, b in zip(found, exact, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_a_fixed_synthesizer_matrix_is_saved_and_never_trained(tmp_path: Path) -> None:
+    config = long_config("gpt2", {"mechanism": "synthesizer", "variant": "random+dot_product", "trainable": False})
+    model = type(long_like(plain_model("gpt2"), "gpt2", {"mechanism": "full"}))(config).eval()
+    matrices = {name: value for name, value in model.state_dict().items() if name.endswith("random.matrix")}
+    assert len(matrices) == 3
+    assert all(0.9 < value.std() < 1.1 for value in matrices.values())
+    assert not set(matrices) & {name for name, _ in model.named_parameters()}
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    ids = tokens(2, 60)
+    assert torch.equal(again(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: Path, trainable: bool) -> None:
+    plain = plain_model("gpt2")
+    plain.save_pretrained(tmp_path)
+    attention = {"mechanism": "synthesizer", "variant": "random+dense", "trainable": trainable}
+    longer = type(long_like(plain, "gpt2", {"mechanism": "full"})).from_pretrained(tmp_path, config=long_config("gpt2", attention))
+    matrices = [value for name, value in longer.state_dict().items() if name.endswith("random.matrix")]
+    assert len(matrices) == 3
+    assert all(0.9 < value.std() < 1.1 for value in matrices)
+    assert not torch.equal(matrices[0], matrices[1])
+
+
+def test_synthesizer_refuses_a_missing_length_and_longer_texts() -> None:
+    with pytest.raises(OptionError, match=r"no length was given; for example max_length=512"):
+        build_mechanism("synthesizer", num_heads=2, head_dim=4)
+    module = build_mechanism("synthesizer", num_heads=2, head_dim=4, max_length=16)
+    x = torch.randn(1, 2, 17, 4)
+    with pytest.raises(InputError, match=r"The input has 17 tokens.*parameters for 16.*max_length=17"):
+        attend(x, x, x, module)
+    free = build_mechanism("synthesizer", num_heads=2, head_dim=4, variant="dot_product")
+    assert attend(x, x, x, free).shape == x.shape
