@@ -31,12 +31,7 @@ from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_t
 from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
-<<<<<<< HEAD
-from .family.position_table import PositionTable, input_of
-=======
 from .family.position_table import PositionTable
-from .family.validation import refuse_scoreless
->>>>>>> integ
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import with_training_loss
 from .masks import DOCUMENTS, filled_columns, simplified_mask
