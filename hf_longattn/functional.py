@@ -22,7 +22,7 @@ from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
+from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch, reads_grid
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
@@ -171,7 +171,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
+    if call.grid is not None and not (reads_grid(mechanism) or isinstance(call.score_mod, GridBias)):
         raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
@@ -180,8 +180,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         return
     if not mechanism.capabilities.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
-        expected = (len(k), k.shape[2], mechanism.hidden_size)
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.sizes.hidden_size) for x in (k, q)]:
+        expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
         raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
 
@@ -279,7 +279,7 @@ def run_batch(
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_mechanism(full, q, k, v, call.for_full_attention(), run_in_full, per_sequence=per_sequence)
 
-    return by_length(in_full, by_mechanism, full.max_length, needs_whole_batch(mechanism), q, k, v, call)
+    return by_length(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(
@@ -294,7 +294,7 @@ def run_mechanism(
         attention = in_order(order, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
-    if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
+    if isinstance(call.grid, tuple) and call.batch is None and reads_grid(mechanism) and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()
     attention = reporting(mechanism, attention) if observed else attention

@@ -15,6 +15,7 @@ from hf_longattn.errors import (
     OptionError,
 )
 from hf_longattn.functional import prepare
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.capabilities import About
 from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
@@ -36,7 +37,9 @@ Q = torch.randn(2, 4, 10, 8)
         (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
         (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
         (
-            lambda: build_mechanism("full", num_heads=4, head_dim=8).weights(torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)),
+            lambda: attention_weights(
+                build_mechanism("full", num_heads=4, head_dim=8), torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)
+            ),
             InputError,
             "at most 4096",
         ),

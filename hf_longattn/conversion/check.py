@@ -15,6 +15,7 @@ from ..errors import checkpoint_errors
 from ..inputs.running import all_finite
 from ..loading import tied_weights
 from ..mechanisms.common.capabilities import projection_copies
+from ..mechanisms.common.shared_options import without_exact_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.backend import BACKEND
 from ..modeling.family.definition import without_head
@@ -184,11 +185,8 @@ def attending(model: Any, attention: str) -> Iterator[None]:
     implementation = attention_implementation(model.config) or BACKEND
     if attention == BASE:
         model.use_base_attention()
-    for mechanism in attached_mechanisms(model).values():
-        mechanism.ignores_exact_length = attention != AS_CONFIGURED
-    yield
-    for mechanism in attached_mechanisms(model).values():
-        mechanism.ignores_exact_length = False
+    with without_exact_length(() if attention == AS_CONFIGURED else attached_mechanisms(model).values()):
+        yield
     if attention == BASE:
         model.set_attn_implementation(implementation)
 

@@ -80,7 +80,7 @@ class Stock:
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
         if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
-            return f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0."
+            return f"No stock architecture has exact_length={full.sizes.max_length}; convert with --option exact_length=0."
         values = [self.layer(mechanism) for mechanism in self.layers]
         odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
         if odd is not None:

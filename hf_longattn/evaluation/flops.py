@@ -16,6 +16,7 @@ from ..engines.call import AttentionCall
 from ..mechanisms import Mechanism
 from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
@@ -123,18 +124,17 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.retained(none, none) is None:
+    if not isinstance(mechanism, MaskedMechanism) or mechanism.retained(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
     retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
 
 
-def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
+def _measured(mechanism: Any, shape: ModelShape) -> int:
     """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
-    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # the given one may be on the meta device
+    layer = type(mechanism)(*mechanism.sizes, mechanism.options).to(dtype)  # the given one may be on the meta device
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)

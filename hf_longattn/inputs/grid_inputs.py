@@ -18,6 +18,7 @@ from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
+from ..mechanisms.common.capabilities import grid_blocks, on_grid
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, check_mechanism_for_grid, image_size
@@ -117,7 +118,7 @@ class GridModality(SizedModality):
         check_mechanism_for_grid(name, options)
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
-        tiled = positions == TILE and not fits_tiles(sizes, mechanism.on_grid(sizes.new.grid))
+        tiled = positions == TILE and not fits_tiles(sizes, on_grid(mechanism, sizes.new.grid))
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
     def requested(self, architecture: Any, request: Any) -> InputSizes:
@@ -173,7 +174,7 @@ class GridModality(SizedModality):
                 "Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
-        windowed = [layer.grid_blocks(sizes.new.grid) is not None for layer in layers]
+        windowed = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
         affected = windowed if strategy == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
         return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
 
@@ -215,7 +216,7 @@ class GridModality(SizedModality):
 
 def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
     """Whether every cell sees only cells in its own repetition of a position table that is tiled over the new grid."""
-    blocks = layer.grid_blocks(sizes.new.grid)
+    blocks = grid_blocks(layer, sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
@@ -225,7 +226,7 @@ def check_crops(comparison: Comparison) -> Check:
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes
     apart = all(
-        layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL)
+        grid_blocks(layer, new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL)
         for layer in new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     )
     if plan.positions != TILE or not plan.modality.spec.adds_positions or not apart:

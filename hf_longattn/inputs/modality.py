@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from ..errors import OptionError
 from ..mechanisms import Mechanism
+from ..mechanisms.common.capabilities import on_grid, reads_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, known_family
 from ..modeling.family.towers_spec import TOWERS
@@ -58,7 +59,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
+        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class InputSizes:
         """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
         self.modality.check_mechanism(mechanism.name, mechanism.options.to_dict())
         if self.new.grid is not None:
-            mechanism.on_grid(self.new.grid, check=True)
-            mechanism.on_grid(self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
+            on_grid(mechanism, self.new.grid, check=True)
+            on_grid(mechanism, self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Modality(WithTowers, ABC):
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         """Raise :class:`OptionError` for a mechanism that cannot read this modality."""
-        if prototype(name, options).reads_grid:
+        if reads_grid(prototype(name, options)):
             raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:

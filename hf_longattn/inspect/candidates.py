@@ -11,6 +11,7 @@ from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..inputs.modality import Modality
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
+from ..mechanisms.common.capabilities import on_grid
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.options import read_choice, write_choice
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
@@ -149,5 +150,5 @@ def costs(
         if str(candidate) in reasons:
             pairs.append(full_pairs(length, causal))
         else:
-            pairs.append(candidate.sized(length, heads, width).on_grid(grid).pairs(length, causal))
+            pairs.append(on_grid(candidate.sized(length, heads, width), grid).pairs(length, causal))
     return tuple(pairs)

@@ -15,6 +15,7 @@ from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, check_extra
 from ..files import staged_file
 from ..mechanisms import Mechanism
+from ..mechanisms.common.base import attention_weights
 from ..mechanisms.common.options import write_numbers
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
@@ -52,7 +53,7 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, tokens, mechanism.head_dim, generator=generator)
     call = AttentionCall(causal=False, grid=DRAWN_GRID) if on_grid else AttentionCall(causal=causal)
     with torch.no_grad():
-        weights = mechanism.weights(q, k, call)[0]
+        weights = attention_weights(mechanism, q, k, call)[0]
     if on_grid:
         rows, columns = DRAWN_GRID.sizes
         panels = []

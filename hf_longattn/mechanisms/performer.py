@@ -84,7 +84,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         self._draw(0)
         self.passes = torch.zeros_like(self.passes)
 
-    def enter(self, layer: int) -> None:
+    def _enter(self, layer: int) -> None:
         self.reset_parameters()
 
     def needs_one_call(self) -> bool:

@@ -93,7 +93,7 @@ class Union(GatheredMechanism):
             named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
             self.per_head_tensors = tuple(f"members.{i}.{name}" for i, name in named)
 
-    def enter(self, layer: int) -> None:
+    def _enter(self, layer: int) -> None:
         for member in self.mechanisms:
             member.layer = layer
 

@@ -40,7 +40,7 @@ from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from .common.base import scaled_scores, softmax_over
-from .common.capabilities import About, CopiesProjections
+from .common.capabilities import About, CopiesProjections, OnGrid
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -85,7 +85,7 @@ class Window2dOptions(Options):
 
 
 @register_mechanism("window2d")
-class Window2d(MaskedMechanism, CopiesProjections):
+class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     """Softmax inside windows of a grid. Windows do not overlap."""
 
     about = About(
@@ -141,9 +141,7 @@ class Window2d(MaskedMechanism, CopiesProjections):
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
-    def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Self:
-        if grid is None:
-            return self
+    def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
         if check:
             self.check_grid(grid)
         bound = copy.copy(self)

@@ -21,7 +21,7 @@ from ..engines.batch import first_real
 from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
-from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND, TESTED, warn_missing
@@ -180,7 +180,9 @@ class SparseCacheLayer(AttentionCacheLayer):
             return
         positions = self.positions()
         upcoming = (self.seen - self.starts[:, None]).clamp(min=0)
-        visible_later = prototype(self.mechanism, self.options).retained(positions, upcoming)
+        mechanism = prototype(self.mechanism, self.options)
+        assert isinstance(mechanism, MaskedMechanism)
+        visible_later = mechanism.retained(positions, upcoming)
         assert visible_later is not None
         selected = visible_later & (positions >= 0)  # (B, S)
         size = int(selected.sum(1).max())
@@ -288,7 +290,7 @@ class StateLayer(AttentionCacheLayer):
                 f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
                 "pass use_cache=False or output_attentions=False."
             )
-        weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
+        weights = attention_weights(mechanism, q, k, call.replace(causal=True)) if weights_wanted else None
         padding = None  # tokens before each row's first real one
         if self.starts is not None and self._latest > before:
             padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())

@@ -22,6 +22,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Stateful, keys_per_query
+from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND
 from .attention_cache import STATE_LAYER, SparseCacheLayer
@@ -98,7 +99,8 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     if reach is not None:
         return window_layer_type(reach)
     first_token = torch.zeros(1, 1, dtype=torch.long)
-    if not plain_scores or mechanism.retained(first_token, first_token) is None:
+    scattered = isinstance(mechanism, MaskedMechanism) and mechanism.retained(first_token, first_token) is not None
+    if not plain_scores or not scattered:
         return FULL
 
     # A static cache holds all keys.

@@ -30,9 +30,9 @@ from ..engines.score_terms import ScoreMod
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import run_batch
-from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
-from ..mechanisms.common.masked import Columns, SparseMechanism
+from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, attend_step
 from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
@@ -250,7 +250,7 @@ def longattn_attention_forward(
                 defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
                 output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
             if with_weights:
-                weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None))
+                weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None))
     output = output.transpose(1, 2).contiguous()
     return output if narrower <= 0 else output[..., :-narrower], weights
 
@@ -455,9 +455,9 @@ def _attend_by_cache(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use :meth:`Mechanism.attend_step` instead of ``forward``, unless weights are requested."""
+    """Whether new tokens use :func:`~.masked.attend_step` instead of ``forward``, unless weights are requested."""
     return (
-        mechanism.attend_step is not None
+        attend_step(mechanism) is not None
         and call.causal
         and call.dropout == 0
         and (call.batch is None or call.batch.documents is None)
@@ -466,12 +466,12 @@ def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
 
 
 def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-    """The output ``(B, H, Nq, D)`` of :meth:`Mechanism.attend_step`."""
+    """The output ``(B, H, Nq, D)`` of :meth:`MaskedMechanism.attend_rows`."""
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
             notify(PathChoice("dense-masked"))
-    assert mechanism.attend_step is not None
-    return mechanism.attend_step(query, key, value, call, columns)
+    assert isinstance(mechanism, MaskedMechanism)
+    return mechanism.attend_rows(query, key, value, call, columns)
 
 
 def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
+from ..mechanisms.common.masked import attend_step
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
@@ -339,7 +340,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
         return all(
-            layer.capabilities.recursion is None and (isinstance(layer, Stateful) or layer.attend_step is not None) for layer in decoding
+            layer.capabilities.recursion is None and (isinstance(layer, Stateful) or attend_step(layer) is not None) for layer in decoding
         )
 
 
@@ -422,7 +423,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
         if self.takes_positions and (rotary or table is not None):
-            short = (full.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
+            short = (full.sizes.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
             self.exact_length = min(short, default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)

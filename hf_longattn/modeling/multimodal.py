@@ -23,6 +23,7 @@ from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOut
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
+from ..mechanisms.common.capabilities import reads_grid
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.global_mask import takes_globals
 from .family.definition import longest_input
@@ -464,7 +465,7 @@ def check_backbone(model: PreTrainedModel) -> None:
     takes = "inputs_embeds" in inspect.signature(model.forward).parameters
     if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
         raise BackendError(f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted BERT.")
-    if grids := sorted({mechanism.name for mechanism in with_members(layer_mechanisms(model)) if mechanism.reads_grid}):
+    if grids := sorted({mechanism.name for mechanism in with_members(layer_mechanisms(model)) if reads_grid(mechanism)}):
         raise BackendError(
             f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
             "convert it with a mechanism of one dimension, such as window."

@@ -29,6 +29,7 @@ from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import check_options
+from hf_longattn.mechanisms.common.capabilities import reads_grid
 from hf_longattn.names import look_up
 
 from . import mixed_devices
@@ -170,8 +171,8 @@ def call_of(name: str, causal: bool, setting: str) -> tuple[Any, tuple[Tensor, .
     if "documents" in setting:
         arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
     if module.capabilities.takes_hidden_states:
-        arguments["hidden_states"] = OnCuda(torch.randn(batch, LENGTH, module.hidden_size, generator=generator).bfloat16())
-    if module.reads_grid:
+        arguments["hidden_states"] = OnCuda(torch.randn(batch, LENGTH, module.sizes.hidden_size, generator=generator).bfloat16())
+    if reads_grid(module):
         grids = [grid_of(size) for size in (sizes if "documents" in setting else [LENGTH])]
         arguments["grid"] = grids if len({*grids}) > 1 else grids[0]
     return module, tensors, arguments

@@ -21,6 +21,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.dispatch import observe
+from hf_longattn.mechanisms.common.capabilities import reads_grid
 
 from . import device_layers, mixed_devices, pretended_h100
 from .mixed_devices import BATCH, OnCuda, build
@@ -44,7 +45,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def arguments_of(name: str, padded: bool = False, documents: bool = False, **sizes: Any) -> dict[str, Any]:
     """The arguments of :func:`.mixed_devices.attempt` in a condition."""
-    places, on_grid = torch.arange(LENGTH), build(name).reads_grid
+    places, on_grid = torch.arange(LENGTH), reads_grid(build(name))
     if padded:
         sizes["padding_mask"] = places < torch.tensor([[LENGTH], [LENGTH - 150]])
     if documents:

@@ -157,7 +157,7 @@ def attempt(
     shapes = ((HEADS, queries or length), (kv_heads, length), (kv_heads, length))
     q, k, v = (OnCuda(torch.randn(BATCH, heads, n, head_dim, dtype=dtype)).requires_grad_(grad) for heads, n in shapes)
     if module.capabilities.takes_hidden_states:
-        arguments["hidden_states"] = torch.randn(BATCH, length, module.hidden_size, dtype=dtype)
+        arguments["hidden_states"] = torch.randn(BATCH, length, module.sizes.hidden_size, dtype=dtype)
     arguments = {key: OnCuda(value) if isinstance(value, Tensor) else value for key, value in arguments.items()}
     with torch.set_grad_enabled(grad), Devices():
         out = attend(q, k, v, module, causal=causal, **arguments)

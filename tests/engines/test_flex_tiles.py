@@ -18,6 +18,7 @@ from hf_longattn.engines.call import AttentionCall, GatherTile, mark_static, row
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.engines.dispatch import observe
+from hf_longattn.mechanisms.common.capabilities import reads_grid
 from tests.cases import every_case
 from tests.grids import pairwise, quickly
 
@@ -229,9 +230,9 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     learning, length = setting == "gradients", 2048
     module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning)
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
-    arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
+    arguments: dict[str, Any] = {"grid": (32, 64)} if reads_grid(module) else {}
     if module.capabilities.takes_hidden_states:
-        arguments["hidden_states"] = torch.randn(2, length, module.hidden_size)
+        arguments["hidden_states"] = torch.randn(2, length, module.sizes.hidden_size)
     if setting == "padded":
         arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [1500]])
     for causal in {"both": (False, True)}.get(module.causal, (bool(module.causal),)):

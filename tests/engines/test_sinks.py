@@ -15,6 +15,8 @@ from hf_longattn.engines import call as calls
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.common.base import attention_weights
+from hf_longattn.mechanisms.common.masked import attend_step
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.grids import pairwise
 
@@ -97,11 +99,11 @@ def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causa
     found = attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)
     assert (found - reference_attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)).abs().max() < 1e-9
     # The weights with a sink are those without, times sigmoid(lse - sink). Any visible pair gives the lse.
-    weights = mechanism.weights(q, k, AttentionCall(causal=causal))
+    weights = attention_weights(mechanism, q, k, AttentionCall(causal=causal))
     best, at = weights.max(-1)
     lse = ((q @ k.mT) * 8**-0.5).gather(-1, at[..., None])[..., 0] - best.log()
     expected = weights * torch.sigmoid(lse - SINKS[:, None])[..., None]
-    assert (mechanism.weights(q, k, AttentionCall(causal=causal, sink_scores=SINKS)) - expected).abs().max() < 1e-6
+    assert (attention_weights(mechanism, q, k, AttentionCall(causal=causal, sink_scores=SINKS)) - expected).abs().max() < 1e-6
     assert (found - expected.double() @ v).abs().max() < 1e-5
 
 
@@ -116,8 +118,8 @@ def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_l
     whole = attend(q, k, v, mechanism, causal=True, sink_scores=SINKS)
     last = attend(q[:, :, -q_len:], k, v, mechanism, causal=True, sink_scores=SINKS)
     assert (last - whole[:, :, -q_len:]).abs().max() < 1e-9
-    if mechanism.attend_step is not None:
-        step = mechanism.attend_step(q[:, :, -q_len:], k, v, AttentionCall(causal=True, sink_scores=SINKS))
+    if (attend_last := attend_step(mechanism)) is not None:
+        step = attend_last(q[:, :, -q_len:], k, v, AttentionCall(causal=True, sink_scores=SINKS))
         assert (step - last).abs().max() < 1e-9
 
 

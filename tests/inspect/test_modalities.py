@@ -20,6 +20,7 @@ from hf_longattn.errors import BackendError, CheckpointError, InputError, Option
 from hf_longattn.families import FAMILIES, LongViTForImageClassification
 from hf_longattn.inspect import diagnose
 from hf_longattn.inspect.watching import tower_that_reads, watching
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
@@ -85,7 +86,7 @@ def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(folder:
     mechanism = mechanism_from("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}, num_heads=4, head_dim=8)
     call = AttentionCall(causal=False, grid=Grid((10, 12), prefix=1))
     for layer, (q, k) in zip(report.last.layers, seen, strict=True):
-        softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), mechanism.weights(q, k, call)
+        softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), attention_weights(mechanism, q, k, call)
         expected = 1 - (softmax - weights).abs().sum(-1).mean() / 2
         mass = layer.captured.mean(0).tolist()
         assert mass[0] == pytest.approx(float(expected), abs=1e-5)

@@ -11,7 +11,7 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
-from hf_longattn.mechanisms.common.base import scaled_scores, softmax_over, visible_to_all
+from hf_longattn.mechanisms.common.base import attention_weights, scaled_scores, softmax_over, visible_to_all
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.shared_options import keys_or_weights
 from tests.cases import every_case
@@ -124,7 +124,7 @@ def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name
     call = AttentionCall(causal=False, grid=GRID)
     scores, rows = scaled_scores(q, k, call), torch.tensor([0, 1, 2, 50, 127])
     reading = keys_or_weights(mechanism, q, k, call)(rows, scores[:, :, rows])
-    weights = mechanism.weights(q, k, call)[:, :, rows]
+    weights = attention_weights(mechanism, q, k, call)[:, :, rows]
     if reading.dtype == torch.bool:
         reading = softmax_over(scores[:, :, rows], reading.expand(weights.shape))
     torch.testing.assert_close(reading, weights, atol=1e-12, rtol=0)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import InputError, OptionError
+from hf_longattn.mechanisms.common.base import attention_weights
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
@@ -25,7 +26,7 @@ def seen(length: int, **options: object) -> Tensor:
     """Which keys each query weighs, ``(B, H, N, N)``, and the blocks' gates."""
     q, k, _ = random(length)
     causal = bool(options.pop("causal", False))
-    return build_mechanism("block_top_k", num_heads=2, head_dim=8, **options).weights(q, k, causal=causal) > 0
+    return attention_weights(build_mechanism("block_top_k", num_heads=2, head_dim=8, **options), q, k, causal=causal) > 0
 
 
 def test_block_top_k_chooses_the_earlier_of_equal_blocks() -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.call import AttentionCall
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cases import every_case
 from tests.grids import alternately
@@ -61,7 +62,7 @@ def test_lsh_with_shared_keys_sees_its_own_token_only_if_it_sees_no_other() -> N
     for causal in (False, True):
         module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
         q, k, _ = inputs(300)
-        weights = module.weights(q, k, causal=causal)
+        weights = attention_weights(module, q, k, causal=causal)
         own = weights.diagonal(dim1=-2, dim2=-1)
         assert ((own == 0) | (own == 1)).all()
         assert (own == 1).any() == causal, "only a causal token may be the first of its bucket in all rounds"

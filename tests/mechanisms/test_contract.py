@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
 from tests.cases import every_case
@@ -184,7 +185,7 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
             assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
             assert reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
         module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
-        assert module.weights(q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
+        assert attention_weights(module, q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
 
 @every_form

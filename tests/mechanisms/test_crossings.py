@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.call import AttentionCall
-from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
@@ -245,7 +245,7 @@ def test_written_copied_and_loaded_parameters_of_mechanisms_are_used(name: str, 
 def test_attention_weights_in_float64_give_the_output_of_the_definition(name: str, causal: bool) -> None:
     q, k, v = qkv(40)
     module = built(name).double()
-    weights = module.weights(q, k, causal=causal)
+    weights = attention_weights(module, q, k, AttentionCall(causal))
     assert weights.dtype == torch.float64
     same(weights @ v.repeat_interleave(2, 1), reference_attend(q, k, v, module, causal=causal), atol=1e-12)
 

@@ -16,7 +16,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, reference_atte
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
@@ -92,7 +92,7 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
 def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
     module, (arguments, places) = built("window"), layouts()["right"]
     q, k = torch.randn(2, len(LENGTHS), 4, LENGTH, 16)
-    weights = module.weights(q, k, padding_mask=arguments["padding_mask"])
+    weights = attention_weights(module, q, k, padding_mask=arguments["padding_mask"])
     for row, _, last in places:
         assert bool((weights[row, :, :last, :last] > 0).all()) == (last <= EXACT)
         torch.testing.assert_close(weights[row, :, :last].sum(-1), torch.ones(4, last))

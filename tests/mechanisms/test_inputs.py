@@ -12,7 +12,7 @@ from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.functional import run_batch
-from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cases import every_case
 from tests.grids import grid
@@ -126,7 +126,7 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
         arguments["grid"] = GRIDS[length]
     tensors = [x[:, :, -(q_len or length) :] if x.shape[1] == 4 else x for x in inputs(length)]
     if module.capabilities.takes_hidden_states:
-        tensors.append(torch.randn(2, length, module.hidden_size))
+        tensors.append(torch.randn(2, length, module.sizes.hidden_size))
     found = []
     for filled in (0.0, value):
         leaves = [padded(x, real, filled) for x in tensors]
@@ -198,7 +198,7 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
     for name, causal in FORMS:
         module, tensors, arguments = built(name), inputs(60), arguments_for(name, causal, 60)
         expected, found = (real_rows(reference_attend, tensors, value, module, **arguments) for value in (0.0, NAN))
-        weights = module.weights(*(padded(x, real, NAN) for x in tensors[:2]), padding_mask=real, **arguments)
+        weights = attention_weights(module, *(padded(x, real, NAN) for x in tensors[:2]), padding_mask=real, **arguments)
         if not torch.equal(expected, found) or not weights.isfinite().all():
             failed.append(f"{name}, causal={causal}")
     assert not failed, "\n".join(failed)
@@ -239,5 +239,5 @@ def test_weights_of_cross_attention_leave_out_only_the_padding_of_keys(queries: 
     module, call = built("full"), AttentionCall.of(padding_mask=real_tokens(60, "right"))
     module.is_cross_attention = True
     q, (_, k, v) = torch.randn(2, 4, queries, 16), inputs(60)
-    weighted = module.weights(q, k, call) @ v.repeat_interleave(2, 1)
+    weighted = attention_weights(module, q, k, call) @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(weighted, run_batch(module, q, k, v, call), atol=1e-5, rtol=0)

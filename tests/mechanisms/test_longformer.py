@@ -17,6 +17,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.global_rows import index_of_globals
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import masked
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from tests.cases import every_case
 from tests.grids import quickly
@@ -70,7 +71,7 @@ def test_longformer_separate_global_rows_are_those_of_the_definition(length: int
     assert (
         (reference_attend(*inputs, mechanism=plain, **rest) - expected) * (real & ~marked)
     ).abs().max() <= 1e-9  # all other rows are the ordinary ones
-    assert ((mechanism.weights(*inputs[:2], **given).sum(-1) - 1) * real[..., 0]).abs().max() <= 1e-5
+    assert ((attention_weights(mechanism, *inputs[:2], **given).sum(-1) - 1) * real[..., 0]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("count", [1, 30])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.capabilities import Capabilities
+from hf_longattn.mechanisms.common.registry import prototype
 from hf_longattn.mechanisms.window import Window, WindowOptions
 from hf_longattn.names import module_names
 from tests.cases import every_case
@@ -112,3 +117,11 @@ def test_the_file_of_a_mechanism_has_the_name_of_the_mechanism(monkeypatch: pyte
     monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
     with pytest.raises(OptionError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
         registry._discover.__wrapped__()
+
+
+def test_a_mechanism_has_few_members_and_capabilities() -> None:
+    """What only some mechanisms need stands in their files, or in classes beside ``Mechanism``."""
+    built = prototype("full", {})
+    members = {*vars(Mechanism), *Mechanism.__annotations__, *vars(built)} - {*dir(nn.Module), *vars(nn.Module())}
+    assert len({name for name in members if not name.startswith("_")} - {"finds_starts"}) <= 20
+    assert len(dataclasses.fields(Capabilities)) <= 12

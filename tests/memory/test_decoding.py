@@ -169,5 +169,5 @@ def test_columns_of_a_decoding_step_are_found_once_for_all_layers() -> None:
     call = AttentionCall.of(causal=True, padding_mask=torch.arange(20).expand(2, -1) >= 3)
     q, k = torch.randn(2, 2, 1, 8), torch.randn(2, 2, 20, 8)
     for layer in layers:
-        layer.attend_step(q, k, k, call, Columns(("all", 20), find))
+        layer.attend_rows(q, k, k, call, Columns(("all", 20), find))
     assert len(found) == 2

@@ -31,7 +31,7 @@ def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base:
     values |= {"head_dim": 12, "layer_types": ["full_attention"] * 2} if "layer_types" in values else {"head_dim": 12}
     model = FAMILIES[base].model_class(HEADS[base])(FAMILIES[base].config_class(**values, long_attention={"mechanism": name, **options}))
     for site in attention_sites(model):
-        assert (site.mechanism.num_heads * site.mechanism.head_dim, site.mechanism.hidden_size) == (48, 32)
+        assert (site.mechanism.num_heads * site.mechanism.head_dim, site.mechanism.sizes.hidden_size) == (48, 32)
     ids = torch.randint(5, 90, (2, 70))
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n)
@@ -47,4 +47,4 @@ def test_separate_projections_read_hidden_states_of_their_width() -> None:
     config = AutoConfig.for_model("t5", d_model=32, d_kv=12, num_heads=4, d_ff=48, num_layers=1, vocab_size=50)
     model = AutoModel.from_config(config)
     enable_long_attention(model, {"mechanism": "full"})
-    assert {site.mechanism.hidden_size for site in attention_sites(model)} == {32}
+    assert {site.mechanism.sizes.hidden_size for site in attention_sites(model)} == {32}

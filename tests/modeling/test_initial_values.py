@@ -103,8 +103,7 @@ def module_name(site: AttentionSite) -> str:
 
 def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
     """The values of a new mechanism with these sizes and options."""
-    sizes = (mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length)
-    fresh = type(mechanism)(*sizes, mechanism.options)
+    fresh = type(mechanism)(*mechanism.sizes, mechanism.options)
     fresh.layer = mechanism.layer
     if (own := next(mechanism.parameters(), next(mechanism.buffers(), None))) is not None:
         fresh.to(own.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, mechanism_info, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
 from tests.cases import every_case
@@ -76,7 +76,7 @@ def test_relative_terms_that_begin_at_zero_change_nothing() -> None:
 
 def test_attention_weights_hold_the_relative_terms() -> None:
     built, (q, k, v) = mechanism("window", "shaw:clip=3"), [torch.randn(1, 4, 200, 16) for _ in range(3)]
-    torch.testing.assert_close(built.weights(q, k) @ v, attend(q, k, v, built), atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention_weights(built, q, k) @ v, attend(q, k, v, built), atol=1e-5, rtol=0)
 
 
 def test_separate_global_rows_have_the_relative_bias() -> None:

@@ -8,7 +8,9 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
   with the length that positions were trained for (:mod:`.capabilities`).
 - ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
-- ``attend_step``: how it decodes with a cache. A mechanism with a state is also :class:`~.capabilities.Stateful`.
+
+What only some mechanisms have stands in classes that they derive from as well: masks in :mod:`.masked`; a state for decoding, an auxiliary
+loss and others in :mod:`.capabilities`.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,6 @@ from torch import Tensor, nn
 from ...engines.call import AttentionCall, clear_padding
 from ...engines.dense import grid_of, index_grid, repeat_heads, softmax_beside
 from ...engines.sequences import weights_per_sequence
-from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
 from ...positions.trained_distances import Locality
@@ -38,6 +39,15 @@ from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_len
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
+
+
+class LayerSizes(NamedTuple):
+    """The sizes of a layer: query heads, width of a head, width of the model, and the longest input in tokens, if it is known."""
+
+    num_heads: int
+    head_dim: int
+    hidden_size: int
+    max_length: int | None
 
 
 class Mechanism(nn.Module, ABC):
@@ -74,15 +84,12 @@ class Mechanism(nn.Module, ABC):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
-        self.options = options
-        self.reads_grid = self.capabilities.needs_grid or options.order is not None
-        """Whether the grid coordinates of tokens matter."""
+        self.num_heads, self.head_dim, self.options = num_heads, head_dim, options
+        self.sizes = LayerSizes(num_heads, head_dim, hidden_size, max_length)
+        """The first arguments of this method: ``type(self)(*self.sizes, self.options)`` builds an equal mechanism."""
         self.is_cross_attention = False
         """Whether queries and keys belong to different sequences, so that the keys' padding says nothing about the queries. Set for the
         mechanism of a cross-attention module."""
-        self.ignores_exact_length = False
-        """Whether the option ``exact_length`` is temporarily off, to measure the mechanism itself on short texts."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -96,9 +103,9 @@ class Mechanism(nn.Module, ABC):
     @layer.setter
     def layer(self, layer: int) -> None:
         self._layer = layer
-        self.enter(layer)
+        self._enter(layer)
 
-    def enter(self, layer: int) -> None:
+    def _enter(self, layer: int) -> None:
         """Called when the mechanism gets its layer."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -133,52 +140,15 @@ class Mechanism(nn.Module, ABC):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in the dtype of ``q``.
 
-        ``call.score_mod`` must include the relative positions; :meth:`defined` and :meth:`weights` add them.
+        ``call.score_mod`` must include the relative positions; :meth:`defined` and :func:`attention_weights` add them.
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be exported."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
-    def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
-        """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
-
-        Rows and columns of padding are zeros, unless ``ignores_padding`` is False. Queries of cross-attention are never padding.
-
-        Raises:
-            InputError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
-        """
-        if k.shape[2] > DENSE_LIMIT:
-            raise InputError(
-                f"Attention weights were requested for {k.shape[2]} tokens, but are returned for at most {DENSE_LIMIT}; "
-                "pass shorter inputs or output_attentions=False."
-            )
-        if 0 in q.shape:
-            return q.new_zeros(*q.shape[:3], k.shape[2])
-        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.capabilities.ignores_padding
-        call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
-        weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
-        dtype, q, k = q.dtype, q.to(precise), k.to(precise)
-        if self.is_cross_attention:
-            q, k, _, call = clear_padding(q, k, k, call, cross=True)
-            return weights(q, k, call).to(dtype)
-        if not call.causal and (full := full_of(self)) is not None:
-            weights = functools.partial(weights_by_length, full._weights, weights, full.max_length)
-        if aligns_sequences(self, call):
-            matrix = weights_per_sequence(weights, q, k, call)
-        else:
-            q, k, _, call = clear_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
-            matrix = weights(q, k, call)
-        if (real := call.key_mask) is not None and ignores_padding:
-            matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
-        return matrix.to(dtype)
-
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(*with_dense_terms(self, q, k, call))
-
-    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
-        return None
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether ``forward`` separates packed documents by ``call.documents``. If not, each document becomes its own batch row.
@@ -213,34 +183,46 @@ class Mechanism(nn.Module, ABC):
         """
         return None
 
-    def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Mechanism:
-        """The mechanism bound to ``grid``, or the mechanism itself if it does not depend on a grid, or tokens are on none.
-
-        check: whether to raise :class:`InputError` if its options make no sense on ``grid``.
-        layer: number of its layer, by which some mechanisms shift their windows.
-        """
-        return self
-
-    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
-        """Block size in cells along each axis, if cells of ``grid`` see exactly their own block; else ``None``. Blocks are counted from
-        the first cell and may be smaller at the end of an axis."""
-        return None
-
-    @property
-    def attend_step(self) -> Callable[..., Tensor] | None:
-        """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
-        return None
-
-    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
-
-        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
-        the last :func:`~.capabilities.keys_per_query` keys, or all.
-        """
-        return None
-
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())
+
+
+def attention_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
+    """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
+
+    Rows and columns of padding are zeros, unless ``ignores_padding`` is False. Queries of cross-attention are never padding.
+
+    Args:
+        arguments: those of :meth:`AttentionCall.of`, instead of ``call``.
+
+    Raises:
+        InputError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
+    """
+    if k.shape[2] > DENSE_LIMIT:
+        raise InputError(
+            f"Attention weights were requested for {k.shape[2]} tokens, but are returned for at most {DENSE_LIMIT}; "
+            "pass shorter inputs or output_attentions=False."
+        )
+    if 0 in q.shape:
+        return q.new_zeros(*q.shape[:3], k.shape[2])
+    dtype, precise, order = q.dtype, torch.promote_types(q.dtype, torch.float32), mechanism.options.order
+    q, k, call = q.to(precise), k.to(precise), (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
+    weights: Any = mechanism._weights if order is None else weights_in_order(order, mechanism._weights)
+    if mechanism.is_cross_attention:
+        q, k, _, call = clear_padding(q, k, k, call, cross=True)
+        return weights(q, k, call).to(dtype)
+
+    if not call.causal and (full := full_of(mechanism)) is not None:
+        weights = functools.partial(weights_by_length, full._weights, weights, full.sizes.max_length)
+    ignores_padding = mechanism.capabilities.ignores_padding
+    if aligns_sequences(mechanism, call):
+        matrix = weights_per_sequence(weights, q, k, call)
+    else:
+        q, k, _, call = clear_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
+        matrix = weights(q, k, call)
+    if (real := call.key_mask) is not None and ignores_padding:
+        matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
+    return matrix.to(dtype)
 
 
 def reset(module: Any, generator: torch.Generator | None) -> None:

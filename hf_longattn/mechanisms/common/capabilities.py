@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from ...engines.call import UNBOUNDED, AttentionCall, State
+from ...engines.token_grid import Grid
 from ...positions.trained_distances import Locality, untrained_distances
 
 if TYPE_CHECKING:
@@ -140,6 +141,38 @@ class CopiesProjections:
     """Names relative to the mechanism -> "query", "key" or "value" with ".weight" or ".bias"."""
 
 
+class OnGrid(ABC):
+    """A mechanism defined by the coordinates of tokens on a grid."""
+
+    @abstractmethod
+    def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Any:
+        """The mechanism bound to ``grid``.
+
+        check: whether to raise :class:`InputError` if its options make no sense on ``grid``.
+        layer: number of its layer, by which some mechanisms shift their windows.
+        """
+
+    @abstractmethod
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        """Block size in cells along each axis, if cells of ``grid`` see exactly their own block; else ``None``. Blocks are counted from
+        the first cell and may be smaller at the end of an axis."""
+
+
+def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
+    """:meth:`OnGrid.on_grid`, or the mechanism itself if it does not depend on a grid, or tokens are on none."""
+    return mechanism if grid is None or not isinstance(mechanism, OnGrid) else mechanism.on_grid(grid, check, layer)
+
+
+def grid_blocks(mechanism: Any, grid: Grid) -> tuple[int, ...] | None:
+    """:meth:`OnGrid.grid_blocks`, or ``None`` for a mechanism that does not depend on a grid."""
+    return mechanism.grid_blocks(grid) if isinstance(mechanism, OnGrid) else None
+
+
+def reads_grid(mechanism: Any) -> bool:
+    """Whether the grid coordinates of tokens matter."""
+    return mechanism.capabilities.needs_grid or mechanism.options.order is not None
+
+
 def needs_whole_batch(mechanism: Any) -> bool:
     """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
     return isinstance(mechanism, NeedsWholeBatch) and mechanism.needs_one_call()
@@ -155,9 +188,9 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     grid per sequence. Otherwise only if padding does not affect outputs and no grid is read (padding is a gap in a grid)."""
     if call.batch is None:
         return False
-    if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
+    if call.batch.documents is not None or (isinstance(call.grid, tuple) and reads_grid(mechanism)):
         return True
-    return mechanism.capabilities.ignores_padding and not (call.grid is not None and mechanism.reads_grid)
+    return mechanism.capabilities.ignores_padding and not (call.grid is not None and reads_grid(mechanism))
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:

@@ -79,6 +79,10 @@ class MaskedMechanism(Mechanism):
         """This mechanism as a member of a union: a band, possibly with global tokens, or listed tiles."""
         return self
 
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        return None
+
     def global_positions(self) -> tuple[int, ...]:
         """The positions of the global tokens in a call without ``global_mask``, in order, each once, counted from each sequence's first
         real token."""
@@ -110,12 +114,6 @@ class MaskedMechanism(Mechanism):
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
-
-    @property
-    def attend_step(self) -> AttendStep | None:
-        """:meth:`attend_rows` if the mechanism is nothing but a mask and no hook changes it; else ``None``."""
-        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None
-        return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
         """A decoding step by :meth:`mask_mod` (:data:`AttendStep`). The mask is cached for all layers with equal options."""
@@ -185,6 +183,14 @@ class MaskedMechanism(Mechanism):
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
 
+    def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
+
+        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
+        the last :func:`~.capabilities.keys_per_query` keys, or all.
+        """
+        return None
+
     def attend_retained(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
@@ -223,6 +229,14 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)
     return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
+
+
+def attend_step(mechanism: Mechanism) -> AttendStep | None:
+    """A function that can replace ``forward`` in decoding steps, if the mechanism is nothing but a mask and no hook changes it."""
+    if not isinstance(mechanism, MaskedMechanism) or not (mechanism.mask_is_reach and mechanism.options.is_mask()):
+        return None
+    plain = mechanism.options.order is None and (mechanism.relative is not None or not has_hooks(mechanism))
+    return mechanism.attend_rows if plain else None
 
 
 class SparseMechanism(MaskedMechanism):

@@ -295,8 +295,8 @@ def _add_full(mechanism: Mechanism) -> None:
                 f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
                 "leave exact_length out, or set exact_length=0."
             )
-        sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
-        mechanism._full = (mechanism_class("full")(*sizes, mechanism.options.exact_length, Options()),)
+        sizes = mechanism.sizes._replace(max_length=mechanism.options.exact_length)
+        mechanism._full = (mechanism_class("full")(*sizes, Options()),)
 
 
 @lru_cache(KEPT_PROTOTYPES)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from ...engines.score_terms import ScoreTerm, chain_score_mods, remapped
 from ...engines.sequences import attend_per_sequence, rolled, stacked
 from ...engines.token_grid import Grid, check_order
 from ...errors import InputError, OptionError
-from .capabilities import largest_distances
+from .capabilities import largest_distances, reads_grid
 
 
 def by_length(
@@ -117,8 +118,8 @@ def _every_token(k: Tensor, length: int) -> Tensor:
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``exact_length`` tokens, its ``max_length``; ``None`` if there is none."""
-    if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
+    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``; ``None`` if there is none."""
+    if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]
     if full.layer != mechanism.layer:
@@ -126,10 +127,21 @@ def full_of(mechanism: Any) -> Any:
     return full
 
 
+@contextmanager
+def without_exact_length(mechanisms: Iterable[Any]) -> Iterator[None]:
+    """Within the context, the option ``exact_length`` is off, to measure the mechanisms themselves on short texts."""
+    saved = {mechanism: mechanism._full for mechanism in mechanisms}
+    for mechanism in saved:
+        mechanism._full = ()
+    yield
+    for mechanism, full in saved.items():
+        mechanism._full = full
+
+
 def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
     full = None if causal else full_of(mechanism)
-    return mechanism if full is None or length > full.max_length else full
+    return mechanism if full is None or length > full.sizes.max_length else full
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
@@ -142,7 +154,7 @@ def why_not_in_full(mechanism: Any) -> str:
     """Why ``mechanism`` cannot use full attention for short texts; empty if it can."""
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
-        "reads a grid": mechanism.reads_grid,
+        "reads a grid": reads_grid(mechanism),
         "passes memory tokens from segment to segment": mechanism.capabilities.recursion is not None,
         "counts padding with these options": not mechanism.capabilities.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ...engines.batch import for_one_pass
 from ...engines.token_grid import RUNNING_GRID, Grid
 from ...errors import InputError
+from ...mechanisms.common.capabilities import reads_grid
 from ..backend import GRID
 from ..family.definition import known_family
 from ..family.grid_spec import PIXELS
@@ -164,7 +165,7 @@ def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     positions: PatchPositions | None = kwargs.get(POSITIONS)
     runs_alone = OFFSETS in kwargs
-    if positions is None or (runs_alone and not any(mechanism.reads_grid for mechanism in mechanisms_on(module).values())):
+    if positions is None or (runs_alone and not any(reads_grid(mechanism) for mechanism in mechanisms_on(module).values())):
         return None
     offsets, order, grids = positions.layout(kwargs[OFFSETS] if runs_alone else positions.offsets)
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}

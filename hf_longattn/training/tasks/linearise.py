@@ -124,7 +124,7 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
     base, layers = base_attention(own_windows(model.config)), []
     for site, mechanism in zip(sites, mechanisms, strict=True):
         name, options = base.for_layer(site.layer)
-        sizes = {"num_heads": mechanism.num_heads, "head_dim": mechanism.head_dim, "max_length": mechanism.max_length}
+        sizes = {"num_heads": mechanism.num_heads, "head_dim": mechanism.head_dim, "max_length": mechanism.sizes.max_length}
         softmax = mechanism_from(name, options, **sizes)
         learns = not learning.isdisjoint(mechanism.parameters())
         layers.append((site, mechanism, AttentionTransfer(mechanism, softmax) if learns else softmax))
@@ -162,7 +162,7 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
     name = "attention_transfer"
 
     def __init__(self, student: Mechanism, softmax: Mechanism) -> None:
-        super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
+        super().__init__(*student.sizes, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
         same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod")

@@ -130,7 +130,7 @@ class Inputs:
         if case.grid:
             self.arguments["grid"] = GRIDS[length]
         if self.mechanism.capabilities.takes_hidden_states:
-            self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
+            self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.sizes.hidden_size)
         if case.dropout:
             self.arguments["dropout_p"] = case.dropout
 
