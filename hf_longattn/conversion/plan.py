@@ -24,7 +24,7 @@ from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
 from ..positions import tables as table_rules
-from ..positions.relative import relative_kind, unchanged_tokens
+from ..positions.relative import relative_class, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
 from ..positions.trained_distances import RANDOM, widest_span
@@ -453,7 +453,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
-    moves = relative_kind(choice).counts_tokens
+    moves = relative_class(choice).counts_tokens
     return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or issubclass(mechanism_class(name), Full))
 
 
