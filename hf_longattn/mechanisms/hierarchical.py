@@ -162,7 +162,10 @@ class Pyramid:
         return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
-        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32: of the ``real (B, N)`` ones, or of all."""
+        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32.
+
+        Only the ``real (B, N)`` tokens count; without ``real``, all.
+        """
 
         def count(tokens: Tensor) -> Tensor:
             levels = [tokens.float()]
@@ -175,8 +178,10 @@ class Pyramid:
         return BYTE_CACHE.get(("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device)))
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The pools of ``x (B, H, N, D)`` on the levels above 0, one level after the other. A pool is the mean or (``by="max"``) the
-        element-wise maximum of its real tokens, and zeros if it has none."""
+        """The pools of ``x (B, H, N, D)`` on all levels above 0, in a row.
+
+        A pool is the mean or (``by="max"``) the element-wise maximum of its real tokens, and zeros if it has none.
+        """
         counts, largest = self.counts(real, x.device), by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
