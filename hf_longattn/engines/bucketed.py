@@ -1,7 +1,7 @@
 """The bucketed engine: attention between tokens sorted by bucket, in rounds. Each round is one tile of the gathered engine.
 
-In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so each key has a *place*
-0 … n-1. A query has the place that its (bucket, position) would have among the keys. In each round it sees one run of places:
+In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so each key has a *rank*
+0 … n-1. A query has the rank that its (bucket, position) would have among the keys. In each round it sees one run of ranks:
 
     :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and last are neighbours
     :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later tokens never change them
@@ -32,7 +32,7 @@ class Sorted:
     """Tokens sorted by (bucket, position) in every round. All tensors are ``(B, H, R, N)``.
 
     codes: bucket · N + position in ascending order, padding last.
-    order: the token at each place.
+    order: the token at each rank.
     """
 
     codes: Tensor
@@ -53,8 +53,8 @@ class Sorted:
         return cls(*torch.add(position, buckets, alpha=length).sort(-1))
 
     @property
-    def places(self) -> Tensor:
-        """The place of each token."""
+    def ranks(self) -> Tensor:
+        """The rank of each token."""
         return inverse_permutation(self.order)
 
 
@@ -66,8 +66,8 @@ class Rounds(ABC):
     groups: Tensor
     """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group have nearly the same
     run; a tile row takes queries of one group only."""
-    key_places = graph_property[Tensor](lambda self: self.keys.places)
-    """The place of each token among the keys."""
+    key_ranks = graph_property[Tensor](lambda self: self.keys.ranks)
+    """The rank of each token among the keys."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -91,7 +91,7 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If queries and keys have the same order, a tile row is `size` consecutive places. Otherwise it also ends where the group changes.
+        # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
 
@@ -101,7 +101,7 @@ class Rounds(ABC):
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Key places of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid places are empty slots."""
+        """Key ranks of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid ranks are empty slots."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
@@ -115,9 +115,9 @@ class Rounds(ABC):
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
         """One tile per round, with ``outside`` as in GatherTile. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""
         queries, group = self._rows()
-        places = self.run(group)
-        keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
-        keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
+        ranks = self.run(group)
+        keys = self.keys.order.gather(-1, ranks.clamp(0, self.length - 1).flatten(-2)).view(ranks.shape)
+        keys = torch.where((ranks >= 0) & (ranks < self.real[..., None]), keys, -1)
         outside = (0, 0) if self.shared and outside is None else outside
         tiles = []
         for r in range(queries.shape[2]):
@@ -144,7 +144,7 @@ class Rounds(ABC):
 class ChunkRounds(Rounds):
     """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk are neighbours."""
 
-    key_chunks = graph_property[Tensor](lambda self: self.key_places // self.size)
+    key_chunks = graph_property[Tensor](lambda self: self.key_ranks // self.size)
     query_chunks = graph_property[Tensor](lambda self: self.key_chunks if self.aligned else self.by_token(self.groups))
     """The chunk of each token, as a key and as a query."""
 
@@ -153,8 +153,8 @@ class ChunkRounds(Rounds):
         self.before, self.after = before, after
         self.chunks = (self.real + self.size - 1) // self.size
         if not self.aligned:
-            place = torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32)
-            self.groups = place.minimum((self.real - 1).clamp(min=0)) // self.size
+            rank = torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32)
+            self.groups = rank.minimum((self.real - 1).clamp(min=0)) // self.size
 
     def neighbours(self, chunk: Tensor) -> Tensor:
         """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer chunks."""
@@ -197,7 +197,7 @@ class RecentRounds(Rounds):
     limits_rows = True
     low = graph_property[Tensor](lambda self: self.by_token(self.sorted_low))
     high = graph_property[Tensor](lambda self: self.by_token(self.sorted_high))
-    """The places of the first and the last key that each token sees. Sorted, these keys have the places low … high."""
+    """The ranks of the first and the last key that each token sees. Sorted, these keys have the ranks low … high."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -213,8 +213,8 @@ class RecentRounds(Rounds):
 
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
         low, high = (taken(x[:, :, round], queries).int()[..., None] for x in (self.low, self.high))
-        place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
-        return (place >= low) & (place <= high)
+        rank = taken(self.key_ranks[:, :, round], keys).int()[..., None, :]
+        return (rank >= low) & (rank <= high)
 
     def no_visible_key(self) -> Tensor:
         return (self.high < self.low + int(self.shared)).all(2)

@@ -21,7 +21,7 @@ from .blockwise import plain_gathered
 from .byte_cache import BYTE_CACHE
 from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
-from .cpu.tiles import Rules
+from .cpu.tiles import Bounds
 from .cuda.flex import flex_block_selected
 from .cuda.flex_tiles import flex_gathered
 from .dense import repeat_heads, same_dtype
@@ -54,7 +54,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
         fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
-        numbers, scale = [number for tile in tiles for number in Rules.of(tile)], call.scale_for(q.shape[-1])
+        numbers, scale = [number for tile in tiles for number in Bounds.of(tile)], call.scale_for(q.shape[-1])
         return attend_parts("tiles", q, k, v, scale, (), fixed, numbers, call.dropout, call.sink_scores)
     return plain_gathered(q, k, v, tiles, call.written_out())
 
@@ -108,9 +108,9 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the last tile row.
     used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     most = max(used)
-    place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
-    place = torch.where(block < blocks, place, most * rows)
-    listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, place, query)
+    slot = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
+    slot = torch.where(block < blocks, slot, most * rows)
+    listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, slot, query)
     row = torch.arange(most, device=chosen.device).expand(ranks, batch, heads, most).contiguous()
     met = torch.searchsorted(end, row, right=True)
     keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)

@@ -89,8 +89,8 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
-    place = torch.arange(length, device=scores.device)
-    order = torch.where(scores > lowest, place, place + length).masked_fill(scores < lowest, 2 * length)
+    position = torch.arange(length, device=scores.device)
+    order = torch.where(scores > lowest, position, position + length).masked_fill(scores < lowest, 2 * length)
     chosen = (order.topk(k, dim=-1, largest=False).values % length).sort(-1).values
     values, by_score = scores.gather(-1, chosen).sort(dim=-1, descending=True, stable=True)
     return values, chosen.gather(-1, by_score)
@@ -173,7 +173,7 @@ def prefiltered_topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: 
 def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
     """:func:`prefiltered_topk_keys` for batch items and heads that are scored at once."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
-    offset, places = kv_len - length, torch.arange(kv_len, device=q.device)
+    offset, columns = kv_len - length, torch.arange(kv_len, device=q.device)
 
     def scored(queries: Tensor, keys: Tensor, positions: Tensor, seen: int) -> Tensor:
         """Scores ``(B, H, n, m)``, -inf where hidden.
@@ -187,7 +187,7 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
         if queries.dtype == torch.float64:
             scores.mul_(scale)
         if causal:
-            scores[..., seen:].masked_fill_(places[seen : keys.shape[2]] > positions[..., None], float("-inf"))
+            scores[..., seen:].masked_fill_(columns[seen : keys.shape[2]] > positions[..., None], float("-inf"))
         return scores if key_mask is None else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
 
     def exactly(rows: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
     for row in range(0, length, step):
         rows = slice(row, min(row + step, length))
         stop = offset + rows.stop if causal else kv_len
-        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], places[None, None, offset:][..., rows], offset + row)
+        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], columns[None, None, offset:][..., rows], offset + row)
         index, doubt = prefiltered_topk(scores.view(-1, stop), min(count, stop), margins[:, :, rows].reshape(-1, 1))
         chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
         doubtful.append(doubt.view(batch, heads, -1))
@@ -267,7 +267,7 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
     Returns:
         Indices ``(R, k)`` int64, -1 where fewer than k are visible, and whether each row is in doubt, ``(R,)`` bool.
     """
-    (rows, length), left, place = scores.shape, scores, None
+    (rows, length), left, column = scores.shape, scores, None
     if k == length:
         index = torch.arange(k, device=scores.device).masked_fill(scores == float("-inf"), -1)
         return index.sort(-1).values, torch.zeros(rows, dtype=torch.bool, device=scores.device)
@@ -281,9 +281,9 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
         first = torch.arange(rows, device=scores.device)[:, None] * blocks
         left = F.embedding(best + first, left).flatten(1)
         inside = (best[..., None] * width + torch.arange(width, device=scores.device)).flatten(1)
-        place = inside if place is None else place.gather(1, inside)
+        column = inside if column is None else column.gather(1, inside)
     values, index = left.topk(k + 1)
-    index = index[:, :k] if place is None else place.gather(1, index[:, :k])
+    index = index[:, :k] if column is None else column.gather(1, index[:, :k])
     gap = values[:, k - 1] - values[:, k]
     doubtful = ~(gap > 2 * margin[:, 0]) & (values[:, k] != float("-inf"))
     return index.masked_fill(values[:, :k] == float("-inf"), -1).sort(-1).values, doubtful
@@ -321,38 +321,38 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; zeros where every slot is empty.
     """
-    seen, places = index >= 0, index.clamp(min=0)
+    seen, listed = index >= 0, index.clamp(min=0)
     fused = no_fused_kernels() is None
-    products = pair_scores(q, k, places) if fused else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, places))).sum(-1)
+    products = pair_scores(q, k, listed) if fused else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, listed))).sum(-1)
     scores = products * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)
-        scores = call.score_mod(scores, b, h, i, places)
+        scores = call.score_mod(scores, b, h, i, listed)
     weights = F.dropout(masked_softmax(scores, seen, call.sink_scores), call.dropout)
-    out = pair_sum(weights, v, places) if fused else (weights[..., None] * _rows_at(v, places)).sum(-2)
+    out = pair_sum(weights, v, listed) if fused else (weights[..., None] * _rows_at(v, listed)).sum(-2)
     return out.to(q.dtype)
 
 
 def _rows_at(x: Tensor, index: Tensor) -> Tensor:
     """Tokens of ``x (B, H, N, D)`` at ``index (B, H, Nq, K)``, ``(B, H, Nq, K, D)``."""
-    places = index.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
-    return x.gather(2, places).unflatten(2, index.shape[2:])
+    listed = index.flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
+    return x.gather(2, listed).unflatten(2, index.shape[2:])
 
 
 @torch.library.custom_op("hf_longattn::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
-    for queries, keys, places, into in _heads(q, k, index, out, k.shape[2]):
+    for queries, keys, listed, into in _heads(q, k, index, out, k.shape[2]):
         if products is not None:
-            count, size = places.shape  # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
+            count, size = listed.shape  # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
             bags = torch.arange(count, device=q.device)
             offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # flatten: a view for one bag
-            weights = products(queries, keys, places.flatten(), offsets, bags, 0)
+            weights = products(queries, keys, listed.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
-            for rows in _slices(places, keys):
-                torch.matmul(keys[places[rows]], queries[rows, :, None], out=into[rows, :, None])
+            for rows in _slices(listed, keys):
+                torch.matmul(keys[listed[rows]], queries[rows, :, None], out=into[rows, :, None])
     return out
 
 
@@ -370,8 +370,8 @@ def _pair_products() -> Callable[..., Tensor] | None:
 def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
     out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
-    for shares, values, places, into in _heads(weights, v, index, out, v.shape[2]):
-        into.copy_(F.embedding_bag(places, values, mode="sum", per_sample_weights=shares))
+    for shares, values, listed, into in _heads(weights, v, index, out, v.shape[2]):
+        into.copy_(F.embedding_bag(listed, values, mode="sum", per_sample_weights=shares))
     return out
 
 
@@ -379,9 +379,9 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
 def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tensor:
     """Σ of w_ij x_i over the pairs with index_ij = m: ``(B, H, kv_len, D)``, float32 at least."""
     out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
-    for shares, rows_of_x, places, into in _heads(weights, x, index, out, kv_len):
-        for rows in _slices(places, rows_of_x):
-            into.index_add_(0, places[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1))
+    for shares, rows_of_x, listed, into in _heads(weights, x, index, out, kv_len):
+        for rows in _slices(listed, rows_of_x):
+            into.index_add_(0, listed[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1))
     return out
 
 
@@ -405,10 +405,10 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Ite
             yield first, second, index[item, head], out[item, head]
 
 
-def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of ``places (N, K)``. Each gathers at most :data:`MAX_GATHERED_NUMBERS` numbers from ``x (·, D)`` on a CPU."""
-    step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (places.shape[1] * x.shape[1]))
-    for row in range(0, places.shape[0], step):
+def _slices(listed: Tensor, x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of ``listed (N, K)``. Each gathers at most :data:`MAX_GATHERED_NUMBERS` numbers from ``x (·, D)`` on a CPU."""
+    step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (listed.shape[1] * x.shape[1]))
+    for row in range(0, listed.shape[0], step):
         yield slice(row, row + step)
 
 

@@ -23,7 +23,7 @@ from ..engines.call import AttentionCall, MaskMod, Pattern
 from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
-from ..positions.relative import DistanceOnly, relative_kind
+from ..positions.relative import DistanceOnly, relative_class
 from .common.capabilities import About, CopiesProjections
 from .common.global_tokens import GlobalTokenIds, check_counted, global_tokens
 from .common.layout import full_pairs
@@ -54,7 +54,7 @@ class LongformerOptions(BandOptions):
         check_counted("longformer", "global_token_ids", self.global_token_ids, "token ids", example=0)
         if self.separator_token_id is not None:
             check_counted("longformer", "separator_token_id", self.separator_token_id, "token ids", example=102)
-        if self.separate_global and self.relative is not None and not issubclass(relative_kind(self.relative), DistanceOnly):
+        if self.separate_global and self.relative is not None and not issubclass(relative_class(self.relative), DistanceOnly):
             raise OptionError(
                 f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens "
                 "have separate queries; use 'alibi' or 't5_buckets', or separate_global=False."

@@ -384,16 +384,16 @@ class SelfExtend(RelativePositions):
         A query has its vectors for all choices side by side. A key is listed for every choice that the block needs, with zeros in the place
         of other choices, and a mask hides all but one of a pair's listings.
         """
-        places, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
-        own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
-        vectors = [(q, k), *self.moved(q, k, own[None], places[None], call.causal)]
+        positions, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
+        own, graph, mod = positions[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
+        vectors = [(q, k), *self.moved(q, k, own[None], positions[None], call.causal)]
         queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
 
         def block(queries: Tensor, rows: Tensor) -> Tensor:
-            choice = self.choices(rows[:, None], places)
-            choice = torch.where(places > rows[:, None], -1, choice) if call.causal else choice
+            choice = self.choices(rows[:, None], positions)
+            choice = torch.where(positions > rows[:, None], -1, choice) if call.causal else choice
             masks = [choice == n for n in range(len(vectors))]
-            listed = [places if graph else mask.any(0).nonzero().flatten() for mask in masks]
+            listed = [positions if graph else mask.any(0).nonzero().flatten() for mask in masks]
             listings = [
                 nn.functional.pad(y[:, :, at].to(k.dtype), (n * width, queries.shape[-1] - (n + 1) * width))
                 for n, ((_, y), at) in enumerate(zip(vectors, listed, strict=True))
@@ -416,7 +416,7 @@ class SelfExtend(RelativePositions):
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}
-KINDS: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
+CLASSES: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:
@@ -450,7 +450,7 @@ def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions]
                 "relative='t5_buckets:num_buckets=32'."
             )
         kind, texts = value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}
-    cls, settings = relative_kind(kind), dict[str, int]()
+    cls, settings = relative_class(kind), dict[str, int]()
     for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
@@ -462,16 +462,16 @@ def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions]
     return cls, settings
 
 
-def relative_kind(value: str) -> type[RelativePositions]:
+def relative_class(value: str) -> type[RelativePositions]:
     """The class of a choice such as ``shaw`` or ``shaw:clip=32``.
 
     Raises:
         OptionError: unknown kind. The message names the nearest one.
     """
     kind = value.partition(":")[0].strip()
-    if kind not in KINDS:
-        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(KINDS)}.{nearest(kind, KINDS)}")
-    return KINDS[kind]
+    if kind not in CLASSES:
+        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(CLASSES)}.{nearest(kind, CLASSES)}")
+    return CLASSES[kind]
 
 
 def unchanged_tokens(choice: str) -> int | None:

@@ -36,7 +36,7 @@ DROPPED = ("none", ALIBI)
 """Strategies that discard the table: all rows are their mean."""
 SINUSOIDAL = "sinusoidal"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
-KEPT_ROWS = 20
+UNCHANGED_ROWS = 20
 """Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
 """Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
@@ -50,24 +50,26 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
     return stretched[0].T.to(old.dtype)
 
 
-def check_stretch(rows: int, kept: int) -> None:
-    """Refuse to stretch a table of ``rows`` positions that has fewer than two after the first ``kept``.
+def check_stretch(rows: int, unchanged: int) -> None:
+    """Refuse to stretch a table of ``rows`` positions that has fewer than two after the first ``unchanged``.
 
     Raises:
         OptionError: with the number of positions that can be kept.
     """
-    if rows < kept + 2:
+    if rows < unchanged + 2:
         instead = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"
-        raise OptionError(f"A table of {rows} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}.")
+        raise OptionError(
+            f"A table of {rows} positions has fewer than two after the first {unchanged}, which stretch:{unchanged} keeps; {instead}."
+        )
 
 
-def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
-    check_stretch(len(old), kept)
-    at = torch.arange(rows - kept, dtype=torch.float64) * (len(old) - kept) / (rows - kept)
-    below = at.floor().long().clamp(max=len(old) - kept - 2)
+def _stretch(old: Tensor, rows: int, *, unchanged: int) -> Tensor:
+    check_stretch(len(old), unchanged)
+    at = torch.arange(rows - unchanged, dtype=torch.float64) * (len(old) - unchanged) / (rows - unchanged)
+    below = at.floor().long().clamp(max=len(old) - unchanged - 2)
     share = at - below  # beyond the last row, weights exceed 1
-    tail = old[kept:].to(torch.float64)
-    return torch.cat([old[:kept], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
+    tail = old[unchanged:].to(torch.float64)
+    return torch.cat([old[:unchanged], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
 
 
 def _random(old: Tensor, rows: int) -> Tensor:
@@ -119,8 +121,8 @@ def stretched_from(strategy: str) -> int | None:
     if name != STRETCH:
         return None
     if colon and not (count.isdecimal() and int(count) > 0):
-        raise OptionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{KEPT_ROWS}.")
-    return int(count) if colon else KEPT_ROWS
+        raise OptionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{UNCHANGED_ROWS}.")
+    return int(count) if colon else UNCHANGED_ROWS
 
 
 def extends_learned(strategy: str) -> bool:
@@ -128,14 +130,9 @@ def extends_learned(strategy: str) -> bool:
     return strategy in STRATEGIES or stretched_from(strategy) is not None
 
 
-def moves_rows(strategy: str) -> bool:
-    """Whether old rows move to other places in the extended table."""
-    return strategy == INTERPOLATE or stretched_from(strategy) is not None
-
-
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows, and so the outputs up to the old length, are unchanged."""
-    return not moves_rows(strategy) and strategy not in DROPPED
+    """Whether the old rows, and so the outputs up to the old length, are unchanged: they neither move nor are dropped."""
+    return strategy != INTERPOLATE and stretched_from(strategy) is None and strategy not in DROPPED
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:
@@ -143,8 +140,8 @@ def unchanged_rows(strategy: str, rows: int) -> int:
     Texts of at most this many tokens have the same outputs."""
     if strategy in DROPPED:
         return 0
-    kept_rows = stretched_from(strategy)
-    return min(rows, kept_rows + 1) if kept_rows is not None else rows if keeps_old_rows(strategy) else 1
+    unchanged = stretched_from(strategy)
+    return min(rows, unchanged + 1) if unchanged is not None else rows if keeps_old_rows(strategy) else 1
 
 
 def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "tile") -> Tensor:
@@ -162,10 +159,10 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
     Raises:
         OptionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
     """
-    kept_rows = stretched_from(strategy)
+    unchanged = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
-    if kept_rows is not None:
-        extend = partial(_stretch, kept=kept_rows)
+    if unchanged is not None:
+        extend = partial(_stretch, unchanged=unchanged)
     if extend is None and strategy not in DROPPED:
         raise OptionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}")
     if weight.ndim != 2:

@@ -45,25 +45,26 @@ def widest_span(trained: int, *, causal: bool) -> int:
     return trained // 2 if causal else trained
 
 
-def untrained_distances(rule: str, trained: int, length: int, local: Locality | None, reach: int | None) -> str:
+def untrained_distances(positions: str, trained: int, length: int, local: Locality | None, reach: int | None) -> str:
     """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
-        rule: how positions are extended: ``"tile"``, ``"rope:none"`` …
+        positions: how they are extended: ``"tile"``, ``"rope:none"`` …
         trained: length that the checkpoint was trained for, in tokens.
         length: maximum length of the result, in tokens.
         local: how far a query of this layer sees; ``None`` if unbounded, or chosen by content.
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause whose subject is the layer. Rules other than ``"tile"`` and ``"rope:none"`` treat all distances alike: it is then empty.
+        A clause whose subject is the layer. It is empty for extensions other than ``"tile"`` and ``"rope:none"``, which treat all
+        distances alike.
     """
     if length <= trained:
         return ""
-    if rule == TILE and (local is None or local.width > widest_span(trained, causal=not local.ahead)):
+    if positions == TILE and (local is None or local.width > widest_span(trained, causal=not local.ahead)):
         seen = "keys at any distance" if local is None else f"keys up to {local.width:,} tokens {'apart' if local.ahead else 'back'}"
         return f"sees {seen}, and tiled positions repeat every {trained:,} tokens"
-    if rule == UNCHANGED_ROPE and (reach is None or reach > trained):
+    if positions == UNCHANGED_ROPE and (reach is None or reach > trained):
         seen = "any distance" if reach is None else f"distances up to {reach - 1:,}"
         if local is not None and local.beside == "globals" and local.back < trained:
             seen = "its sinks or global tokens at any distance"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend
-from hf_longattn.engines.cpu.kernels import Dropout, drops_some, random_bits
+from hf_longattn.engines.cpu.kernels import BITS, Dropout, random_bits
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
@@ -69,7 +69,7 @@ def test_cpu_dropout_keeps_or_zeroes_weights_with_their_gradients(name: str, pad
     (q, k, v), mechanism, arguments, real = case(name, padded)
     whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))
     seen = whole > 1e-12
-    kept = Dropout(P, 0).keep_probability
+    kept = 1 - Dropout(P, 0).threshold / (1 << BITS)
     zero = dropped.abs() < 1e-14
     torch.testing.assert_close(dropped[~zero], whole[~zero] / kept)
     share = zero[seen].double().mean()
@@ -126,7 +126,8 @@ def test_the_bits_of_cpu_dropout_are_uniform_and_independent() -> None:
     """Means, neighbours, rows, tiles and seeds; five standard errors."""
     drop = Dropout(0.1, 3)
     kept = torch.stack([drop.mask(torch.empty(500, 800), (place, tile)) for place in range(4) for tile in range(4)])
-    z = (kept - drop.keep_probability) / (drop.keep_probability * (1 - drop.keep_probability)) ** 0.5
+    share = 1 - drop.threshold / (1 << BITS)
+    z = (kept - share) / (share * (1 - share)) ** 0.5
     pairs = {f"neighbours {lag}": (z[..., :-lag], z[..., lag:]) for lag in (1, 2, 3, 4, 64)}
     pairs |= {"rows": (z[:, :-1], z[:, 1:]), "tiles": (z[:-1], z[1:]), "places": (z[:-4], z[4:])}
     wrong = {name: (a * b).mean().item() for name, (a, b) in pairs.items() if abs((a * b).mean()) > 5 * a.numel() ** -0.5}
@@ -135,17 +136,16 @@ def test_the_bits_of_cpu_dropout_are_uniform_and_independent() -> None:
     counts = torch.bincount(random_bits(1 << 22, 5, (0, 0)).int() + (1 << 15), minlength=1 << 16).double()
     assert abs(((counts - 64) ** 2 / 64).mean() - 1) < 5 * (2 / (1 << 16)) ** 0.5
     seeds = torch.stack([Dropout(0.1, seed).mask(torch.empty(200), (0, 0)) for seed in range(2000)])
-    assert (seeds.mean(0) - drop.keep_probability).abs().max() < 5 * (0.09 / 2000) ** 0.5
+    assert (seeds.mean(0) - 1 + drop.threshold / (1 << BITS)).abs().max() < 5 * (0.09 / 2000) ** 0.5
 
 
 def test_dropout_too_rare_for_16_bits_or_certain_uses_plain_operations() -> None:
     (q, k, v), mechanism, arguments, _ = case("window", "")
-    assert [drops_some(p) for p in (0.0, 1e-6, 1e-4, 0.999, 1.0)] == [False, False, True, True, False]
     paths: list[str] = []
     with observe(lambda _mechanism, choice: paths.append(choice.path)):
-        for p in (P, 1e-6, 1.0):
+        for p in (P, 1e-4, 0.999, 1e-6, 1.0):
             out = attend(q, k, v, mechanism, dropout_p=p, **arguments)
-    assert paths == ["cpu-band", "plain", "plain"]
+    assert paths == [*["cpu-band"] * 3, "plain", "plain"]
     assert not out.any()
 
 

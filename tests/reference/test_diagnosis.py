@@ -149,7 +149,7 @@ def test_relative_positions_are_in_the_scores_of_a_diagnosis(base: str, relative
 
 @pytest.mark.parametrize("base", ["deberta-v2", "mpnet"])
 def test_terms_of_the_architecture_are_in_the_scores_of_a_diagnosis(base: str) -> None:
-    from tests.reference.test_hf_score_terms import pair
+    from tests.reference.test_hf_attention import pair
 
     name = "MPNetModel" if base == "mpnet" else "DebertaV2Model"
     plain, longer = pair(base, name, {"mechanism": "full"})

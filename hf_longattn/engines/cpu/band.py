@@ -45,7 +45,7 @@ DROPOUT_BLOCK = 64
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
-"""First entry of :attr:`Part.place`: whether a part computes the band, global columns or global rows."""
+"""First entry of :attr:`Part.label`: whether a part computes the band, global columns or global rows."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -156,16 +156,6 @@ BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_
 are estimated from the times of whole models on an Intel Xeon of 2023."""
 
 
-def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
-    """The costs for this processor."""
-    half = dtype.itemsize < 4
-    if backward:
-        return BF16_BACKWARD if half else FP32_BACKWARD
-    if dtype == torch.bfloat16 and has_amx():
-        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
-    return BF16 if half else FP32
-
-
 class Plan(NamedTuple):
     """Blocks that cover all queries of a sequence, and the calls that run them."""
 
@@ -193,7 +183,11 @@ def band_plan(
         tokens: whether there are global tokens.
         block: a block size to use instead of the cheapest.
     """
-    costs = costs_of(dtype, backward, threads)
+    half = dtype.itemsize < 4
+    costs = (BF16_BACKWARD if half else FP32_BACKWARD) if backward else BF16 if half else FP32
+    if dtype == torch.bfloat16 and not backward and has_amx():
+        costs = BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
+
     sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
     plans = {}
     for size in sizes:
@@ -293,7 +287,7 @@ class Item(Scope):
             rows = rows[(rows >= 0) & (rows < self.q_len)]
             if not pattern.global_rows or not len(rows):
                 return [*self._columns(tokens)], []
-            part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), overrides=True)
+            part = Part(Listed(rows), Runs(0, self.kv_len), label=(ROWS, 0), overrides=True)
             if pattern.causal:
                 part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
             return [*self._columns(tokens)], [part]
@@ -319,7 +313,7 @@ class Item(Scope):
             end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
             for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
                 queries = Runs(first, min(COLUMN_CALL_QUERIES, end - first))
-                part = Part(queries, Listed(columns), place=(COLUMNS, number), merges=True)
+                part = Part(queries, Listed(columns), label=(COLUMNS, number), merges=True)
                 if hidden:
                     distance = self.distances(part)
                     inside = distance <= left if causal else (distance <= left) & (distance >= -right)

@@ -111,14 +111,6 @@ def merge_sinks(out: Tensor, lse: Tensor, sink_scores: Tensor) -> None:
     lse.copy_(merged)
 
 
-def zero_unseen(out: Tensor, lse: Tensor) -> None:
-    """Set output and log-sum-exp of queries without a visible key to zero, in place."""
-    unseen = lse <= MASKED / 2
-    if bool(unseen.any()):
-        out.masked_fill_(unseen[..., None], 0)
-        lse.masked_fill_(unseen, 0)
-
-
 def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` for a few keys ``(b, H, g, D)``, by plain operations."""
     scores = products(q, k).mul_(scale)
@@ -192,47 +184,43 @@ class Dropout(NamedTuple):
         """A weight is dropped if its random bits are below this number."""
         return round(self.probability * (1 << BITS))
 
-    @property
-    def keep_probability(self) -> float:
-        """Probability that a weight is not dropped."""
-        return 1 - self.threshold / (1 << BITS)
-
-    def mask(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
+    def mask(self, like: Tensor, label: tuple[int, ...]) -> Tensor:
         """The dropout mask of one tile, shaped as ``like``: 0 for dropped weights, 1 for the others."""
-        bits = random_bits(like.numel(), self.seed, place).view(like.shape)
+        bits = random_bits(like.numel(), self.seed, label).view(like.shape)
         return torch.ge(bits, self.threshold - (1 << (BITS - 1)), out=torch.empty_like(like))
 
     def forward(
-        self, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+        self, label: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
 
         Args:
-            place: numbers that identify the part within the pass. They seed its random bits.
+            label: numbers that identify the part within the pass. They seed its random bits.
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
         out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+        keep_probability = 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
-            weights.mul_(self.mask(weights, (*place, number)))
-            out[at] = (weights @ v[at].to(weights.dtype)).div_(self.keep_probability)
+            weights.mul_(self.mask(weights, (*label, number)))
+            out[at] = (weights @ v[at].to(weights.dtype)).div_(keep_probability)
         return out, lse
 
     def backward(
-        self, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
+        self, label: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
         scale: float,
     ) -> Gradients:  # fmt: skip
         """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        dtype = lse.dtype
+        dtype, keep_probability = lse.dtype, 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
             share = (of_tile - lse[at]).exp_()[..., None]  # fraction of the whole softmax that this tile has
-            keep = self.mask(weights, (*place, number))
+            keep = self.mask(weights, (*label, number))
             of_out = grad[at].to(dtype)
             of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
-            of_out = of_out / self.keep_probability
+            of_out = of_out / keep_probability
             of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
             dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
             share *= scale
@@ -241,30 +229,26 @@ class Dropout(NamedTuple):
         return dq, dk, dv
 
 
-def drops_some(probability: float) -> bool:
-    """Whether the probability, rounded to 16 bits, is neither 0 nor 1."""
-    return 0 < Dropout(probability, 0).threshold < 1 << BITS
-
-
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score terms are excluded.
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score terms are excluded, and
+    probabilities that 16 bits round to 0 or 1.
     """
     call = context.call
     if not call.dropout or context.device != "cpu" or torch.compiler.is_exporting() or call.score_mod is not None:
         return False
-    if not drops_some(call.dropout):
+    if not 0 < Dropout(call.dropout, 0).threshold < 1 << BITS:
         return False
     return not context.few_pairs and (torch.compiler.is_compiling() or context.plain_only is None)
 
 
-def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
-    """``count`` random int16, determined by ``seed`` and ``place``.
+def random_bits(count: int, seed: int, label: tuple[int, ...]) -> Tensor:
+    """``count`` random int16, determined by ``seed`` and ``label``.
 
     Computed as a hash of counters: MurmurHash3's finalizer with two keys.
     """
-    for number in place:
+    for number in label:
         seed = _mixed(seed + number)
     first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
     size = -(-count // 2)

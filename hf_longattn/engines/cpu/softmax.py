@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..dense import unit_stride
 from .kernels import (
+    MASKED,
     MAX_PLAIN_KEYS,
     Dropout,
     Gradients,
@@ -32,7 +33,6 @@ from .kernels import (
     merge_sinks,
     plain_gradients,
     token_major,
-    zero_unseen,
 )
 
 
@@ -124,7 +124,7 @@ class Part(NamedTuple):
     keys: Side
     mask: Tensor | None = None
     """Additive, broadcastable to ``(n, H, queries, keys)``; ``None`` if no pair is hidden."""
-    place: tuple[int, ...] = ()
+    label: tuple[int, ...] = ()
     """Numbers that identify the part within its scope. They seed its dropout."""
     merges: bool = False
     """Whether results are merged with the results of earlier parts for the same queries. Otherwise they overwrite these."""
@@ -221,10 +221,10 @@ def source(cls: type[Source]) -> type[Source]:
     return cls
 
 
-def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout | None) -> Any:
+def part_forward(part: Part, label: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout | None) -> Any:
     """Output ``(n, H, queries, D)`` and log-sum-exp ``(n, H, queries)`` of a part."""
     if drop is not None:
-        return drop.forward(place, q, k, v, part.mask, scale)
+        return drop.forward(label, q, k, v, part.mask, scale)
     if part.merges and k.shape[2] <= MAX_PLAIN_KEYS:
         return few_keys(q, k, v, part.mask, scale)
     if q.shape[2] == 1 and q.element_size() < 4:
@@ -234,7 +234,7 @@ def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Te
 
 
 def part_backward(
-    part: Part, place: tuple[int, ...], inputs: Sequence[Tensor], totals: Sequence[Any], scale: float, drop: Dropout | None
+    part: Part, label: tuple[int, ...], inputs: Sequence[Tensor], totals: Sequence[Any], scale: float, drop: Dropout | None
 ) -> Gradients | None:
     """The gradients of a part's q, k and v. If plain products compute them, they are added to ``totals``, and the result is ``None``.
 
@@ -244,7 +244,7 @@ def part_backward(
     """
     grad, q, k, v, out, lse = inputs
     if drop is not None:
-        return drop.backward(place, grad, q, k, v, out, lse, part.mask, scale)
+        return drop.backward(label, grad, q, k, v, out, lse, part.mask, scale)
 
     # A score term needs the gradient of the scores, which the fused kernel does not return.
     if k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None:
@@ -307,7 +307,7 @@ def softmax_forward(
         into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
         for part in scope.parts:
             inputs = [side.of(x) for side, x in zip((part.queries, part.keys, part.keys), tensors, strict=True)]
-            results = part_forward(part, (number, *part.place), *inputs, scale, drops)
+            results = part_forward(part, (number, *part.label), *inputs, scale, drops)
 
             # The kernel's own tensors are the result if they cover the batch in the layout of the result: a copy less.
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
@@ -324,7 +324,10 @@ def softmax_forward(
             part.queries.put(into[1], results[1])
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
-        zero_unseen(out, lse)
+        unseen = lse <= MASKED / 2
+        if bool(unseen.any()):
+            out.masked_fill_(unseen[..., None], 0)
+            lse.masked_fill_(unseen, 0)
     if sink_scores is not None:
         merge_sinks(out, lse, sink_scores)
     return out, lse
@@ -351,7 +354,7 @@ def cpu_softmax_backward(
         totals, whole = [scope.into(name, x) for name, x in zip(names, sums, strict=True)], scope.whole
         for part in scope.parts:
             of_part = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
-            gradients = part_backward(part, (number, *part.place), of_part, totals, scale, drops)
+            gradients = part_backward(part, (number, *part.label), of_part, totals, scale, drops)
             if gradients is not None:
                 if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
                     results = [*gradients]

@@ -28,7 +28,7 @@ NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
 """Mask of a tile row: nothing visible (row skipped), no mask, one mask over keys for all its queries, or one per query-key pair."""
 
 
-class Rules(NamedTuple):
+class Bounds(NamedTuple):
     """Pairs with ``low <= query - key <= high`` are visible, except those with ``hidden_low <= query - key <= hidden_high``."""
 
     low: int = -MAX_DISTANCE
@@ -37,7 +37,7 @@ class Rules(NamedTuple):
     hidden_high: int = -MAX_DISTANCE
 
     @classmethod
-    def of(cls, tile: GatherTile) -> Rules:
+    def of(cls, tile: GatherTile) -> Bounds:
         low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
         bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
         return cls(*(max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds))
@@ -49,7 +49,7 @@ class TileSpec(NamedTuple):
     queries: Tensor
     keys: Tensor
     bias: Tensor | None
-    rules: Rules
+    bounds: Bounds
 
 
 class _Row(NamedTuple):
@@ -103,7 +103,7 @@ class Layout(NamedTuple):
 def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
-    key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
+    key = ("layout", len(tensors), spec.bounds, heads, q_len, limits)
     return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
 
 
@@ -132,19 +132,19 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """The kind of mask of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Views skip empty key slots without a mask."""
-    queries, keys, bias, rules = spec
+    """What mask every tile row needs, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Views skip empty key slots without a mask."""
+    queries, keys, bias, bounds = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
-    if rules == Rules() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+    if bounds == Bounds() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
         return torch.full(shape, NO_MASK)
     nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
     farthest = queries.amax(-1, keepdim=True) - keys
     empty = keys < 0
-    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
-    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
-    never = never | ((nearest >= rules.hidden_low) & (farthest <= rules.hidden_high))
-    always = always & ((farthest < rules.hidden_low) | (nearest > rules.hidden_high))
+    never = empty | (farthest < bounds.low) | (nearest > bounds.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= bounds.low) & (farthest <= bounds.high)
+    never = never | ((nearest >= bounds.hidden_low) & (farthest <= bounds.hidden_high))
+    always = always & ((farthest < bounds.hidden_low) | (nearest > bounds.hidden_high))
     if bias is not None and bias.dtype == torch.bool:
         never, always = never | ~bias.any(-2), always & bias.all(-2)
     hidden = never & ~(empty & torch.tensor(viewed)[:, None])
@@ -167,9 +167,9 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
     start = index.gather(1, slot[:, None])[:, 0]
     following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
     stride = torch.where(size > 1, following - start, 1)
-    place = torch.arange(index.shape[1]) - slot[:, None]
-    within = (place >= 0) & (place < size[:, None])
-    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    nth = torch.arange(index.shape[1]) - slot[:, None]
+    within = (nth >= 0) & (nth < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + nth * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return None
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
@@ -351,7 +351,7 @@ class Tiles(Source):
 
     - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
       :class:`hf_longattn.engines.call.GatherTile`.
-    - numbers: the four numbers of the :class:`Rules` of each tile.
+    - numbers: the four numbers of the :class:`Bounds` of each tile.
     """
 
     name = "tiles"
@@ -360,8 +360,8 @@ class Tiles(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         self.key_mask, *lists = fixed
         count = len(numbers) // 4
-        rules = [Rules(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
-        lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], rules
+        bounds = [Bounds(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
+        lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], bounds
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
@@ -383,7 +383,7 @@ class Tiles(Source):
 
     def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
         """The parts of one tile. Parts whose keys are all padding are skipped."""
-        plan, place = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
+        plan, number = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
             for chunk in plan.chunks[item % len(plan.chunks)]:
@@ -396,8 +396,8 @@ class Tiles(Source):
                     continue
                 mask = chunk_mask(tile, item, chunk, queries, keys, self.dtype)
                 mask = hidden if mask is None else mask if hidden is None else mask + hidden
-                yield Part(queries, keys, mask, (place,), merges)
-                place += 1
+                yield Part(queries, keys, mask, (number,), merges)
+                number += 1
 
 
 def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> _Viewed | _Gathered:
@@ -419,11 +419,11 @@ def chunk_mask(
     if q_run is not None and k_run is not None and spec.bias is None:
         q_size = 1 if single else q_run.size
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
-            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
+            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.bounds, dtype)
     queries, keys = of_queries.positions(), of_keys.positions()
     if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
         queries = queries.amax(-1, keepdim=True)
-    seen = _seen(queries, keys, spec.rules)
+    seen = _seen(queries, keys, spec.bounds)
     if spec.bias is None:
         return additive_mask(~seen, dtype)
 
@@ -436,7 +436,7 @@ def chunk_mask(
     return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
 
 
-def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
+def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, bounds: Bounds, dtype: torch.dtype) -> Tensor:
     """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so read-only."""
 
     def make() -> Tensor:
@@ -444,15 +444,15 @@ def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride:
             torch.arange(first, first + n * step, step, dtype=torch.int32)[None, None]
             for first, n, step in ((shift + POSITION_OFFSET, q_size, q_stride), (POSITION_OFFSET, k_size, k_stride))
         )
-        return additive_mask(~_seen(queries, keys, rules), dtype)
+        return additive_mask(~_seen(queries, keys, bounds), dtype)
 
-    return BYTE_CACHE.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
+    return BYTE_CACHE.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, bounds, dtype), make)
 
 
-def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
+def _seen(queries: Tensor, keys: Tensor, bounds: Bounds) -> Tensor:
     distance = queries[..., :, None] - keys[..., None, :]
-    seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
-    seen &= distance <= rules.high
-    if rules.hidden_low <= rules.hidden_high:
-        seen &= (distance < rules.hidden_low) | (distance > rules.hidden_high)
+    seen = (distance >= bounds.low) & (keys >= 0)[..., None, :]
+    seen &= distance <= bounds.high
+    if bounds.hidden_low <= bounds.hidden_high:
+        seen &= (distance < bounds.hidden_low) | (distance > bounds.hidden_high)
     return seen

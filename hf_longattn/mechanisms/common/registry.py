@@ -18,7 +18,7 @@ from torch import nn
 from ...engines.token_grid import Grid
 from ...errors import OptionError, nearest
 from ...names import load_module, module_names
-from ...positions.relative import relative_kind
+from ...positions.relative import relative_class
 from .base import Mechanism, reset
 from .capabilities import About, Capabilities
 from .options import (
@@ -271,7 +271,7 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_kind(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
+    if built.relative is not None and relative_class(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
         raise OptionError(
             f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
             "sees no further than the model was trained for, or choose 'full'."

@@ -10,7 +10,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import keys_per_query
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.full import Full
-from ...positions.relative import relative_kind
+from ...positions.relative import relative_class
 from ...positions.rope import RopePlan, rope_parameters
 
 
@@ -39,7 +39,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         lengths = {"old_length": old_length, "new_length": new_length}
         frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
         planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
-        if planned.relative and relative_kind(planned.relative).counts_tokens:
+        if planned.relative and relative_class(planned.relative).counts_tokens:
             _check_moved(planned, mechanisms, old_length)
         return planned
 
