@@ -12,7 +12,7 @@ its batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -129,7 +129,7 @@ def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
     """Replaces ``_apply``, which ``to``, ``half`` … call. Before any tensor changes, refuses another dtype or device for packed layers."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
-            module.check_stays(fn)
+            module._apply(fn)
     return type(model)._apply(model, fn, recurse)
 
 
@@ -187,7 +187,9 @@ def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
     """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by :class:`PackedLinear`."""
-    inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # models read the embeddings' dtype
+    inside = {id(module) for module in model.base_model.modules()}
+    with suppress(NotImplementedError):  # a base with several embeddings
+        inside.discard(id(model.get_input_embeddings()))  # models read the embeddings' dtype
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
@@ -201,13 +203,6 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
             replacement = PackedLinear(weight, bias, transposed=transposed)
         for parent, name in owners:
             setattr(parent, name, replacement)
-
-
-def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
-    try:
-        return model.get_input_embeddings()
-    except NotImplementedError:  # the base has several embeddings
-        return None
 
 
 def _run_in_pieces(model: nn.Module) -> None:
@@ -313,6 +308,9 @@ class InferenceLinear(nn.Module):
     dtype: torch.dtype
     """The dtype of inputs and outputs."""
     packed: Tensor
+    """The weight in oneDNN's layout."""
+    product: Any
+    """The product of rows, a method: ``(M, in_features)`` -> ``(M, out_features)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (…, in_features)`` -> ``(…, out_features)``.
@@ -326,27 +324,16 @@ class InferenceLinear(nn.Module):
                     "A model after optimize_for_inference cannot be exported, since its weights are packed; export it before."
                 )
             return _run_uncompiled(self, x)
-        return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """``x`` as rows, ``(…, in_features)`` -> ``(M, in_features)``."""
         if differentiated(x):
             raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
-        return x.reshape(-1, self.in_features)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The product of rows, ``(M, in_features)`` -> ``(M, out_features)``."""
-        raise NotImplementedError
+        out: Tensor = self.product(x.reshape(-1, self.in_features))
+        return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.check_stays(fn)
-        return self
-
-    def check_stays(self, fn: Any) -> None:
-        """Raise :class:`BackendError` if ``fn`` would change packed weights. ``to``, ``half``, ``cuda`` … apply it to all tensors.
+        """The layer itself. ``to``, ``half``, ``cuda`` … would apply ``fn`` to all tensors, but packed weights do not change.
 
         Raises:
             BackendError: the dtype or the device would change.
@@ -356,6 +343,7 @@ class InferenceLinear(nn.Module):
             raise BackendError(
                 f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or convert it."
             )
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
         """The copy shares the weight, which never changes."""
@@ -425,7 +413,15 @@ class Int8Linear(InferenceLinear):
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, x.shape[0], ROWS_PER_PRODUCT):
             rows = slice(start, start + ROWS_PER_PRODUCT)
-            codes, scale = quantise_in_pieces(x[rows])
+            values = x[rows]
+            size = max(1, VALUES_PER_ROUNDING // values.shape[1])
+            if len(values) <= size:
+                codes, scale = quantise(values)
+            else:  # in pieces, which stay in the CPU's cache between the steps of rounding
+                codes, space = torch.empty(values.shape, dtype=torch.int8), torch.empty(size, values.shape[1])
+                starts = range(0, len(values), size)
+                scales = [quantise(values[at : at + size], codes[at : at + size], space[: len(values) - at])[1] for at in starts]
+                scale = torch.cat(scales)
             sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
             if self.bias is None:
                 torch.mul(sums, scale.to(self.dtype), out=out[rows])
@@ -433,11 +429,13 @@ class Int8Linear(InferenceLinear):
                 torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[rows])
         return out
 
-    def __getstate__(self) -> NoReturn:
-        refuse_saving()
+    def __getstate__(self, *_: Any) -> NoReturn:
+        raise BackendError(
+            "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write "
+            "a quantised checkpoint with `longattn compress`."
+        )
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        refuse_saving()
+    _save_to_state_dict = __getstate__
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -445,34 +443,11 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
     """
-    scale = largest_magnitudes(x).div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
+    # The largest magnitude of each row. Bit patterns of floats are in the same order, and comparing integers is faster.
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    largest = x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
+    scale = largest.div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
     # the product reads rows, even if x is a transposed weight (Conv1D)
     values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
     values.mul_(scale.reciprocal()).round_()
     return values.to(torch.int8) if codes is None else codes.copy_(values), scale
-
-
-def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise ``x (M, K)`` as :func:`quantise` does, about :data:`VALUES_PER_ROUNDING` values at a time."""
-    rows = max(1, VALUES_PER_ROUNDING // x.shape[1])
-    if x.shape[0] <= rows:
-        return quantise(x)
-    codes, space = torch.empty(x.shape, dtype=torch.int8), torch.empty(rows, x.shape[1])
-    scales = [
-        quantise(x[start : start + rows], codes[start : start + rows], space[: len(x) - start])[1] for start in range(0, len(x), rows)
-    ]
-    return codes, torch.cat(scales)
-
-
-def largest_magnitudes(x: Tensor) -> Tensor:
-    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bit patterns are compared: they have the same order, and
-    comparing integers is faster."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
-
-
-def refuse_saving() -> NoReturn:
-    raise BackendError(
-        "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write a "
-        "quantised checkpoint with `longattn compress`."
-    )

@@ -47,26 +47,3 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     """
     share = count / torch.where(count > 0, torch.as_tensor(items, device=count.device), 1)
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
-
-
-def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
-    """``outputs`` of a forward pass with the training loss in place of the base's. Only if they have a loss.
-
-    Args:
-        model: while it trains, its mechanisms' auxiliary losses are added.
-        outputs: the base's outputs, whose loss is the mean over the batch.
-        arguments: arguments of the forward pass, without ``num_items_in_batch``.
-        items: ``num_items_in_batch``, Trainer's number of labels in a step. If given, the loss becomes the batch's share.
-    """
-    by_name = hasattr(outputs, "loss")
-    loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        return outputs
-    if model.training and model.runs_mechanisms and (added := auxiliary_loss(model)) is not None:
-        loss = loss + added.to(loss)
-    if items is not None and (count := label_count(type(model).__name__, arguments)) is not None:
-        loss = share_of_step(loss, count, items)
-    if not by_name:
-        return (loss, *outputs[1:])
-    outputs.loss = loss
-    return outputs

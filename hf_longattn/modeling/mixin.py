@@ -25,16 +25,16 @@ from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
+from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import attach_memory_tokens, run_in_segments
-from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
+from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
-from .family.validation import refuse_scoreless
 from .inference import optimize_for_inference, warn_of_overflow
-from .losses import with_training_loss
+from .losses import auxiliary_loss, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
@@ -142,7 +142,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
         models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
         for model in models:
-            model.after_attach()
+            if isinstance(model, LongBaseModelMixin):
+                model.after_attach()
         for model in models:
             if shared := shared_parameters(model):
                 tie_parameters(model, shared)
@@ -180,21 +181,24 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             with torch.device(old.weight.device):  # the base makes the decoder's table as long as the encoder's
                 self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
 
-    def after_attach(self) -> None:
-        """Called once after the mechanisms have been attached."""
-
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward``, with the training loss; see :func:`with_training_loss`."""
+        """The outputs of ``base_forward``. A mean loss gets the mechanisms' auxiliary losses in training, and becomes the batch's share of
+        the step if ``num_items_in_batch`` is given, Trainer's number of labels in a step."""
         items = arguments.pop("num_items_in_batch", None)
         outputs = base_forward(self, **arguments)
-        with_loss = isinstance(outputs, tuple) or getattr(outputs, "loss", None) is not None
-        return with_training_loss(self, outputs, arguments, items) if with_loss else outputs
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        """Initialise as the base does, and what was not loaded. Position tables that are not used become zero."""
-        super().initialize_weights()
-        drop_tables(self, self.family)
+        by_name = not isinstance(outputs, tuple)
+        mean = getattr(outputs, "loss", None) if by_name else outputs[0] if outputs else None
+        if not isinstance(mean, Tensor) or mean.dim() != 0:
+            return outputs
+        loss = mean
+        if self.training and self.runs_mechanisms and (added := auxiliary_loss(self)) is not None:
+            loss = loss + added.to(loss)
+        if items is not None and (count := label_count(type(self).__name__, arguments)) is not None:
+            loss = share_of_step(loss, count, items)
+        if not by_name:
+            return (loss, *outputs[1:])
+        outputs.loss = loss
+        return outputs
 
     def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
         """As in transformers, where models initialise tensors of their layers. Of custom code, modules without tensors are skipped."""
@@ -359,7 +363,8 @@ class LongGenerationMixin(_Base):
             kwargs["global_attention_mask"] = global_tokens_of(
                 rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )
-        if getattr(self.running_base, "runs_in_segments", False):  # every step reads the whole text: segments have no cache
+        base = self.running_base
+        if base is not None and base.recursion is not None and self.runs_mechanisms:  # segments have no cache: each step reads the text
             if inputs_embeds is not None:
                 raise InputError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
             kept = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
@@ -395,22 +400,15 @@ class LongBaseModelMixin(LongAttentionMixin):
     """The number of tokens for which the position table has rows."""
     recursion: Recursion | None = None
     """How memory tokens pass from segment to segment. ``None`` if the model runs over the whole text."""
+    takes_positions: bool = False
+    """Whether ``forward`` takes ``position_ids``."""
+    mixes_beside_attention: bool = False
+    """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
     exact_length: int | None = None
     """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
 
     That of full attention in all layers; 0 for an encoder that never computes the source's attention, and for one with rotary positions,
     whose full attention does not depend on where they start. ``None``: every batch has the source's."""
-
-    @property
-    def runs_in_segments(self) -> bool:
-        """Whether memory tokens pass from segment to segment."""
-        return self.recursion is not None and self.runs_mechanisms
-
-    @functools.cached_property
-    def mixes_beside_attention(self) -> bool:
-        """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
-        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.spec.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def after_attach(self) -> None:
         """Note what every call needs to know of layers and positions, and add memory tokens. Refuses layers that contradict each other."""
@@ -420,6 +418,10 @@ class LongBaseModelMixin(LongAttentionMixin):
         if any(mechanism.capabilities.recursion is not None for mechanism in layers):
             self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
+        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
+        mixing = recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules())
+        self.mixes_beside_attention = mixing and self.family.spec.counts_tokens
+        self.takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
         if self.takes_positions and (rotary or table is not None):
@@ -517,11 +519,6 @@ class LongBaseModelMixin(LongAttentionMixin):
         if free:
             start = start * (torch.full((), shape[1], device=device) > self.exact_length)
         return (positions - start[:, None]).clamp(min=first)
-
-    @property
-    def takes_positions(self) -> bool:
-        """Whether ``forward`` takes ``position_ids``."""
-        return "position_ids" in inspect.signature(type(self).forward).parameters
 
 
 class LongDecoderMixin(LongBaseModelMixin):

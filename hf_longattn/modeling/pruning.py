@@ -40,25 +40,23 @@ class Heads:
     queries: int
     width: int
 
-    @property
-    def columns(self) -> int:
-        """Number of inputs of the output projection per key-value head."""
-        return self.queries * self.width
-
     def keep(self, heads: Sequence[int]) -> None:
         """Remove all heads except ``heads``, in place."""
-        index = torch.tensor(sorted(heads))
-        for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
+        index, columns = torch.tensor(sorted(heads)), self.queries * self.width  # inputs of the output projection per key-value head
+        for layer, width in zip(self.projections, (columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
-        cut(self.output, spread(index, self.columns), 1)
+        cut(self.output, spread(index, columns), 1)
         module: Any = self.site.module
         counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
-        counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * self.columns)
+        counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * columns)
         for name, value in counts.items():
             if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # which mechanisms read first
                 setattr(module, name, value)
-        for values in self._tensors_by_head():
-            values.data = values.data[spread(index, self.queries)].clone()
+        mechanism = getattr(module, "long_attention", None)
+        if isinstance(mechanism, Mechanism):
+            tensors = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
+            for name in mechanism.per_head_tensors or ():
+                tensors[name].data = tensors[name].data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
         """Raise :class:`OptionError` if heads cannot be removed. A norm spans all heads, or a mechanism's parameters cannot be divided by
@@ -79,13 +77,6 @@ class Heads:
         if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
             what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
             raise OptionError(f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or int8.")
-
-    def _tensors_by_head(self) -> list[Tensor]:
-        mechanism = getattr(self.site.module, "long_attention", None)
-        if not isinstance(mechanism, Mechanism):
-            return []
-        named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
-        return [named[name] for name in mechanism.per_head_tensors or ()]
 
 
 def spread(index: Tensor, width: int) -> Tensor:
@@ -141,7 +132,9 @@ def cut_as_configured(model: Any) -> None:
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
     for layer, count in counts.items():
         heads = layers.get(str(layer))
-        if heads is None or not 1 <= count <= _configured(model.config, heads):
+        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))  # the number in layers that are not pruned
+        most = next((value for value in before if isinstance(value, int)), 0 if heads is None else heads.count)
+        if heads is None or not 1 <= count <= most:
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
         if count < heads.count:
             heads.keep(range(count))
@@ -164,11 +157,3 @@ def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     padded = values.new_zeros(shape)
     padded[tuple(slice(size) for size in values.shape)] = values
     return padded
-
-
-def _configured(config: Any, heads: Heads) -> int:
-    """Number of key-value heads of a layer that is not pruned."""
-    for name in (*KEY_COUNTS, *QUERY_COUNTS):
-        if isinstance(value := getattr(config, name, None), int):
-            return value
-    return heads.count

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...errors import OptionError
+from ...mechanisms.common.base import Mechanism
 from ..backend import BACKEND, longattn_attention_forward
 from ..family.long_config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
-from ..family.validation import refuse_scoreless
 from ..masks import padding_of_row
 
 if TYPE_CHECKING:
@@ -32,36 +33,32 @@ def by_head(hidden: Tensor, size: int, *projections: Any) -> tuple[Tensor, ...]:
     return tuple(projection(hidden).unflatten(-1, (-1, size)).transpose(1, 2) for projection in projections)
 
 
-def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if requested.
-
-    ``scaling`` and ``dropout`` (a probability, in training) default to those of BERT's attention modules.
-    """
-    return _attended(longattn_attention_forward, module, *qkv_and_mask, **kwargs)
-
-
-def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Run the attention function that the module's config names on query, key, value and mask. ``eager`` is the base's function."""
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
-    return _attended(interface, module, *qkv_and_mask, **kwargs)
-
-
-def _attended(
-    function: Callable[..., Any],
+def attend_by_mechanism(
     module: Any,
-    *tensors: Tensor | None,
+    *qkv_and_mask: Tensor | None,
+    function: Callable[..., Any] = longattn_attention_forward,
     scaling: float | None = None,
     dropout: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if requested.
+
+    ``scaling`` and ``dropout`` (a probability, in training) default to those of BERT's attention modules.
+    """
     if scaling is None:
         scaling = module.attention_head_size**-0.5
     if not module.training:
         dropout = 0.0
     elif dropout is None:
         dropout = module.dropout.p
-    output, weights = function(module, *tensors, scaling=scaling, dropout=dropout, **kwargs)
+    output, weights = function(module, *qkv_and_mask, scaling=scaling, dropout=dropout, **kwargs)
     return output.flatten(2), weights
+
+
+def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Run the attention function that the module's config names, as :func:`attend_by_mechanism`. ``eager`` is the base's function."""
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
+    return attend_by_mechanism(module, *qkv_and_mask, function=interface, **kwargs)
 
 
 class HandsKeywordsDown(_Module):
@@ -101,10 +98,15 @@ class ReplacedModules(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "replaced" in vars(cls):
-            cls.replaced = {
-                base: one if issubclass(one, base) else _joined(one, base, cls.__module__) for base, one in cls.replaced.items()
-            }
+        if "replaced" not in vars(cls):
+            return
+        classes = dict(cls.replaced)
+        for base, mixin in classes.items():
+            if not issubclass(mixin, base):  # stored in the family's module, where pickle finds it
+                name, namespace = f"Long{base.__name__}", {"__module__": cls.__module__, "__doc__": mixin.__doc__}
+                classes[base] = type(name, (mixin, base), namespace)
+                setattr(sys.modules[cls.__module__], name, classes[base])
+        cls.replaced = classes
 
     def adapt_module(self, name: str, module: Any) -> None:
         """Set what the subclass needs on a replaced module. ``name`` is the module's name in the model."""
@@ -120,17 +122,20 @@ class ReplacedModules(_Base):
 
 
 def replacing(
-    module: str, replaced: Mapping[type[nn.Module], type[Any]], kind: type[ReplacedModules] = ReplacedModules
+    module: str, replaced: Mapping[type[nn.Module], type[Any]], mixin: type[ReplacedModules] = ReplacedModules
 ) -> type[ReplacedModules]:
-    """A mixin of this ``kind`` for the family in ``module``. It replaces modules by the mapping ``replaced``, and changes nothing else."""
-    return type("Replacing", (kind,), {"__module__": module, "replaced": replaced})
+    """A subclass of ``mixin`` for the family in ``module``. It replaces modules by the mapping ``replaced``, and changes nothing else."""
+    return type("Replacing", (mixin,), {"__module__": module, "replaced": replaced})
 
 
-def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
-    """The class ``Long…`` that derives from ``first`` and ``base``. It is stored in the family's ``module``, where pickle finds it."""
-    joined = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
-    setattr(sys.modules[module], joined.__name__, joined)
-    return joined
+def refuse_scoreless(model: nn.Module, why: str) -> None:
+    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the model changes scores."""
+    for module in model.modules():
+        if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
+            raise OptionError(
+                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of single "
+                "tokens that could change; choose one that has, for example mechanism='window'."
+            )
 
 
 class OnTheInterface(ReplacedModules):

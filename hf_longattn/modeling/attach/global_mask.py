@@ -104,17 +104,14 @@ def question_separator(tokenizer: Any) -> int | None:
     if backend is None:
         ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
     else:
-        ids, document = _without_padding(backend.encode("a", "b")), _without_padding(backend.encode("b", add_special_tokens=False))
+        encodings = backend.encode("a", "b"), backend.encode("b", add_special_tokens=False)
+        ids, document = ([token for token, real in zip(x.ids, x.attention_mask, strict=True) if real] for x in encodings)
     first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
     row = torch.tensor([ids])
     question = GlobalTokenIds(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
     return ids[first - 1] if int(question.sum()) == first else None
-
-
-def _without_padding(encoding: Any) -> list[int]:
-    return [token for token, is_real in zip(encoding.ids, encoding.attention_mask, strict=True) if is_real]
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:

@@ -5,19 +5,19 @@ All distances from ``relative_attention_max_distance`` on share one bucket. Posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache
+from transformers import EncoderDecoderCache
 
 from ...configuration import LongAttentionConfig
 from ...engines.score_terms import DistanceBias
 from ...memory.decode_cache import take_cache
 from ...positions.relative import buckets
 from ..family.long_config import LongEncoderDecoderConfig, runs_mechanisms
-from .custom_attention import attend_by_mechanism
+from .custom_attention import attend_by_mechanism, by_head
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
 """For ``attribute_map``: the usual names of the numbers of layers, mapped to T5's."""
@@ -108,9 +108,23 @@ class BucketedAttention(nn.Module):
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
-        key, value = self._keys_values(hidden_states, key_value_states, take_cache(kwargs))
+        cache, layer, crossing = take_cache(kwargs), int(self.layer_idx or 0), key_value_states is not None  # type: ignore[arg-type]
+        both = cache if isinstance(cache, EncoderDecoderCache) else None
+        past: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
+        size = int(self.key_value_proj_dim)  # type: ignore[arg-type]
+        if crossing and both is not None and both.is_updated.get(layer):
+            key, value = past.layers[layer].keys, past.layers[layer].values
+        else:
+            source = hidden_states if key_value_states is None else key_value_states
+            key, value = by_head(source, size, self.k, self.v)
+            if past is not None:
+                key, value = past.update(key, value, layer)
+            if crossing and both is not None:
+                both.is_updated[layer] = True
+        (query,) = by_head(hidden_states, size, self.q)
+
         bias = self.biases() if position_bias is None and self.has_relative_attention_bias else position_bias
-        query, term = self._heads(self.q, hidden_states), None if bias is None else DistanceBias(bias, self.ahead)
+        term = None if bias is None else DistanceBias(bias, self.ahead)
         output, weights = attend_by_mechanism(
             self, query, key, value, mask, scaling=1.0, dropout=self.dropout, position_bias=term, **kwargs
         )
@@ -128,20 +142,3 @@ class BucketedAttention(nn.Module):
         at = buckets(distance, bool(self.is_decoder), int(self.relative_attention_num_buckets), furthest)  # type: ignore[arg-type]
         biases: Tensor = self.relative_attention_bias(at).T
         return biases
-
-    def _keys_values(self, hidden_states: Tensor, encoder_states: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        crossing, layer = encoder_states is not None, int(self.layer_idx or 0)  # type: ignore[arg-type]
-        both = cache if isinstance(cache, EncoderDecoderCache) else None
-        past: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
-        if crossing and both is not None and both.is_updated.get(layer):
-            return past.layers[layer].keys, past.layers[layer].values
-        source = hidden_states if encoder_states is None else encoder_states
-        key, value = self._heads(self.k, source), self._heads(self.v, source)
-        if past is not None:
-            key, value = past.update(key, value, layer)
-        if crossing and both is not None:
-            both.is_updated[layer] = True
-        return key, value
-
-    def _heads(self, projection: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-        return projection(states).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -30,31 +30,25 @@ else:
     _Base = object
 
 
-class Unchanged(ConversionOps):
-    """Passes tensors on unchanged. Saving applies it to a table that was extended while loading."""
+class ExtendPositions(ConversionOps):
+    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table is learned.
 
-    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+    table: ``None`` to pass tensors on unchanged, as saving does with a table that was extended while loading.
+    """
 
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return self
-
-
-class ExtendPositions(Unchanged):
-    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table is learned."""
-
-    def __init__(self, table: PositionTable, config_class: type[Any]) -> None:
+    def __init__(self, table: PositionTable | None, config_class: type[Any]) -> None:
         self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
+        tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         table, model_type = self.table, self.config_class.model_type
+        if table is None:
+            return tensors
         if config.model_type != model_type:  # the config of a model in which this one is a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
         rows, dropped = table.rows(config), config.position_extension in DROPPED
         strategy = config.position_extension if table.learned or dropped else SINUSOIDAL
-        tensors = super().convert(input_dict)
         for name, weight in tensors.items():
             if (weight.shape[0] < rows or dropped) and weight.device.type != "meta":
                 extended = extend_table(weight.cpu(), rows, offset=table.offset_rows(config), strategy=strategy)
@@ -63,7 +57,7 @@ class ExtendPositions(Unchanged):
 
     @property
     def reverse_op(self) -> ConversionOps:
-        return Unchanged()
+        return ExtendPositions(None, self.config_class)
 
 
 def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
@@ -213,7 +207,7 @@ class LoadsMechanisms(_Base):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise as the base does, then mechanisms and memory tokens that were not loaded."""
+        """Initialise as the base does, then mechanisms and memory tokens that were not loaded. Unused position tables become zero."""
         missing: list[nn.Module] = []
         waiting: list[nn.Module] = [self]
         while waiting:  # outermost mechanisms only, which initialise those inside them
@@ -225,6 +219,8 @@ class LoadsMechanisms(_Base):
         super().initialize_weights()
         for module in missing:
             initialise_missing(module)
+        if (family := getattr(self, "family", None)) is not None:
+            drop_tables(self, family)
         copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
         for attention in self.modules() if copying else ():
             for mechanism in mechanisms_on(attention).values():
