@@ -25,7 +25,7 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
 
     from hf_longattn.data.rows import rows_of
     from hf_longattn.training.tasks.embed import labelled_pairs, relevant_texts, reranking, retrieval
-    from tests.data import test_loaders as loaders
+    from tests.data import test_batching as loaders
 
     models, patch = loaders.Models(folder, AutoTokenizer.from_pretrained(checkpoint)), pytest.MonkeyPatch()
     drawn: dict[str, Any] = {}

@@ -26,8 +26,9 @@ from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.cases import every_case
+from tests.conversion.conftest import change_config
 from tests.generic import load_generic
-from tests.reports import tensor_counts
+from tests.reports import statuses, tensor_counts
 from tests.trained import tokenizer_of
 from tests.unsupported import (
     CHANNELS,
@@ -122,7 +123,7 @@ def run(model: Any) -> torch.Tensor:
 def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
-    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
+    assert statuses(report)["equal with the source's attention"] == "passed"
     assert report.plan["generic"]
     assert tensor_counts(report)["new"] >= 4
     config = json.loads((tmp_path / "long" / "config.json").read_text())
@@ -159,7 +160,7 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
 def test_generic_full_attention_equals_the_source(name: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full")
     assert not report.needs_training
-    assert {check.name: check.status for check in report.checks}["with the mechanism"] == "passed"
+    assert statuses(report)["with the mechanism"] == "passed"
     files = [(folder / "model.safetensors") for folder in (tmp_path / "plain", tmp_path / "long")]
     assert all(torch.equal(load_file(files[1])[key], values) for key, values in load_file(files[0]).items())
 
@@ -350,9 +351,7 @@ def test_enabled_model_is_saved_and_loaded_with_its_mechanisms(tmp_path: Path) -
 
 
 def unnamed(folder: Path, **values: object) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": None, **values}))
-    return folder
+    return change_config(folder, architectures=None, **values)
 
 
 def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

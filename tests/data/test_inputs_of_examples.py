@@ -1,6 +1,6 @@
 """What models are trained on is what transformers' examples feed, for every kind of tokenizer and every task.
 
-The statements here are independent of the package: they say what ``run_ner``, ``run_mlm``, ``run_clm``, ``run_qa``, ``run_swag``,
+The statements here are independent of the package: they say what ``run_ner``, ``run_mlm``, ``run_clm``, ``run_qa``,
 ``run_summarization`` and ``run_classification`` (transformers, examples/pytorch) do with a text, and what sentence-transformers reads. The
 package goes on where the examples stop: windows for documents that they cut, the end token after a document where the tokenizer adds
 nothing, the tokens that are left over at the end, several right answers.
@@ -8,6 +8,8 @@ nothing, the tokens that are left over at the end, several right answers.
 
 from __future__ import annotations
 
+import functools
+import json
 import random
 from itertools import chain
 from pathlib import Path
@@ -15,21 +17,79 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.qa_features import qa_rows
-from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
+from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, text_encoding, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
+from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.training.tasks.classify import encode_documents
 from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
 from hf_longattn.training.tasks.seq2seq import to_summaries
 from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
+from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
-from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
-from tests.trained import REAL_TEXT
+from tests.trained import REAL_TEXT, tokenizer_of
+
+KINDS = ("wordpiece", "bytes", "bytes-framed", "bytes-prefixed", "bytes-bos", "metaspace", "metaspace-bos", "unigram", "unigram-end")
+CLASSES = {"wordpiece": "bert", "bytes": "gpt2", "bytes-framed": "roberta", "unigram": "xlm-roberta", "unigram-end": "t5"}
+"""Kinds that are a class of transformers."""
+RUN_NER_PREFIXES = ("bytes", "bytes-framed", "bytes-prefixed")
+"""Kinds that ``run_ner`` loads with ``add_prefix_space=True``: those of GPT-2 and RoBERTa."""
+LLAMA_3 = Regex(r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+"""How Llama 3's tokenizer splits a text before its byte-level pieces."""
+
+
+@functools.cache
+def folder_of(kind: str, parent: Path) -> str:
+    """A folder with the tokenizer, which pads and masks, for every test of a session."""
+    folder = parent / kind
+    if kind == "bytes-prefixed":
+        tokenizer = AutoTokenizer.from_pretrained(folder_of("bytes-framed", parent), add_prefix_space=True)
+    else:
+        tokenizer = tokenizer_of(CLASSES[kind]) if kind in CLASSES else made(kind)
+    missing = {f"{name}_token": f"<{name}>" for name in ("pad", "mask") if getattr(tokenizer, f"{name}_token") is None}
+    tokenizer.add_special_tokens(missing)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def load(kind: str, parent: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer of its own, which a test may change."""
+    return AutoTokenizer.from_pretrained(folder_of(kind, parent))
+
+
+def made(kind: str) -> PreTrainedTokenizerBase:
+    """Byte-level BPE split as in Llama 3 with a first token, or SentencePiece-like BPE with and without one, as in Llama 2."""
+    special = ["<s>", "</s>"]
+    if kind == "bytes-bos":
+        tokenizer, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+        split = pre_tokenizers.Split(LLAMA_3, "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer, alphabet = Tokenizer(models.BPE(unk_token="<unk>")), sorted(set(REAL_TEXT))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+        special.append("<unk>")
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(REAL_TEXT.splitlines(), trainer)
+    if kind.endswith("-bos"):
+        first = [("<s>", 0)]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=first)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def word_ids(word: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
+    """The tokens of a word inside a text: byte-level pieces begin with its space."""
+    text = f" {word}" if kind.startswith("bytes") else word
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
 
 SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
 TEXTS = [" ".join(SENTENCES[first : first + size]) for first, size in ((0, 3), (3, 1), (4, 12), (20, 2))]
@@ -323,3 +383,30 @@ def test_embedding_pairs_are_read_as_by_sentence_transformers(tokenizer: PreTrai
         expected = tokenizer([prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True)
         assert batch[f"{column}_input_ids"].tolist() == expected["input_ids"]
         assert batch[f"{column}_attention_mask"].tolist() == expected["attention_mask"]
+
+
+WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
+BYTE_PIECES = train_tokenizer([" ".join(WORDS)] * 3, 300)
+VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
+OF_PAGES = ("LayoutLMv2Tokenizer", "MarkupLMTokenizer")
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def tokenizer_of_pages(name: str) -> PreTrainedTokenizerBase:
+    extra = {"tags_dict": {"html": 0, "body": 1, "p": 2}} if name == "MarkupLMTokenizer" else {}
+    tokenizer_class: Any = getattr(transformers, name)
+    merges = {} if name == "LayoutLMv2Tokenizer" else {"merges": []}
+    return tokenizer_class(vocab=VOCABULARY, model_max_length=64, **merges, **SPECIAL, **extra)
+
+
+@pytest.mark.parametrize("name", OF_PAGES)
+def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
+    tokenizer, text = tokenizer_of_pages(name), " ".join(WORDS)
+    places = {"xpaths": ["/html/body/p"] * len(WORDS)} if name == "MarkupLMTokenizer" else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
+    assert token_ids(tokenizer, text) == tokenizer(WORDS, **places)["input_ids"]
+    assert special_ids(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+    assert token_ids(tokenizer, text, special_tokens=False) == token_ids(tokenizer, text)[1:-1]
+
+
+def test_other_tokenizers_read_text_as_it_is() -> None:
+    assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))

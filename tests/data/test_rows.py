@@ -18,8 +18,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_longattn.data import rows as rows_module
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import read_texts, rows_of, split_held_out
-from hf_longattn.data.sources import DataError, read_hub, read_table
+from hf_longattn.data.rows import read_texts, rows_of, split_held_out, trained_rows
+from hf_longattn.data.sources import DataError, files_of, read_hub, read_table
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, tagged_rows
 from tests.cases import every_case
@@ -487,3 +487,67 @@ def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> Non
     (folder / "d.txt").symlink_to("missing.txt")
     with pytest.raises(DataError, match=r"d\.txt' is a link to nothing"):
         texts_of(str(folder))
+
+
+READERS_OF_FOLDERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "texts": (".txt", lambda folder: read_table(str(folder))["text"]),
+    "images": (".png", lambda folder: [file.read_text() for file in files_of(folder, "image")]),
+    "recordings": (".flac", lambda folder: [file.read_text() for file in files_of(folder, "audio")]),
+}
+
+
+@every_case("kind", READERS_OF_FOLDERS)
+def test_links_out_of_a_folder_are_followed_and_others_than_files_refused(kind: str, tmp_path: Path) -> None:
+    suffix, read = READERS_OF_FOLDERS[kind]
+    folder = tmp_path / "data"
+    (folder / f"a folder{suffix}").mkdir(parents=True)
+    (folder / f"a{suffix}").write_text("inside")
+    (tmp_path / "elsewhere").write_text("outside")
+    (folder / f"b{suffix}").symlink_to(tmp_path / "elsewhere")
+    assert [*read(folder)] == ["inside", "outside"]
+    for target in ("missing", f"c{suffix}", "pipe"):
+        (folder / f"c{suffix}").unlink(missing_ok=True)
+        if target == "pipe":
+            os.mkfifo(folder / f"c{suffix}")
+        else:
+            (folder / f"c{suffix}").symlink_to(target)
+        with pytest.raises(DataError, match="is a link to nothing, or no regular file; remove it"):
+            read(folder)
+
+
+def test_files_of_a_folder_are_those_of_their_kind(tmp_path: Path) -> None:
+    for name in ("b/2.flac", "a.WAV", ".hidden.wav", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert files_of(tmp_path, "audio") == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
+    assert files_of(tmp_path / "a.WAV", "audio") == [tmp_path / "a.WAV"]
+    with pytest.raises(DataError, match="holds no images"):
+        files_of(tmp_path, "image")
+    with pytest.raises(DataError, match="does not exist; give a file, or a folder of audio files"):
+        files_of(tmp_path / "nowhere", "audio")
+
+
+LABELLED_TO_COMPARE = {"text": ("text",), "label": ("label",)}
+
+
+def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.csv").write_text("label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n")
+    train, scored = (rows_of(str(tmp_path / name), "train", LABELLED_TO_COMPARE, {}) for name in ("a.jsonl", "b.csv"))
+    assert (trained_rows(train, scored), trained_rows(train, train), trained_rows(train.select([]), scored)) == (4, 6, 0)
+    assert trained_rows(*(rows_of(str(tmp_path / name), "train", {"text": ("text",)}, {}) for name in ("b.csv", "a.jsonl"))) == 4
+    assert trained_rows(train, Dataset.from_list([{"text": "text 0", "label": "b"}])) == 0
+
+    words = Dataset.from_list([{"words": ["a", "b"], "tags": ["O", "O"]}, {"words": ["a b"], "tags": ["O"]}])
+    assert trained_rows(words, words.select([1])) == 1
+    assert trained_rows(words.select([0]), words) == 1
+
+
+def test_trained_questions_are_found_whatever_their_ids_and_schema(tmp_path: Path) -> None:
+    question: dict[str, Any] = {"question": "which?", "answers": [{"text": "tree", "answer_start": 2}]}
+    nested = {"data": [{"title": "t", "paragraphs": [{"context": "a tree", "qas": [{**question, "id": "x"}]}]}]}
+    (tmp_path / "a.json").write_text(json.dumps(nested))
+    flat = {"question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}}
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (flat, {**flat, "question": "who?"})))
+    assert trained_rows(load_qa(tmp_path / "a.json"), load_qa(tmp_path / "b.jsonl")) == 1

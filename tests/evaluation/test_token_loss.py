@@ -1,7 +1,10 @@
-"""Losses token by token: equal to what transformers computes, and compared with a standard error."""
+"""Losses token by token, the divergence of predictions, and standard errors, each against its definition."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -9,7 +12,8 @@ import transformers
 from hf_longattn.data.batching import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
-from hf_longattn.evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
+from hf_longattn.evaluation.summaries import in_percent, mean_and_error, means_in_percent, plus_minus, ratio_and_error
+from hf_longattn.evaluation.token_loss import ROWS_AT_ONCE, LossChange, chunk_losses, kl_divergence, token_losses, with_context
 from tests.trained import tokenizer_of
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -108,3 +112,53 @@ def test_loss_change_of_a_decoder_compares_chunks_where_they_have_context() -> N
         change = LossChange.of(with_context(chunked, chunk, causal=causal), whole)
         assert change is not None
         assert change.before == pytest.approx(before)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kl_divergence_and_its_gradient_are_the_definition(temperature: float, dtype: torch.dtype) -> None:
+    """Over several pieces of rows, against float64."""
+    drawn = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2 * ROWS_AT_ONCE + 7, 11, generator=drawn).to(dtype) for _ in range(2))
+    student.requires_grad_(True)
+    (3 * kl_divergence(student, teacher, temperature)).backward()
+    exact = student.detach().double().requires_grad_(True)
+    predicted, wanted = ((logits / temperature).log_softmax(-1) for logits in (exact, teacher.double()))
+    expected = (wanted.exp() * (wanted - predicted)).sum(-1).mean() * temperature**2
+    (3 * expected).backward()
+    assert student.grad is not None
+    assert exact.grad is not None
+    close = {"atol": 1e-8, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-4, "rtol": 2e-2}
+    torch.testing.assert_close(student.grad.double(), exact.grad, **close)
+    assert float(kl_divergence(student.detach(), teacher, temperature)) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(kl_divergence(teacher, teacher, temperature)) == pytest.approx(0.0, abs=1e-6)
+    assert float(kl_divergence(student[:0], teacher[:0])) == 0.0
+
+
+@pytest.mark.parametrize("count", [10, 11, 300])
+def test_mean_error_is_the_standard_error_of_the_sample(count: int) -> None:
+    """Bessel's correction: the spread is divided by n - 1."""
+    values = [random.Random(count).gauss(3, 2) for _ in range(count)]
+    mean, error = mean_and_error(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert error == pytest.approx(np.std(values, ddof=1) / count**0.5, rel=1e-9)
+
+
+def test_ratio_error_is_that_of_cochran() -> None:
+    choose = random.Random(0)
+    pairs = [(choose.randint(0, 5), choose.randint(5, 9)) for _ in range(12)]
+    parts, sizes = (np.array(column) for column in zip(*pairs, strict=True))
+    ratio, error = ratio_and_error(pairs)
+    assert ratio == pytest.approx(parts.sum() / sizes.sum())
+    residuals = parts - ratio * sizes
+    assert error == pytest.approx(np.sqrt((residuals**2).sum() / (12 - 1) / 12) / sizes.mean(), rel=1e-9)
+
+
+def test_scores_of_fewer_than_ten_items_have_no_standard_error() -> None:
+    for count in range(10):
+        assert mean_and_error([1.0] * count)[1] is None
+        assert ratio_and_error([(1, 2)] * count)[1] is None
+        assert means_in_percent(("f1",), [(1.0,)] * count) == {"f1": 100.0 * bool(count), "n": count}
+    assert means_in_percent(("f1",), [(1.0,)] * 10) == {"f1": 100.0, "f1_se": 0.0, "n": 10}
+    assert in_percent({"a": (0.5, None), "b": (0.5, 0.1)}, 10) == {"a": 50.0, "b": 50.0, "b_se": 10.0, "n": 10}
+    assert (plus_minus(2.935, None, 2), plus_minus(2.935, 0.04, 1)) == ("2.94", "2.9 ± 0.0")

@@ -34,10 +34,10 @@ from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import task_names
 from tests.training.conftest import FAST, checkpoint, label_config, start_task
 from tests.training.speech import sentences, speech_checkpoint, spoken
-from tests.training.test_classification import WORDS, rows, table
+from tests.training.test_classify import WORDS, rows, table
+from tests.training.test_distributed import ROOT, free_port
 from tests.training.test_multitask import three_tasks
 from tests.training.test_options import DATA
-from tests.training.test_processes import ROOT, free_port
 
 USUAL = ["--no-bf16", "--disable-tqdm", "True"]
 CLASSES = ["good", "bad", "fair"]

@@ -1,23 +1,39 @@
-"""Language-model adaptation: masked and next tokens, any text, a loss that falls, a checkpoint that loads; bad input in a sentence."""
+"""Language models: masked and next tokens, documents in segments with a memory, and a plain Trainer with the same losses."""
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+import hf_longattn
 from hf_longattn import LongBertForMaskedLM
+from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.tokenization import input_length
+from hf_longattn.data.batching import RepeatableMasks
+from hf_longattn.data.tokenization import IGNORED, input_length
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.lm import load_lm
+from hf_longattn.training.arguments import LongTrainingArguments
+from hf_longattn.training.lm import SegmentBatches, Segments, SegmentTrainer, load_lm
 from hf_longattn.training.run import LOG_NAME
+from tests.byte_tokenizer import train_tokenizer
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.ranks import free_port
+from tests.training.conftest import FAST, SOURCES, checkpoint, start_task
+from tests.training.test_classify import rows
 
 
 @pytest.mark.thorough
@@ -69,3 +85,189 @@ def test_model_without_a_length_needs_max_length(tokenizer: PreTrainedTokenizerB
         assert input_length(Endless(), tokenizer, 300) == 300  # type: ignore[arg-type]
     finally:
         tokenizer.model_max_length = usual
+
+
+ROOT = Path(hf_longattn.__file__).parent.parent
+DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
+XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
+
+
+def small_model(long_attention: dict[str, Any] = XL, vocabulary: int = 700) -> Any:
+    torch.manual_seed(0)
+    config = hf_longattn.LongGPT2Config(
+        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        long_attention=long_attention,
+    )  # fmt: skip
+    return hf_longattn.LongGPT2LMHeadModel(config)
+
+
+def segments(length: int = 4, documents: list[dict[str, Any]] = DOCUMENTS) -> Segments:
+    return Segments(Dataset.from_list(documents), length)
+
+
+def test_rows_hold_whole_documents_one_after_the_other(tokenizer: PreTrainedTokenizerBase) -> None:
+    read: list[list[list[int]]] = [[], []]
+    rows: Any = SegmentBatches(segments(), 2)
+    for batch in DataLoader(segments(), batch_sampler=rows, collate_fn=RepeatableMasks(tokenizer, mlm=False, seed=0)):
+        assert batch["input_ids"].shape == (2, 4)
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "memory_reset"}
+        for row in range(2):
+            ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+            assert (batch["labels"][row] != IGNORED).sum() == len(ids)
+            if batch["memory_reset"][row]:
+                read[row].append([])
+            read[row][-1] += ids
+    everything = [document for row in read for document in row if document]
+    assert sorted(everything) == sorted(document["input_ids"] for document in DOCUMENTS)
+    assert read[0][:2] == [DOCUMENTS[0]["input_ids"], DOCUMENTS[3]["input_ids"]]  # rows take the next document when theirs ends
+    assert read[1][:2] == [DOCUMENTS[1]["input_ids"], DOCUMENTS[2]["input_ids"]]
+
+
+def test_every_pass_of_every_seed_reads_the_documents_in_its_own_order() -> None:
+    """Pass 1 of seed 42 was pass 0 of seed 43."""
+    of_sixty, orders = segments(2, [{"input_ids": [0, number]} for number in range(60)]), set()
+    for seed in (42, 43, 44):
+        read = [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)]
+        assert [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)] == read
+        orders |= {tuple(place[1] for place in read if place is not None and place[0] == number) for number in range(3)}
+    assert len(orders) == 9
+    assert all(sorted(order) == list(range(60)) for order in orders)
+
+
+def test_segment_training_refuses_options_that_do_not_fit() -> None:
+    for wrong in ({"segments": 1}, {"segments": 8, "max_length": 64}):
+        with pytest.raises(OptionError, match="segments is"):
+            start_task("clm", model="m", output_dir="o", data=["t"], **wrong)
+    for setting, words in (({"gradient_checkpointing": True}, "drops what the layers remember"), ({"tokens_per_batch": 9}, "known length")):
+        with pytest.raises(OptionError, match=words):
+            SegmentTrainer(None, LongTrainingArguments("o", **setting))
+
+
+def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, report_to=[],
+        save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
+        dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
+    )  # fmt: skip
+    collator = RepeatableMasks(train_tokenizer(SOURCES, vocab_size=300), mlm=False)
+    data: dict[str, Any] = {"train_dataset": segments(), "eval_dataset": segments()}
+    return SegmentTrainer(small_model(long_attention), arguments, data_collator=collator, **data)
+
+
+@pytest.mark.parametrize("mechanism", ["transformer_xl", "recurrent_memory"])
+def test_segment_training_resumes_with_its_memory_to_the_same_weights(tmp_path: Path, mechanism: str) -> None:
+    options = {"recurrent_memory": {"num_memory_tokens": 2}}.get(mechanism, {})
+    long_attention = {"mechanism": mechanism, "segment_length": 16, **options}
+    whole = trainer(tmp_path / "whole", save=5, long_attention=long_attention)
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", long_attention=long_attention)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert resumed.state.global_step == 12
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+    (tmp_path / "whole" / "checkpoint-5" / "segment_memory_0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no segment_memory_0\.safetensors"):
+        trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+
+
+def test_segment_training_learns_and_evaluates_with_memory(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=30, bf16=True)
+    before = run.evaluate()["eval_loss"]
+    assert run.evaluate()["eval_n"] == len(DOCUMENTS)
+    run.train()
+    assert run.evaluate()["eval_loss"] < before - 0.5
+    with torch.no_grad():  # the measured loss is that of whole documents, whose first token is not predicted in any segment
+        total, count = 0.0, 0
+        model = run.model.eval()
+        for document in DOCUMENTS:
+            memory = model.new_memory()
+            for first in range(0, len(document["input_ids"]), 4):
+                ids = torch.tensor([document["input_ids"][first : first + 4]])
+                out = model(ids, labels=ids, memory=memory)
+                memory = out.memory
+                if ids.shape[1] > 1:
+                    total, count = total + out.loss.item() * (ids.shape[1] - 1), count + ids.shape[1] - 1
+    assert abs(total / count - run.evaluate()["eval_loss"]) < 0.02
+
+
+def checkpoint_with_memory(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    torch.manual_seed(0)
+    without_dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **without_dropout)
+    GPT2LMHeadModel(config).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    options = {"segment_length": 32, "memory_length": 32}
+    convert_checkpoint(str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options)
+    texts = folder / "texts"
+    texts.mkdir()
+    for number, source in enumerate(SOURCES):
+        (texts / f"{number}.txt").write_text(source[:8000])
+    return str(folder / "long")
+
+
+@pytest.mark.slow
+def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = checkpoint_with_memory(tmp_path, tokenizer)
+    fixed = ["--learning-rate", "3e-3", "--warmup-steps", "1", "--gradient-accumulation-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
+
+    port = free_port()
+
+    def run(output: str, *more: str, processes: int = 2, batch: int = 1) -> dict[str, Any]:
+        # `--cpu` starts a single process, whatever the number; `--multi_gpu` starts them all, and the variable below keeps them on the CPU.
+        how = ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else ["--cpu"]
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py"), "clm", "--model", model,
+            "--data", str(tmp_path / "texts"), "--segments", "32", "--batch-size", str(batch), "--output", str(tmp_path / output),
+            "--logging-steps", "1", *fixed, *more,
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / output / "training_log.json").read_text())
+
+    two = run("two", "--max-steps", "12", "--save-steps", "6")
+    one = run("one", "--max-steps", "12", processes=1, batch=2)
+    losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (two, one)]
+    assert len(losses[0]) == len(losses[1]) == 12
+    for a, b in zip(*losses, strict=True):  # the same rows, whether in one process or in two
+        assert abs(a - b) < 1e-3, losses
+    checkpoints = tmp_path / "two"
+    memories = [load_file(checkpoints / "checkpoint-6" / f"segment_memory_{rank}.safetensors") for rank in range(2)]
+    assert not torch.equal(memories[0]["0.keys"], memories[1]["0.keys"])
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    for later in (checkpoints / "checkpoint-12").iterdir():
+        later.unlink()
+    (checkpoints / "checkpoint-12").rmdir()
+    run("two", "--max-steps", "12", "--save-steps", "6", "--resume", "True")
+    resumed = load_file(tmp_path / "two" / "model.safetensors")
+    assert all(torch.allclose(weights[name], resumed[name], atol=1e-5) for name in weights)
+
+
+STEPS: dict[str, Any] = {"max_steps": 6, "logging_steps": 1, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+LINE = """--no-bf16 --disable-tqdm True --packing false --train-sampling-strategy random --no-eval-on-start --warmup-steps 0 --max-steps 6
+    --logging-steps 1 --save-strategy no --validation reviews.csv"""
+
+
+def test_plain_trainer_of_the_page_has_the_losses_of_the_command(
+    repository: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint(checkpoint("mlm", tmp_path / "short", tokenizer), "bert-4096", mechanism="window", max_length=128, verify=False)
+    with open("reviews.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["text", "label"])
+        table.writeheader()
+        table.writerows(rows())
+    assert train("classify", ["--model", "bert-4096", "--data", "reviews.csv", "--output", "out", *LINE.split()]) == 0
+    page = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page.partition("## Without our command line")[2].partition("\n## ")[0], re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    monkeypatch.setattr("transformers.TrainingArguments", lambda *given, **more: TrainingArguments(*given, **{**more, **STEPS}))
+    names: dict[str, Any] = {}
+    exec(code.replace("max_length=4096", "max_length=128"), names)
+    losses = [
+        [entry["loss"] for entry in history if "loss" in entry]
+        for history in (names["trainer"].state.log_history, json.loads(Path("out/training_log.json").read_text())["history"])
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
