@@ -44,10 +44,9 @@ from ..inspect import inspect_checkpoint
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import is_full
-from ..modeling.family.definition import known_family
+from ..modeling.family.definition import known_family, known_length
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
 from ..names import look_up
 from ..reports import FAILED, Check, Difference, equality

@@ -277,7 +277,7 @@ def _read_sounds(
     spec, config, settings = modality.spec, network.config, {"count": EXCERPTS, "model": loaded.name, "processor": extractor}
     sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
-    if not loaded.is_long and not spec.base_reads(config, max(requested or SECONDS)):
+    if not loaded.is_long and not spec.reads_longer:
         limit = float(spec.durations(config)[0])
     longest = min(sounds.longest, limit)
     durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
