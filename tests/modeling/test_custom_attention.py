@@ -10,7 +10,7 @@ import torch
 from transformers import Wav2Vec2Config
 
 from hf_longattn.families import FAMILIES
-from tests.conversion.every_family import config_of
+from tests.conversion.conftest import config_of
 
 HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration"}
 
