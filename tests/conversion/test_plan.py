@@ -19,7 +19,7 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import ConversionConfig, convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.family.definition import family_of
+from hf_longattn.modeling.family.definition import FAMILIES
 from hf_longattn.positions.tables import DROPPED
 from tests.cases import every_case
 from tests.conversion.conftest import CLASSES, LENGTH
@@ -151,7 +151,7 @@ WITH_TABLES = [
 
 
 def tables(model: Any) -> dict[str, torch.nn.Parameter]:
-    family = family_of(model.config)
+    family = FAMILIES[model.config.base_model_type]
     return {name: parameter for name, parameter in model.named_parameters() if family.table(name) is not None}
 
 
@@ -173,7 +173,7 @@ def test_dropped_position_table_keeps_its_mean_untrained(name: str, positions: s
     assert config["position_extension"] == "none"
     model = getattr(hf_longattn, f"Long{name}").from_pretrained(tmp_path / "long")
     assert tables(model)
-    family, before = family_of(model.config), getattr(transformers, name).from_pretrained(built(name))
+    family, before = FAMILIES[model.config.base_model_type], getattr(transformers, name).from_pretrained(built(name))
     for key, table in tables(model).items():
         offset, trained = family.table(key).offset_rows(model.config), before.get_parameter(key)
         assert not table.requires_grad
