@@ -72,12 +72,12 @@ def check_link(path: Path, folder: Path) -> None:
     """
     if not path.is_symlink():
         return
-    place = folder.resolve()
+    root = folder.resolve()
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop raises either, depending on the version of Python
         raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there.") from error
-    if place not in target.parents and not (place.parent.name == "snapshots" and place.parent.parent / "blobs" in target.parents):
+    if root not in target.parents and not (root.parent.name == "snapshots" and root.parent.parent / "blobs" in target.parents):
         raise CheckpointError(
             f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that file."
         )
@@ -87,8 +87,8 @@ def _check_regular(path: Path) -> os.stat_result:
     """Refuse what is not a regular file: opening a pipe would block."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
-        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-        raise CheckpointError(f"{str(path)!r} is {kind}; remove it, or give another file.")
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+        raise CheckpointError(f"{str(path)!r} is {what}; remove it, or give another file.")
     return about
 
 
@@ -97,7 +97,7 @@ def _check_regular(path: Path) -> os.stat_result:
 LARGEST_JSON = 256 * 2**20
 """Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
 MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
-"""Maximum number of modules of one kind, and of labels."""
+"""Maximum number of modules in a stack, and of labels."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
 """Fields of a config that count modules to build."""
 
@@ -172,7 +172,7 @@ def named_class(values: Mapping[str, Any], default: str) -> str:
 
 
 def is_long(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` or a part of it belongs to a Long model, or to a plain one with mechanisms."""
+    """Whether a ``config.json``, or a part of it, belongs to a model with mechanisms."""
     return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
 
 
@@ -200,7 +200,7 @@ EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "Mu
 """The classes of sentence-transformers that load a folder."""
 
 
-def sentence_kind(folder: Path) -> str | None:
+def sentence_class(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder; ``None`` without modules."""
     if not (folder / MODULES).is_file():
         return None
@@ -308,8 +308,8 @@ def check_new_file(file: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be created or written in, before slow work. Nothing is left there."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    with disk_errors(place), tempfile.TemporaryFile(dir=place):
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    with disk_errors(existing), tempfile.TemporaryFile(dir=existing):
         pass
 
 

@@ -96,11 +96,11 @@ def only_pickles(name: str) -> str:
 
 
 @contextlib.contextmanager
-def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[LongAttentionError] = HubError) -> Iterator[None]:
+def translated_errors(repo_id: str, token: str | bool | None = None, raised: type[LongAttentionError] = HubError) -> Iterator[None]:
     """Raise errors of the Hub in one sentence without tokens.
 
     Args:
-        kind: of the errors raised: HubError for an upload, CheckpointError for a download.
+        raised: class of the errors: HubError for an upload, CheckpointError for a download.
     """
     try:
         yield
@@ -114,11 +114,11 @@ def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         reason = in_a_line(next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), error))
-        failure = "cannot be uploaded" if kind is HubError else "is not a folder, and it cannot be downloaded"
+        failure = "cannot be uploaded" if raised is HubError else "is not a folder, and it cannot be downloaded"
         sentence = TOKEN.sub("hf_***", f"{repo_id!r} {failure}: {reason}.")
         if isinstance(token, str) and token:
             sentence = sentence.replace(token, "hf_***")
-        raise kind(sentence) from None  # the traceback could show the token
+        raise raised(sentence) from None  # the traceback could show the token
 
 
 @contextlib.contextmanager
@@ -162,17 +162,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
     values = read_json_object(folder / "config.json")
     check_config(values)
-    for inner in values.values():
-        _forget_code(inner)
+    inner = list(values.values())
+    while inner:
+        part = inner.pop()
+        if isinstance(part, dict):
+            part.pop("auto_map", None)
+            inner += part.values()
+        elif isinstance(part, list):
+            inner += part
     return values
-
-
-def _forget_code(values: Any) -> None:
-    """Remove ``auto_map`` from dictionaries in a JSON value."""
-    if isinstance(values, dict):
-        values.pop("auto_map", None)
-    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        _forget_code(inner)
 
 
 def load_config(name: str | Path) -> Any:
@@ -256,13 +254,13 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
         steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
         starts = [(SAMPLE, SAMPLE, 0)]
-        for place, (_, rule) in enumerate(steps, 1):
+        for following, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):
-                starts.append((rule.get("pattern", {}).get("String", ""), rule.get("content") or rule.get("prepend", ""), place))
+                starts.append((rule.get("pattern", {}).get("String", ""), rule.get("content") or rule.get("prepend", ""), following))
             elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:  # the size of a trie, the trie, texts that end in a zero
                 charsmap = base64.b64decode(rule["precompiled_charsmap"])
                 texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-                starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), place))
+                starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
         growth = 0.0
         for before, text, first in starts:
             size = max(1, len(before.encode()))

@@ -27,7 +27,7 @@ TABLES = (
 )
 """Tables by model type."""
 INSTANCES = (
-    *("has_hooks", "attention_implementation", "tied_weights", "set_implementation", "target_modules", "output_frames"),
+    *("has_hooks", "attention_implementation", "tied_weights", "target_modules", "output_frames"),
     *("distance_buckets", "turned_states"),
     *TABLES,
 )
@@ -126,8 +126,8 @@ def uses() -> dict[str, Callable[[], Any]]:
         "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
         "turned_states": lambda: wav2vec2_bert.turned_states(nothing, torch.zeros(1), None),
-        "set_implementation": lambda: classes.can_set_implementation(nothing),
-        "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
+        "set_implementation": lambda: classes.check_interface(transformers.BertModel),
+        "target_modules": lambda: registration.register_adapters(types.ModuleType("constants")),
         **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
     }
 

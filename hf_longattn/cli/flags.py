@@ -19,9 +19,11 @@ C = TypeVar("C", bound=Callable[..., None])
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
-    """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
-    settings = {flag_of(each).partition("/")[0][2:].replace("-", "_"): each for each in fields(kind) if each.metadata["flag"] != "-"}
+def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
+    """Decorator of a command whose argument ``config`` is made from one flag for every setting."""
+    settings = {
+        flag_of(each).partition("/")[0][2:].replace("-", "_"): each for each in fields(config_class) if each.metadata["flag"] != "-"
+    }
 
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:
@@ -32,7 +34,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                     chosen[setting.name] = read(value) if read and value is not None else value
                 except OptionError as error:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
-            command(**values, config=kind(**chosen))
+            command(**values, config=config_class(**chosen))
 
         of_settings = [
             inspect.Parameter(
@@ -63,7 +65,7 @@ def option(setting: Field[Any]) -> Any:
 
 
 def read_layers(rules: list[str]) -> str:
-    """Rules for layers in one line. The typos that it can have are refused before torch is imported."""
+    """The mechanisms of layers in one line. Its typos are refused before torch is imported."""
     read_rules(text := ";".join(rules))
     return text
 
@@ -83,7 +85,7 @@ def model_argument(what: str, metavar: str = "MODEL") -> Any:
 
 
 def refuse_typed(context: typer.Context, names: tuple[str, ...], sentence: str) -> None:
-    """Refuse the first of the options that was typed, even with its default value; the sentence says why it would have no effect."""
+    """Refuse the first of these options that was typed, even with its default value. ``sentence``: why it would have no effect."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

@@ -60,6 +60,7 @@ class Adoption:
     names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of a tensor's name -> the replacement
     # Heads that choose global tokens -> the options that choose the same.
     head_globals: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    unused_rows: ClassVar[int] = 0  # rows before position 0 in the base's position tables, which the source's do not have
     # Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text.
     separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
 
@@ -76,12 +77,16 @@ class Adoption:
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of a loaded source under the Long model's names."""
-        return {renamed(name, self.names): tensor for name, tensor in model.state_dict().items()}
+        state = {renamed(name, self.names): tensor for name, tensor in model.state_dict().items()}
+        for name in [name for name in state if self.unused_rows and name.endswith("embed_positions.weight")]:
+            state[name] = nn.functional.pad(state[name], (0, 0, self.unused_rows, 0))
+        return state
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
-        """Inputs to run both models on: two texts, one of them padded, without and, if both take it, with a mask of global tokens.
+        """Inputs to run both models on: two texts, one of them padded.
 
-        A decoder that does not read the whole text itself gets the start of it.
+        If both models take a mask of global tokens, the same texts follow with one. A decoder that does not read the whole text itself
+        gets the start of it.
         """
         short = max(1, 2 * length // 3)
         both, pad = text.tokens(length + short)[0], config.pad_token_id
@@ -96,14 +101,14 @@ class Adoption:
             for row, count in enumerate(real.sum(-1).tolist()):
                 ids[row, [question + end if end >= 0 else count + end for end in ends]] = token
         inputs = {"input_ids": ids, "attention_mask": real.long()}
-        marks = torch.zeros_like(ids)
-        marks[:, :3] = 1
-        marks[0, length // 2] = marks[0, length - 1] = 1
+        global_mask = torch.zeros_like(ids)
+        global_mask[:, :3] = 1
+        global_mask[0, length // 2] = global_mask[0, length - 1] = 1
         if "MultipleChoice" in source_class:  # the two texts are the choices of one example
-            inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
+            inputs, global_mask = {name: value[None] for name, value in inputs.items()}, global_mask[None]
         probes = [Probe("with padding", inputs, real)]
         if takes_globals and "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters:
-            probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
+            probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": global_mask}, real))
         if not config.is_encoder_decoder or source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM")):
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
@@ -149,7 +154,7 @@ class LEDAdoption(Adoption):
     """LED: a BART with Longformer's attention in its encoder. Its tables begin with position 0, BART's with two unused rows."""
 
     model_type, family, stems = "led", "bart", ("LED", "Bart")
-    unused = ("attention_window", "max_encoder_position_embeddings")
+    unused, unused_rows = ("attention_window", "max_encoder_position_embeddings"), 2
     names: ClassVar = {
         r"^led\.": "model.",
         r"\.longformer_self_attn\.(query|key|value)_global\.": r".long_attention.separate.\1.",
@@ -161,11 +166,6 @@ class LEDAdoption(Adoption):
         values, attention = super().settings(config, source_class)
         defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
         return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}, attention
-
-    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        state = super().state_dict(model)
-        tables = {name: nn.functional.pad(table, (0, 0, 2, 0)) for name, table in state.items() if name.endswith("embed_positions.weight")}
-        return {**state, **tables}
 
 
 class BigBirdPegasusAdoption(Adoption):

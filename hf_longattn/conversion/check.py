@@ -116,7 +116,7 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Check that every tensor of the result has the bytes of the source's. Further ones belong to mechanisms or memory tokens.
 
-    Position tables keep their first rows, or have equal rows if the rule drops them.
+    Position tables keep their first rows, or have equal rows if the strategy drops them.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
     adoption, after = plan.architecture.converter, result.state_dict()
@@ -133,12 +133,12 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
-    for place, mechanism in attached_mechanisms(result).items():
-        layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
+    for prefix, mechanism in attached_mechanisms(result).items():
+        layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
         for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
             parameter = mechanism.get_parameter(name)
-            if f"{place}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
-                wrong.append(f"{place}.{name} is no copy of its layer's values")
+            if f"{prefix}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
+                wrong.append(f"{prefix}.{name} is no copy of its layer's values")
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     counts = {"kept": len(chosen) - extended, "extended": extended, "new": len(new)}
@@ -158,19 +158,19 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
         if name.startswith(prefix := f"{tower}_model."):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
-    table, rule = plan.architecture.family.table(name), plan.positions
-    if table is None or (new.shape == old.shape and rule not in DROPPED):
+    table, strategy = plan.architecture.family.table(name), plan.positions
+    if table is None or (new.shape == old.shape and strategy not in DROPPED):
         if not _same_bytes(old, new):
             yield "differs from the source's values"
         return
     offset = table.offset_rows(plan.config)
-    rows = offset + unchanged_rows(rule, len(old) - offset)
+    rows = offset + unchanged_rows(strategy, len(old) - offset)
     if not _same_bytes(new[:rows], old[:rows]):
         yield f"lost its first {rows} rows"
-    if rule in DROPPED and not bool((new[offset:] == new[-1]).all()):
+    if strategy in DROPPED and not bool((new[offset:] == new[-1]).all()):
         yield "must have equal rows"
-    expected = extend_table(old, len(new), offset=offset, strategy=rule)
-    if not _same_bytes(new, expected) and (rule == "tile" or not torch.allclose(new, expected, ROUNDED, ROUNDED * float(old.std()))):
+    expected = extend_table(old, len(new), offset=offset, strategy=strategy)
+    if not _same_bytes(new, expected) and (strategy == "tile" or not torch.allclose(new, expected, ROUNDED, ROUNDED * float(old.std()))):
         yield "differs from the source's values"
 
 

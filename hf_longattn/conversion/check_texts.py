@@ -1,6 +1,6 @@
-"""Check the outputs of a converted model of texts, and measure whether it still does what it is for.
+"""Check the outputs of a converted model of texts, and measure whether it needs training.
 
-The loss of a language model is measured by position, or the embeddings of a sentence encoder. Other heads would need labels.
+The loss of a language model is measured by position; of a sentence encoder, the embeddings. Other heads would need labels.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Lengths:
 
 
 def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
-    """Choose the lengths, by the text on which a loss or embeddings are measured. They are shorter than planned if the model is large."""
+    """Choose the lengths by the text on which a loss or embeddings are measured.
+
+    They are shorter than planned if the model is large.
+    """
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
@@ -151,7 +154,7 @@ class LanguageLoss:
     """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
 
     def measure(self, model: Any, chunk: int) -> Tensor:
-        """The loss of each token under source or result, ``(N,)``, which reads ``chunk`` tokens at once; NaN where none is predicted."""
+        """The loss of each token, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where none is predicted."""
         read, causal = self.lengths.read, self.plan.shape.causal
         target = ids = self.text.tokens(read)
         if causal:
@@ -208,7 +211,7 @@ class LanguageLoss:
         return decision(self.name, True, f"{detail}: the result is not worse", values)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
@@ -233,18 +236,13 @@ class Embeddings:
     """Maximum distance from the source's embedding, as a share of the distance by chance. With all-MiniLM-L6-v2 and documents of 1,024 to
     4,096 tokens, tiled positions have at most 0.06 with windows and 0.25 with full attention; random new rows have 0.44 to 0.84."""
 
-    @property
-    def passages(self) -> dict[int, int]:
-        """Tokens of a passage -> number of passages. Empty if there is no real text of two."""
+    def __post_init__(self) -> None:
+        """Choose ``passages``, tokens of a passage -> number of passages, and ``left_out``, leading chunks that are not compared."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
         exact = 0 if short.reason else short.length  # such texts are read as by the source, so one length of them is enough
-        return {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
-
-    @property
-    def left_out(self) -> int:
-        """Leading chunks of a document that are not compared: one, or none if the pooling takes a single token."""
-        return 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
+        self.passages = {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
+        self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # of pooling a single token, the first is compared
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
         """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length.
@@ -256,7 +254,7 @@ class Embeddings:
             states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:].float()
             return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
 
-        counts, lengths = self.passages, self.lengths
+        counts, lengths = dict(self.passages), self.lengths
         if chunk < lengths.read:
             counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
         embeddings = {length: embed(count, length) for length, count in counts.items()}
@@ -425,7 +423,10 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
-    """Check that padding changes no hidden state on either side of a text, which is shortened and padded to ``ids (1, N)`` again."""
+    """Check that padding on either side of a text changes no hidden state.
+
+    The text ``ids (1, N)`` is shortened, and padded to N tokens again.
+    """
     name, length = "padding changes nothing", ids.shape[1]
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:
@@ -433,10 +434,10 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     if not all(layer.capabilities.ignores_padding for layer in layers):
         return Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")
     takes_globals = any(layer.capabilities.takes_globals for layer in layers)
-    places = "position_ids" in inspect.signature(type(backbone).forward).parameters
+    takes_positions = "position_ids" in inspect.signature(type(backbone).forward).parameters
     gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
-    sides = [*gaps] if places else ["right"]  # without position_ids, left padding shifts the text
-    passes_positions = places and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
+    sides = [*gaps] if takes_positions else ["right"]  # without position_ids, left padding shifts the text
+    passes_positions = takes_positions and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
     first_id = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
 
     def pad(values: Tensor, fill: int = 0) -> Tensor:
@@ -444,17 +445,17 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
 
     def hidden(ids: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
         if passes_positions:  # counted over real tokens: padding repeats the last position, or the first one in front of the text
-            places = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            arguments = {**arguments, "position_ids": places + first_id}
+            positions = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            arguments = {**arguments, "position_ids": positions + first_id}
         returned = outputs(backbone, ids, decoder_tokens=decoded, **arguments)
         return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
     arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
-        marks = torch.zeros_like(alone)
-        marks[:, :8] = marks[:, short // 2] = 1
-        arguments["global_attention_mask"] = marks
+        global_mask = torch.zeros_like(alone)
+        global_mask[:, :8] = global_mask[:, short // 2] = 1
+        arguments["global_attention_mask"] = global_mask
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     unpadded = hidden(alone, arguments)
     padded = hidden(pad(alone, fill), {key: pad(value) for key, value in arguments.items()})

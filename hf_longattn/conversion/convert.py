@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
 from ..evaluation.token_loss import verification_text
-from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_kind, staged_folder
+from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_class, staged_folder
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
@@ -73,7 +73,7 @@ def convert_checkpoint(
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
-            progress("write", 0, plan.total_bytes)
+            progress("write", 0, plan.parameters * plan.shape.element_bytes)
             model.save_pretrained(long, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
             del model
             add_source_files(opened, long, plan.new_length, plan)
@@ -107,7 +107,7 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name."""
     if plan.training is not None:
         return dict(plan.training)
-    head, kind, causal = plan.architecture.source_class, sentence_kind(plan.source.card_folder), plan.shape.causal
+    head, saved_by, causal = plan.architecture.source_class, sentence_class(plan.source.card_folder), plan.shape.causal
     capabilities = [mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
     learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens belong to the model
     predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
@@ -115,10 +115,10 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
     teacher = ("--method", "hidden", "--teacher", plan.source.name)
     commands = [  # the first that applies
-        (kind == EMBEDDINGS and learns, ("linearise", *texts, *length)),
-        (kind == EMBEDDINGS and plan.positions in DROPPED, ("distill", *teacher, *texts, "--max-length", str(plan.old_length))),
-        (kind in SENTENCE_MODELS, ("embed", *SENTENCE_MODELS.get(str(kind), ()), "--data", "YOUR_PAIRS.jsonl", *length)),
-        (kind is not None, ()),
+        (saved_by == EMBEDDINGS and learns, ("linearise", *texts, *length)),
+        (saved_by == EMBEDDINGS and plan.positions in DROPPED, ("distill", *teacher, *texts, "--max-length", str(plan.old_length))),
+        (saved_by in SENTENCE_MODELS, ("embed", *SENTENCE_MODELS.get(str(saved_by), ()), "--data", "YOUR_PAIRS.jsonl", *length)),
+        (saved_by is not None, ()),
         (predicts, ("linearise" if learns else "clm" if causal else "mlm", *texts, *length)),
         (head.endswith("ForConditionalGeneration"), ("seq2seq", "--data", "YOUR_DATA.jsonl", *length)),
         (head.endswith("ForSequenceClassification"), ("classify", *texts)),
@@ -128,5 +128,5 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     command = next((words for applies, words in commands if applies), ())
     if command:
         return train_command(*command, output="qa" if command[0] == "qa" else "trained")
-    trainer = "transformers' Trainer" if kind is None else "sentence-transformers' trainer"
+    trainer = "transformers' Trainer" if saved_by is None else "sentence-transformers' trainer"
     return {"advice": f"fine-tune {{model}} with {trainer} on texts of up to {plan.new_length} tokens"}

@@ -64,7 +64,7 @@ class Stock:
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
         """``config``: of the long model."""
         self.config, self.long_class, self.family = config, long_class, family
-        self.base_class = family.base_of(long_class)
+        self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
         self.class_name = f"{self.stem}{self.head}" if self.stem else self.base_class
         self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(config.attending[0]))

@@ -10,7 +10,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
-from ..files import RERANKER, check_destination, sentence_kind
+from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
@@ -23,7 +23,7 @@ from ..modeling.attach.global_mask import chooses_by_ids, question_separator, ta
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
-from ..positions import tables as table_rules
+from ..positions import tables
 from ..positions.relative import relative_class, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
@@ -110,10 +110,10 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
 
-    Returns the rule; rotary positions, ``None`` for others; the config's fields with the new lengths, none for rotary positions; and the
-    maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length are.
+    Returns the strategy; rotary positions, ``None`` for others; the config's fields with the new lengths, none for rotary positions; and
+    the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length are.
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
@@ -123,36 +123,38 @@ def plan_positions(
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
     } or {"max_position_embeddings": text.new}
-    rule = why = ""
+    strategy = why = ""
     if family.relative:
-        rule, why = "relative", "has positions as terms of its scores, which hold at any length"
+        strategy, why = "relative", "has positions as terms of its scores, which hold at any length"
         lengths |= {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
     elif family.no_positions:
-        rule, why = "absent", "has no positions"
+        strategy, why = "absent", "has no positions"
     elif family.rotary(base):
-        rule, why = "rope:none", "has rotary positions that transformers cannot scale"
+        strategy, why = "rope:none", "has rotary positions that transformers cannot scale"
     if why:
-        if positions not in ("auto", rule):
+        if positions not in ("auto", strategy):
             raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
-        return rule, None, lengths, None
-    learned, rule = all(table.learned for table in family.position_tables), positions
-    known = table_rules.KNOWN if learned else table_rules.DROPPED
+        return strategy, None, lengths, None
+    learned, strategy = all(table.learned for table in family.position_tables), positions
+    known = tables.KNOWN if learned else tables.DROPPED
     if positions == "auto":  # mostly "tile", which works without training
-        rule = family.config_class.default_extension if learned else table_rules.SINUSOIDAL
-    elif positions not in table_rules.DROPPED and not (table_rules.extends_learned(rule) if learned else rule == table_rules.SINUSOIDAL):
-        kind = "a learned position table" if learned else "sinusoidal positions, which are computed"
-        raise OptionError(f"{positions!r} does not apply to {kind}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}")
+        strategy = family.config_class.default_extension if learned else tables.SINUSOIDAL
+    elif positions not in tables.DROPPED and not (tables.extends_learned(strategy) if learned else strategy == tables.SINUSOIDAL):
+        of_family = "a learned position table" if learned else "sinusoidal positions, which are computed"
+        raise OptionError(
+            f"{positions!r} does not apply to {of_family}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}"
+        )
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
-    if (kept_rows := table_rules.stretched_from(rule)) is not None:
-        rule = f"{table_rules.STRETCH}:{kept_rows}"
+    if (kept_rows := tables.stretched_from(strategy)) is not None:
+        strategy = f"{tables.STRETCH}:{kept_rows}"
         for length in growing:  # before transformers loads the tables, and hides the reason
-            table_rules.check_stretch(length.old, kept_rows)
-    exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not growing)
-    return rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old)
+            tables.check_stretch(length.old, kept_rows)
+    exact = strategy not in tables.DROPPED and (tables.keeps_old_rows(strategy) or not growing)
+    return strategy, None, lengths, None if exact else tables.unchanged_rows(strategy, text.old)
 
 
 def position_warnings(
-    rule: str,
+    strategy: str,
     attention: LongAttentionConfig,
     layers: Sequence[Mechanism],
     length: StackLength,
@@ -163,21 +165,21 @@ def position_warnings(
 ) -> list[PositionWarning]:
     """Warnings about positions of one stack (``decoder``: of an encoder-decoder) that need training.
 
-    There is one about the rule (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    There is one about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
     """
     grows = length.new > length.old
-    if auto and rule in ("rope:linear", "rope:yarn") and grows:
+    if auto and strategy in ("rope:linear", "rope:yarn") and grows:
         localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
         if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
+            problem = f"{strategy} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
             advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
             return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
-    changing = (table_rules.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # every position, or the new ones
-    if (rule in changing and grows) or rule in table_rules.DROPPED:
+    changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # every position, or the new ones
+    if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
-        problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
-        return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
-    problems = [needs_training_by(mechanism, rule, length.old, length.new, causal) for mechanism in layers]
+        problem = rows if strategy == RANDOM else f"{strategy} changes the positions of every text, short ones too"
+        return [PositionWarning(problem, f"leave --positions {strategy} out, or train the result", "results become much worse")]
+    problems = [needs_training_by(mechanism, strategy, length.old, length.new, causal) for mechanism in layers]
     width = widest_span(length.old, causal=causal)
     flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
     advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
@@ -240,15 +242,22 @@ Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mappin
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConversionPlan(WithTowers):
-    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan."""
+    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan.
+
+    Attributes:
+        modality: that source and result read.
+        old_length, new_length: tokens that the source and the result take.
+        parameters: their number in the result.
+        generic: whether the result keeps the source's class and has mechanisms.
+    """
 
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
     inputs: InputSizes  # sizes of the inputs of source and result
-    positions: str  # the rule for positions
+    positions: str  # the strategy for positions
     attention: LongAttentionConfig
     position_change: str  # reason why new positions change outputs below the old length; empty if they do not
     skeleton: Any  # the result on the meta device
@@ -265,39 +274,15 @@ class ConversionPlan(WithTowers):
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
     other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
 
-    @property
-    def modality(self) -> Modality:
-        """The modality that source and result read."""
-        return self.architecture.modality
-
-    @property
-    def old_length(self) -> int:
-        """Tokens that the source takes."""
-        return self.inputs.old.tokens
-
-    @property
-    def new_length(self) -> int:
-        """Tokens that the result takes."""
-        return self.inputs.new.tokens
+    def __post_init__(self) -> None:
+        self.modality: Modality = self.architecture.modality
+        self.old_length, self.new_length = self.inputs.old.tokens, self.inputs.new.tokens
+        self.parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
+        self.generic = isinstance(self.architecture.family, PlainFamily)
 
     def input_in_words(self, when: str) -> str:
         """The maximum input of the "old" or the "new" model."""
         return " and ".join(str(getattr(part.inputs, when)) for part in self.parts.values())
-
-    @property
-    def parameters(self) -> int:
-        """Number of the result's parameters."""
-        return sum(parameter.numel() for parameter in self.skeleton.parameters())
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of the result's weights."""
-        return self.parameters * self.shape.element_bytes
-
-    @property
-    def generic(self) -> bool:
-        """Whether the result keeps the source's class and has mechanisms."""
-        return isinstance(self.architecture.family, PlainFamily)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -327,7 +312,7 @@ class ConversionPlan(WithTowers):
             "positions": self.positions,
             **{name: value for name, value in {**optional, "warnings": [*map(str, self.warnings)]}.items() if value},
             "parameters": self.parameters,
-            "result_bytes": self.total_bytes,
+            "result_bytes": self.parameters * self.shape.element_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **self.by_tower(lambda tower: tower.to_dict()),
         }
@@ -383,7 +368,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
     config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or sentence_kind(opened.card_folder) == RERANKER
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or sentence_class(opened.card_folder) == RERANKER
     older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
     marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
@@ -393,14 +378,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    rule, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
-    if relative := ALIBI if rule == ALIBI else "" if rope is None else rope.relative:
+    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
             decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), relative)
     unchanged, position_change = same or 0, ""
     if same is not None:
-        position_change = f"{rule} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
+        position_change = f"{strategy} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
     for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in option_values(stack, RELATIVE)):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
@@ -410,25 +395,25 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     if original is None and not causal and not request.native:  # no stock architecture has exact_length
         windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
-    config = architecture.long_config(attention, decoder_attention, lengths, rope, rule)
+    config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
+    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(rule, decoder_attention, layers, decoder, causal=True, decoder=True)
+        warnings += position_warnings(strategy, decoder_attention, layers, decoder, causal=True, decoder=True)
     inputs = architecture.modality.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
         inputs=inputs,
-        positions=rule,
+        positions=strategy,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,

@@ -175,9 +175,15 @@ OWN_FIELDS = (
 LISTED = 'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
 
 
-@dataclass(frozen=True)
+@dataclass
 class Architecture:
-    """The family of a source, and its model class before and after the conversion."""
+    """The family of a source, and its model class before and after the conversion.
+
+    Attributes:
+        modality: that the source reads.
+        encoder_decoder: whether the source has both an encoder and a decoder.
+        decoder_reads_text: whether the head feeds the whole text to the decoder, which must then be as long.
+    """
 
     family: Family
     source_config: Any  # the family's base config with the source's values
@@ -187,20 +193,11 @@ class Architecture:
     original_config: Any = None  # the source's own config, if there is a converter
     original_attention: LongAttentionConfig | None = None  # computes the same as such a source
 
-    @cached_property
-    def modality(self) -> Modality:
-        """The modality that the source reads."""
-        return modality_of(self.family)
-
-    @property
-    def encoder_decoder(self) -> bool:
-        """Whether the source has both an encoder and a decoder."""
-        return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
-
-    @property
-    def decoder_reads_text(self) -> bool:
-        """Whether the head feeds the whole text to the decoder, which must then be as long."""
-        return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
+    def __post_init__(self) -> None:
+        self.modality: Modality = modality_of(self.family)
+        self.encoder_decoder = self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
+        heads_that_read = ("ForQuestionAnswering", "ForSequenceClassification")
+        self.decoder_reads_text = self.encoder_decoder and self.long_class.endswith(heads_that_read)
 
     def long_config(
         self,
@@ -208,11 +205,11 @@ class Architecture:
         decoder_attention: LongAttentionConfig | None = None,
         lengths: Mapping[str, Any] = MappingProxyType({}),
         rope: RopePlan | None = None,
-        rule: str = "tile",
+        strategy: str = "tile",
     ) -> Any:
         """The config of the result: the source's values, the attention (``None`` for the default), and the new positions.
 
-        These are fields with new ``lengths``, and rotary positions (``rope``) or the ``rule`` by which position tables are extended.
+        These are fields with new ``lengths``, and rotary positions (``rope``) or the ``strategy`` by which position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
@@ -225,7 +222,7 @@ class Architecture:
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is None:
-            config.position_extension = rule if extends_learned(rule) else "none" if rule in DROPPED else "tile"
+            config.position_extension = strategy if extends_learned(strategy) else "none" if strategy in DROPPED else "tile"
         else:
             rope.write(config)
         config.architectures = [self.long_class]

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import OptionError
 from hf_longattn.loading import call_tokenizer, load_part
-from hf_longattn.modeling.family.definition import known_family
+from hf_longattn.modeling.family.definition import known_family, known_length
 from hf_longattn.modeling.family.definition import longest_input as longest_of_config
-from hf_longattn.modeling.family.validation import known_length
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, InputError, LongAttentionError
 from ..loading import call_tokenizer
-from ..modeling.family.validation import known_length
+from ..modeling.family.definition import known_length
 from ..modeling.inference import evaluating
 
 Span = tuple[int, int]

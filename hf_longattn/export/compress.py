@@ -27,7 +27,7 @@ from ..conversion.folders import add_source_files, open_for_writing, versions, w
 from ..conversion.source_models import quiet_libraries, tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
-from ..files import EMBEDDINGS, sentence_kind, staged_folder
+from ..files import EMBEDDINGS, sentence_class, staged_folder
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference import warn_of_overflow
@@ -128,7 +128,7 @@ def heads_of_model(model: Any) -> list[str]:
 
 
 def check_linear_layers(model: Any) -> None:
-    """Refuse a model that torchao would silently leave as it is, or whose quantised files transformers could not load.
+    """Refuse a model that torchao would not change, or whose quantised files transformers could not load.
 
     Raises:
         OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files hold fused projections.
@@ -148,7 +148,7 @@ def check_linear_layers(model: Any) -> None:
 
 
 def int8(source: CompressionInput) -> Compressed:
-    """Quantise weights to 8 bits and, in every call, inputs to 8 bits with one scale per token (torchao)."""
+    """Quantise weights to 8 bits (torchao). In every call, inputs are quantised to 8 bits with one scale per token."""
     compressed = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
     warn_of_overflow(compressed.model)  # warnings were hidden while it was loaded
     return compressed
@@ -164,7 +164,7 @@ def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[s
     """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
 
     def stored(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Bytes of a number, and shape, of each tensor in the safetensors files of a folder, by name."""
+        """Bytes of a number, and shape, of each tensor of a folder, by name."""
         bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}  # F32, BF16, I8, BOOL
         return {name: (1 if digits is None else int(digits[0]) // 8, shape) for name, (digits, shape) in bits.items()}
 
@@ -247,7 +247,7 @@ def compress_checkpoint(
     with quiet_libraries():
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     inputs = CompressionInput.from_source(opened, chosen)
-    if chosen.method in QUANTISED and sentence_kind(opened.card_folder) == EMBEDDINGS:
+    if chosen.method in QUANTISED and sentence_class(opened.card_folder) == EMBEDDINGS:
         # transformers cannot load a base model from quantised files that include a head
         inputs.model = without_head(inputs.model)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()

@@ -164,7 +164,7 @@ class CompressionInput:
 
     @torch.no_grad()
     def measure(self, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
-        """Losses at these lengths, seconds per pass at the last length, and bytes of the weights in ``folder``."""
+        """Losses at these lengths, seconds of a pass at the last one, and bytes of the weights in ``folder``."""
         losses = {}
         for length in lengths if predicts_tokens(model) else ():
             values = [float(self.loss(model, piece)) for piece in self.pieces(length)]

@@ -44,10 +44,9 @@ from ..inspect import inspect_checkpoint
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import is_full
-from ..modeling.family.definition import known_family
+from ..modeling.family.definition import known_family, known_length
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
 from ..names import look_up
 from ..reports import FAILED, Check, Difference, equality
@@ -345,9 +344,9 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
 
 
 class ModelGraph(nn.Module):
-    """A model without cache as a function from named inputs to a dictionary of tensors, for all batch sizes and lengths.
+    """A model without cache as a function from named inputs to a dictionary of tensors.
 
-    The parameters of ``forward`` give the graph's inputs their names.
+    It takes all batch sizes and lengths. The parameters of ``forward`` give the graph's inputs their names.
 
     names: names of the inputs, in order.
     """
@@ -387,14 +386,15 @@ class ModelGraph(nn.Module):
         return tensors
 
     def traced(self, max_length: int) -> Traced:
-        """Trace the model for any batch size and up to ``max_length`` tokens, with the first minimum length for which it is one graph.
+        """Trace the model for any batch size and up to ``max_length`` tokens.
 
-        ``MIN_LENGTHS`` are tried, and each mechanism's first length at which it is not full attention, which is a separate path.
+        The graph has the first minimum length for which the model is one graph. ``MIN_LENGTHS`` are tried, and each mechanism's first
+        length at which it is not full attention, since that is a separate path.
         """
         ends = set(MIN_LENGTHS)
         for mechanism, causal in itertools.product(attached_mechanisms(self).values(), (False, True)):
-            covered = partial(is_full, mechanism, causal=causal)
-            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=lambda length, full=covered: not full(length)))
+            covered = max_length - bisect.bisect_left(range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=causal))
+            ends.add(1 + covered)
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
             example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
@@ -497,6 +497,6 @@ def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
 
 
 def trace_errors() -> tuple[type[Exception], ...]:
-    """Types of error that torch.export raises for an example input that is too short to represent all lengths."""
+    """Types of error that torch.export raises if the example input is too short for a graph of all lengths."""
     importlib.import_module("torch._dynamo")
     return (look_up("trace_errors"), AssertionError)  # PyTorch asserts if its guards contradict each other

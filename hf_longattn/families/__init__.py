@@ -42,14 +42,10 @@ def __getattr__(name: str) -> Any:
 
         return class_for_auto(name)
     if name.startswith("Long"):
-        from ..errors import CheckpointError
-        from ..modeling.family.definition import family_for_class, why_no_class
+        from ..modeling.family.definition import family_for_class
 
-        family = family_for_class(name)
-        if family is not None:
+        if (family := family_for_class(name)) is not None:
             return family.model_class(name)
-        if why := why_no_class(name):  # AutoModel would report an AttributeError as a bug in transformers
-            raise CheckpointError(why)
     return _public_name(name)
 
 

@@ -19,7 +19,7 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
-from ..modeling.family.definition import encoder_decoder_tables
+from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongEncoderDecoderConfig
 from .big_bird import BlockSparseConfig
 
@@ -74,6 +74,9 @@ class BigBirdPegasusOnTheInterface(OnTheInterface):
 
 FAMILY = Family(
     LongBigBirdPegasusConfig,
-    position_tables=encoder_decoder_tables(),
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$"),
+        PositionTable(r"decoder\.embed_positions\.weight$", decoder=True),
+    ),
     mixin=BigBirdPegasusOnTheInterface,
 )

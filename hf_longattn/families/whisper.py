@@ -54,9 +54,6 @@ class WhisperSpec(AudioSpec):
     def trained_seconds(self, config: Any) -> float:
         return float(config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND)
 
-    def base_reads(self, config: Any, seconds: float) -> bool:
-        return False
-
     def converted_seconds(self, seconds: float) -> float:
         """``seconds`` rounded up, since the feature extractor cuts and pads to whole seconds."""
         return math.ceil(seconds)
@@ -157,6 +154,7 @@ SPEC = WhisperSpec(
     time_axis=2,
     front=lambda config: [Convolution(3, 1, 1, 1), Convolution(3, ROWS_PER_FRAME, 1, 1)],
     positions="sinusoids",
+    reads_longer=False,
     extractor_fields=extractor_fields,
     why_train=why_train,
     why_padding_changes=lambda config: "the encoder reads padding as silence, without a mask",

@@ -36,7 +36,7 @@ from ..files import (
     public_name,
     read_json_object,
     read_text,
-    sentence_kind,
+    sentence_class,
     staged_file,
 )
 from ..inputs.modality import Modality, modality_in
@@ -147,7 +147,7 @@ def model_card(
         length = int(plan.get("new_length") or modality.sizes(of_model).new.tokens)
 
         # How the model is loaded, and its task.
-        architecture, sentences, ours = named_class(config, "AutoModel"), sentence_kind(folder), is_long(config)
+        architecture, sentences, ours = named_class(config, "AutoModel"), sentence_class(folder), is_long(config)
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture)
         auto = auto or (architecture if architecture.startswith("AutoModel") else "")
         example = modality_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))

@@ -1,4 +1,4 @@
-"""Upload a saved model to the Hub in one commit, with a card that tells others how to load it, and with a file for `trust_remote_code`.
+"""Upload a saved model to the Hub in one commit, with its card and the file for `trust_remote_code`.
 
 `longattn push`, `longattn convert --push-to-hub`, trainings and ``model.push_to_hub`` all end in :func:`push_model`.
 """
@@ -40,17 +40,16 @@ EMPTY_CARD = "This model card has been automatically generated"
 
 @dataclass(frozen=True)
 class PushReport:
-    """A finished upload. files: in the commit. left_out: files of the folder that were not uploaded. card: which card the repository has,
-    ``"the folder's"``, a newly ``"written"`` one, or ``"the repository's"``, which is unchanged."""
+    """A finished upload."""
 
     repo: str
     url: str
     revision: str
     commit: str
     private: bool
-    files: tuple[str, ...]
-    left_out: tuple[str, ...]
-    card: str
+    files: tuple[str, ...]  # in the commit
+    left_out: tuple[str, ...]  # files of the folder that were not uploaded
+    card: str  # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged
 
 
 def push_model(
@@ -86,32 +85,32 @@ def push_model(
         CheckpointError: the folder is not a saved model, or contains an unreadable file or a link that leads elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
     """
-    place = Path(folder).expanduser()
-    has_weights = any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT)
-    if not has_weights or not (place / "config.json").exists():
+    path = Path(folder).expanduser()
+    has_weights = any(file for pattern in WEIGHTS for file in path.glob(pattern) if file.name not in LEFT_OUT)
+    if not has_weights or not (path / "config.json").exists():
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
-        raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
-    files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
-    refuse_tokens(place, files, token)
+        raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
+    files, left_out = chosen_files(path, (*LEFT_OUT, *leave_out))
+    refuse_tokens(path, files, token)
     name, api = check_login(repo_id, token, private=private), HfApi(token=token)
     if remote_code:
-        files += write_remote_code(place)
-    has_card = (place / "README.md").is_file()
-    changed = {"README.md": card_for_repository(place, name)} if has_card else {}
+        files += write_remote_code(path)
+    has_card = (path / "README.md").is_file()
+    changed = {"README.md": card_for_repository(path, name)} if has_card else {}
     with translated_errors(repo_id, token):
         if has_card:
-            read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
+            read_card(path / "README.md").validate(repo_type="model")  # before a repository is created for it
         api.create_repo(name, private=private or None, exist_ok=True)
         is_private = bool(api.model_info(name).private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
     if card == "written":
-        changed["README.md"] = str(model_card(place, name=name, **contents))
+        changed["README.md"] = str(model_card(path, name=name, **contents))
     sent = sorted({*files, *changed})
-    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
+    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else path / file) for file in sent]
     with translated_errors(repo_id, token):  # upload_folder cannot send other contents than a file's
-        message = commit_message or f"Upload {place.resolve().name}"
+        message = commit_message or f"Upload {path.resolve().name}"
         done = api.create_commit(name, added, commit_message=message, revision=revision, **commit)
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
@@ -152,47 +151,47 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
     return f"{report.url}/commit/{report.commit}"
 
 
-def chosen_files(place: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
+def chosen_files(folder: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
     """Relative paths of the files to upload, and of all other files. ``patterns`` of names are left out."""
     uploaded: list[str] = []
     left_out: list[str] = []
-    for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
-        inside = path.relative_to(place)
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
+        inside = path.relative_to(folder)
         out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in patterns)
         if not out:
-            check_link(path, place)
+            check_link(path, folder)
         if not path.is_dir():
             (uploaded if path.is_file() and not out else left_out).append(inside.as_posix())
     return uploaded, left_out
 
 
-def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None) -> None:
+def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None) -> None:
     """Refuse files, other than weights, that contain the user's token or text that looks like one.
 
     Raises:
         HubError: a file contains a token.
     """
     known = token if isinstance(token, str) else get_token()
-    for path in (place / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
+    for path in (folder / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
         content = path.read_bytes()
         holds_token = bool(known) and str(known).encode(errors="surrogatepass") in content
         if holds_token or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 
-def card_for_repository(place: Path, name: str) -> str:
-    """The card of a folder with the name of a repository in its title, its metadata and the code that loads the model."""
-    text = read_text(place / "README.md")
+def card_for_repository(folder: Path, name: str) -> str:
+    """The card of a folder, with a repository's name in its title, its metadata and its code."""
+    text = read_text(folder / "README.md")
     if match := NAMED.search(text):
-        with checkpoint_errors(f"The name of the model in {str(place / 'README.md')!r} cannot be replaced"):
-            step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
+        with checkpoint_errors(f"The name of the model in {str(folder / 'README.md')!r} cannot be replaced"):
+            step, before = read_report(folder).get("next_step") or {}, json.loads(match[1])
             if command := in_one_line(next_step(step, before)):
                 text = text.replace(command, in_one_line(next_step(step, name)))
             text = text.replace(match[1], json.dumps(name))
-    called, title = re.escape(in_one_line(place.resolve().name)), name.rpartition("/")[2]
+    called, title = re.escape(in_one_line(folder.resolve().name)), name.rpartition("/")[2]
     text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
     text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
-    if read_config(place).get("auto_map") and "trust_remote_code" not in text:
+    if read_config(folder).get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{REMOTE_CODE}\n"
     return text
 
@@ -228,14 +227,14 @@ def write_remote_code(folder: str | Path) -> list[str]:
     Raises:
         CheckpointError: the model is not a Long model, the folder cannot be written, or another file has the name of the file.
     """
-    place = Path(folder)
-    values = read_config(place)
+    path = Path(folder)
+    values = read_config(path)
     model_type = str(values.get("model_type"))
     if not model_type.startswith("long_") or is_generic(values) or model_type not in CONFIG_MAPPING_NAMES:
         raise CheckpointError(
             f"{str(folder)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this package; omit --remote-code."
         )
-    file = place / f"modeling_{module_name(model_type)}.py"
+    file = path / f"modeling_{module_name(model_type)}.py"
     if os.path.lexists(file) and not (file.is_file() and file.read_bytes().startswith(FILE.partition("\n")[0].encode())):
         raise CheckpointError(f"{str(file)!r} would be replaced, but hf_longattn did not write it; rename it or move it away.")
     classes = {"AutoConfig": CONFIG_MAPPING_NAMES[model_type]}
@@ -244,5 +243,5 @@ def write_remote_code(folder: str | Path) -> list[str]:
             classes[auto] = names if isinstance(names, str) else names[0]
     write_text(file, FILE.format(names=", ".join(sorted({*classes.values()}))))
     values = {**values, "auto_map": {auto: f"{file.stem}.{name}" for auto, name in classes.items()}}
-    write_text(place / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return [file.name, "config.json"]

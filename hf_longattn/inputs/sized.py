@@ -142,7 +142,7 @@ class SizedModality(Modality):
         processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
         lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
-        config = architecture.long_config(attention, lengths=lengths, rule=positions)
+        config = architecture.long_config(attention, lengths=lengths, strategy=positions)
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
         task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)

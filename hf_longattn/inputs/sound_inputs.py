@@ -121,7 +121,7 @@ class SoundModality(SizedModality):
 
     def sizes(self, config: Any) -> InputSizes:
         old, new = self.spec.durations(config)
-        return self.between(config, old, new, self.spec.base_reads(config, new))
+        return self.between(config, old, new, self.spec.reads_longer)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_audio(name, options)
@@ -142,7 +142,7 @@ class SoundModality(SizedModality):
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
                 "longattn train seq2seq."
             )
-        return self.between(config, old, new, spec.base_reads(config, new))
+        return self.between(config, old, new, spec.reads_longer)
 
     def positions(
         self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes

@@ -8,7 +8,7 @@ attention        the diagnosis of a model on a text, image or sound, by all of t
 texts            token ids of a text
 watching         queries and keys of every layer while a long or plain model runs
 layer_attention  the softmax of one layer, for some queries at a time, and the numbers measured from it
-candidates       the compared mechanisms, and the keys that each keeps
+candidates       the compared mechanisms, and the keys that each retains
 diagnosis        the result: numbers, conclusion, JSON
 """
 

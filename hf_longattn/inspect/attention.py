@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class CapturedMass:
-    """The share of the softmax of every layer and head that each candidate keeps, for one input.
+    """The share of the softmax of every layer and head that each candidate retains, for one input.
 
     mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
     pairs: number of query–key products per head for each candidate. full_pairs: for full attention.
@@ -145,7 +145,9 @@ def diagnose(
     token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Measure how the attention of every layer and head spreads as a text grows, and how much of it mechanisms would keep.
+    """Measure how the attention of every layer and head spreads as a text grows.
+
+    The diagnosis also says how much of the attention mechanisms would retain.
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
@@ -222,7 +224,7 @@ def diagnose(
 
 
 def is_text(source: object) -> bool:
-    """Whether ``source`` is a text, token ids or a file of a text, and not an image or recording, or a folder of these."""
+    """Whether ``source`` is a text, token ids or a file of a text. Images, recordings and folders of these are not."""
     if not isinstance(source, Path):
         return True
     known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
@@ -275,7 +277,7 @@ def _read_sounds(
     spec, config, settings = modality.spec, network.config, {"count": EXCERPTS, "model": loaded.name, "processor": extractor}
     sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
-    if not loaded.is_long and not spec.base_reads(config, max(requested or SECONDS)):
+    if not loaded.is_long and not spec.reads_longer:
         limit = float(spec.durations(config)[0])
     longest = min(sounds.longest, limit)
     durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
@@ -331,7 +333,7 @@ def captured_mass(
     model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
     seed: int = 0,
 ) -> CapturedMass:  # fmt: skip
-    """Measure how much of the softmax of every layer and head of ``model`` each candidate would keep, on a text, image or sound.
+    """Measure how much of the softmax of every layer and head each candidate would retain.
 
     It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
 
@@ -358,7 +360,7 @@ def captured_mass(
 class MeasuredLayers:
     """Sums of every layer's numbers over one or more forward passes of the same length.
 
-    rows: indices of the queries that the next pass adds. grid: of the tokens of an image. draws: whether its maps of attention are kept.
+    rows: indices of the queries that the next pass adds. grid: of the tokens of an image. draws: whether its maps of attention are stored.
     """
 
     def __init__(
@@ -377,7 +379,8 @@ class MeasuredLayers:
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
-        layer = layer.on(self.layout)
+        if self.layout is not None:
+            layer = replace(layer, call=layer.call.replace(grid=self.layout))
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):

@@ -1,4 +1,4 @@
-"""Mechanisms that a diagnosis compares, and the part of a layer's softmax that each would keep."""
+"""Mechanisms that a diagnosis compares, and the part of a layer's softmax that each would retain."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates without duplicates; of candidates with the same text, the first is kept."""
+    """The candidates without duplicates; of candidates with the same text, the first stays."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(str(candidate), candidate)
@@ -114,10 +114,10 @@ def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
-    """The keys that ``candidate`` keeps in a layer; mechanisms that select by content use the layer's queries and keys.
+    """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and keys.
 
     Returns:
-        ``reading(rows, scores)``: a mask of the kept keys, or the weights of all keys. Or a sentence why neither is defined.
+        ``reading(rows, scores)``: a mask of the retained keys, or the weights of all keys. Or a sentence why neither is defined.
     Raises:
         LongAttentionError: the candidate was named by the user, and cannot be built for this layer.
     """

@@ -22,8 +22,6 @@ FORMAT = 2
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
 ENOUGH = 0.9
 """Minimum share of the mass that the chosen mechanism keeps, if one that costs less than full attention keeps so much."""
-ALIKE = 1e-4
-"""Maximum difference of two masses that count as equal."""
 DIGITS = 5
 """Number of significant digits in JSON."""
 
@@ -74,10 +72,6 @@ class LengthDiagnosis:
     def number(self, name: str) -> Tensor:
         """One of :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does not have."""
         return stack_heads([layer.numbers[name] for layer in self.layers])
-
-    def by_distance(self) -> Tensor:
-        """Mass in each bin of distances, mean over heads, ``(layers, bins)``."""
-        return torch.stack([layer.distance.mean(0) for layer in self.layers])
 
 
 class Image(NamedTuple):
@@ -142,7 +136,7 @@ class Diagnosis:
         return "tokens" if self.frame_seconds is None else "frames"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:
-        """A number of tokens as text, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
+        """A number of tokens as text: "512 tokens", or for a sound model "1,499 frames (30 s)"."""
         count = f"{tokens:,.{digits}f} {self.unit}"
         return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
 
@@ -163,16 +157,6 @@ class Diagnosis:
     def cost(self, number: int) -> float:
         """A candidate's query–key products at the longest length, divided by the products of full attention."""
         return self.last.pairs[number] / self.last.full_pairs
-
-    def front(self) -> list[int]:
-        """Indices of the Pareto-optimal candidates, cheapest first: none of the same or lower cost keeps more mass."""
-        front: list[int] = []
-        for number in self.applicable():
-            if not front or self.mass(number) > self.mass(front[-1]) + ALIKE:
-                if front and self.cost(front[-1]) == self.cost(number):
-                    front.pop()
-                front.append(number)
-        return front
 
     def chosen(self) -> int | None:
         """Index of the cheapest candidate that keeps at least :data:`ENOUGH` of the mass. If none cheaper keeps so much,
@@ -242,7 +226,8 @@ class Diagnosis:
 
     def reach(self) -> str:
         """Distances within which half and :data:`ENOUGH` of the attention lie at the longest length, as a sentence."""
-        mass = self.last.by_distance().mean(0).cumsum(0)
+        by_layer = torch.stack([layer.distance.mean(0) for layer in self.last.layers])
+        mass = by_layer.mean(0).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
         half, most = (f"{distance:,} patches" if self.image is not None else self.in_words(distance) for distance in furthest)
         return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
@@ -268,8 +253,8 @@ class Diagnosis:
             if chosen is None
             else {
                 "candidate": str(self.candidates[chosen]),
-                "mass": _short(self.mass(chosen)),
-                "cost": _short(self.cost(chosen)),
+                "mass": _rounded(self.mass(chosen)),
+                "cost": _rounded(self.cost(chosen)),
                 "flags": self.flags(chosen),
             },
             "candidates": [
@@ -298,12 +283,12 @@ class Diagnosis:
                 {
                     "name": layer.name,
                     "mechanism": layer.mechanism,
-                    **{name: _numbers(layer.numbers[name]) for name in MEANS},
-                    "distance": _numbers(layer.distance),
+                    **{name: _rounded(layer.numbers[name]) for name in MEANS},
+                    "distance": _rounded(layer.distance),
                     "captured": {
-                        name: _numbers(layer.captured[:, number]) for number, name in enumerate(names) if name not in self.reasons
+                        name: _rounded(layer.captured[:, number]) for number, name in enumerate(names) if name not in self.reasons
                     },
-                    **({} if layer.attention is None else {"attention": _numbers(layer.attention)}),
+                    **({} if layer.attention is None else {"attention": _rounded(layer.attention)}),
                 }
                 for layer in diagnosis.layers
             ],
@@ -326,10 +311,9 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
 
 
-def _short(value: float) -> float | None:
-    return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
-
-
-def _numbers(values: Tensor) -> Any:
+def _rounded(values: Tensor | float) -> Any:
     """Nested lists of numbers with :data:`DIGITS` significant digits; ``None`` for nan."""
-    return [_numbers(row) for row in values] if values.dim() else _short(float(values))
+    if isinstance(values, Tensor) and values.dim():
+        return [_rounded(row) for row in values]
+    number = float(values)
+    return None if math.isnan(number) else float(f"{number:.{DIGITS}g}")

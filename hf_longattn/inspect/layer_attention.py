@@ -16,7 +16,7 @@ Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,13 +76,9 @@ class LayerAttention:
         tokens, grid = torch.arange(self.length, device=rows.device), self.call.grid
         if not isinstance(grid, Grid):
             return (rows[:, None] - tokens).abs()
-        axes = zip(grid.places(rows), grid.places(tokens), strict=True)
+        axes = zip(grid.coordinates(rows), grid.coordinates(tokens), strict=True)
         distance = torch.stack([(query[:, None] - key).abs() for query, key in axes]).amax(0)
         return distance.masked_fill((rows[:, None] < grid.prefix) | (tokens < grid.prefix), 0)
-
-    def on(self, grid: Grid | None) -> LayerAttention:
-        """The same attention of tokens on ``grid``; without one, as it is."""
-        return self if grid is None else replace(self, call=self.call.replace(grid=grid))
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""

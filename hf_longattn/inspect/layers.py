@@ -35,7 +35,7 @@ class Inspection(WithTowers):
     attention, inputs, shape, costs: of its layers; with several towers, of the text tower.
     kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention).
     towers: each tower by name, if there are several. In a plain class with mechanisms, only the towers that have one.
-    other_towers: names of the towers of a plain class that keep its attention.
+    other_towers: names of the towers of a plain class that run its own attention.
     text_global: whether all tokens except image tokens are global in the language model of a plain class.
     generic: whether the model is a plain class with mechanisms.
     """
@@ -247,9 +247,10 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
 
 def planned_paths(checkpoint: Inspection) -> Explanation:
-    """The paths that the layers of a checkpoint run on this machine for one input of :func:`planned_length` tokens in fp32.
+    """The paths that the layers of a checkpoint run on this machine.
 
-    No weights are loaded: each mechanism runs once on random queries and keys, without the terms that a base adds to its scores.
+    The input has :func:`planned_length` tokens in fp32. No weights are loaded: each mechanism runs once on random queries and keys, without
+    the terms that a base adds to its scores.
     """
     generator, grid, paths = torch.Generator().manual_seed(0), checkpoint.inputs.new.grid, list[LayerPath]()
     ran: dict[int, list[LayerPath]] = {}
@@ -270,10 +271,10 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
 
 
 def planned_length(checkpoint: Inspection) -> int:
-    """Number of tokens for :func:`planned_paths`: the longest input, but no more than shows every layer's mechanism at work.
+    """Number of tokens for :func:`planned_paths`, at most the longest input.
 
-    These are :data:`LONGEST` or, if short texts are attended in full, one token more than the longest of them, up to :data:`MAX_PLANNED`.
-    A grid has one size.
+    :data:`LONGEST` tokens show every mechanism at work. If short texts are attended in full, one token more than the longest of them is
+    needed, up to :data:`MAX_PLANNED`. A grid has one size.
     """
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
@@ -285,12 +286,16 @@ def planned_length(checkpoint: Inspection) -> int:
 
 @contextlib.contextmanager
 def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], LayerPath]]:
-    """Context in which the yielded dictionary collects every path that runs. names: id of a mechanism -> its name in the model."""
+    """Context in which the yielded dictionary collects every path that runs.
+
+    names: id of a mechanism -> its name in the model.
+    """
     paths: dict[tuple[int, PathChoice], LayerPath] = {}
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        record = GPU_RECORD.get((choice.pattern_type, choice.path))
+        key: Any = (choice.pattern_type, choice.path)
+        record = GPU_RECORD.get(key)
         reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))

@@ -44,7 +44,7 @@ class DeclaredAttention:
     left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
     chunk: tokens of a chunk, beyond which nothing is visible. softcap: the bound of the scores.
     sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
-    pairs: what else the mask hides or shows: "by the model" if that makes a mask itself, "by rules" for blocks of tokens.
+    pairs: what else decides over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
     """
 
     heads: int
@@ -75,11 +75,6 @@ class DeclaredAttention:
         cap = "" if self.softcap is None else f"scores capped at {self.softcap:g}"
         rules = "blocks of tokens" if self.pairs == "by rules" else ""
         return ", ".join(filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules)))
-
-    @property
-    def plain(self) -> bool:
-        """Whether SDPA computes this without a mask."""
-        return {self.left, self.chunk, self.softcap} == {None} and not (self.sinks or self.bias or self.pairs)
 
     @classmethod
     def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
@@ -163,8 +158,12 @@ class StockInspection:
 
     def verdict(self) -> str:
         """What ``attn_implementation="longattn"`` does."""
-        plain = all(layer.plain for _, layer in self.layers)
-        return self.why_not or ("runs as sdpa does" if plain else "computes what the layers declare, windows without an N×N mask")
+        if self.why_not:
+            return self.why_not
+        for _, layer in self.layers:  # SDPA computes a layer without a mask unless it declares one of these
+            if {layer.left, layer.chunk, layer.softcap} != {None} or layer.sinks or layer.bias or layer.pairs:
+                return "computes what the layers declare, windows without an N×N mask"
+        return "runs as sdpa does"
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         """Length in tokens, and the largest layer's bytes in transformers and in the engines. An input that is no text has one length."""
@@ -203,7 +202,7 @@ def inspect_stock(model: str | Path, *, revision: str | None = None, token: str 
 
 
 def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
-    """Run a model, or each of its towers, on the meta device, and record what the attention modules declare."""
+    """Record what the attention modules of a model, or of its towers, declare in a run on the meta device."""
     parameters, implementation = sum(parameter.numel() for parameter in model.parameters()), attention_implementation(model.config)
     result = StockInspection(
         type(model).__name__, model.config.model_type, parameters, implementation or "eager", bool(model._supports_flash_attn)

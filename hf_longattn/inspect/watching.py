@@ -126,9 +126,9 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
-    """The stack to watch, its arguments, the grid of an image's tokens (else ``None``), and the number of tokens.
+    """The stack to watch, its arguments, the grid of an image's tokens, and the number of tokens.
 
-    ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
+    Texts and sounds have no grid (``None``). ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
     Raises:
         BackendError: as :func:`watched_stack`, or the model does not read images on one grid of patches.
         InputError: the image's size does not fit.

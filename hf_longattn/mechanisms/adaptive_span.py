@@ -121,8 +121,8 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """Each query attends to the keys within its head's span and ramp."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
-        places = torch.arange(k.shape[2], device=k.device)
-        return lambda rows, scores: (rows[:, None] - places).abs() < reach
+        positions = torch.arange(k.shape[2], device=k.device)
+        return lambda rows, scores: (rows[:, None] - positions).abs() < reach
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, mark_static, rows_of
+from ..engines.call import AttentionCall, GatherTile, as_fixed, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -112,7 +112,7 @@ class Hierarchical(Mechanism):
         counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
 
         def weighted() -> tuple[GatherTile, ...]:
-            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: mark_static(pyramid.parts(call.causal, device)))
+            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: as_fixed(pyramid.parts(call.causal, device)))
             weights = counts.to(dtype).clamp(min=1).log()
             biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])  # the first tile has no pools
             return (tiles[0], *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)))
@@ -162,7 +162,10 @@ class Pyramid:
         return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
-        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32: of the ``real (B, N)`` ones, or of all."""
+        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32.
+
+        Only the ``real (B, N)`` tokens count; without ``real``, all.
+        """
 
         def count(tokens: Tensor) -> Tensor:
             levels = [tokens.float()]
@@ -175,8 +178,10 @@ class Pyramid:
         return BYTE_CACHE.get(("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device)))
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The pools of ``x (B, H, N, D)`` on the levels above 0, one level after the other. A pool is the mean or (``by="max"``) the
-        element-wise maximum of its real tokens, and zeros if it has none."""
+        """The pools of ``x (B, H, N, D)`` on all levels above 0, in a row.
+
+        A pool is the mean or (``by="max"``) the element-wise maximum of its real tokens, and zeros if it has none.
+        """
         counts, largest = self.counts(real, x.device), by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -140,12 +140,12 @@ class Linformer(Mechanism):
         if self.options.projection == "pooling":
             return segment_matrix(real, self.options.rank, torch.float64)[:, None]
         parameter = self.projections[number]
-        place = torch.arange(real.shape[1], device=real.device)
+        position = torch.arange(real.shape[1], device=real.device)
         if self.options.projection == "linear":
-            return parameter[:, place].transpose(1, 2)[None]
+            return parameter[:, position].transpose(1, 2)[None]
         width = parameter.shape[1]
         rows = torch.arange((real.shape[1] + width - 1) // width, device=real.device)
-        return (parameter[:, None, place % width] * (place // width == rows[:, None]))[None]
+        return (parameter[:, None, position % width] * (position // width == rows[:, None]))[None]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])

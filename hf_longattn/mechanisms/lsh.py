@@ -147,26 +147,65 @@ class LSH(BucketedMechanism):
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
         bucket, scale = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device), 1
         for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
-            bucket, scale = bucket + scale * signed_argmax(columns), scale * factor
+            # argmax [x ; -x], by one comparison for each column x_f
+            highest, index = columns[..., 0, :].abs(), (columns[..., 0, :] < 0).long() * (factor // 2)
+            for f in range(1, factor // 2):
+                column = columns[..., f, :]
+                size = column.abs()
+                index = torch.where(size > highest, f + factor // 2 * (column < 0), index)
+                highest = torch.maximum(highest, size)
+            bucket, scale = bucket + scale * index, scale * factor
         return bucket
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        q_len, size, real = q.shape[2], self.options.bucket_size, call.real(k)
+        q_len, kv_len, size, real = q.shape[2], k.shape[2], self.options.bucket_size, call.real(k)
         key_buckets = self.hashes(k)
         query_buckets = key_buckets[..., -q_len:] if self.options.shared_qk else self.hashes(q)
         if call.causal:
             met = recent_in_bucket(query_buckets, key_buckets, real, size)
         else:
-            met = chunks_meet(query_buckets, key_buckets, real, size, **self.chunks)
+            listed, positions = real[:, None, None, :], torch.arange(kv_len, device=k.device)
+
+            def rank(buckets: Tensor, positions_of: Tensor) -> Tensor:
+                """Number of real keys that sort before (bucket, position), ``(B, H, R, n)``."""
+                rows, columns = buckets[..., :, None], key_buckets[..., None, :]
+                smaller = (columns < rows) | ((columns == rows) & (positions < positions_of[:, None]))
+                return (smaller & listed[..., None, :]).sum(-1)
+
+            count = listed.sum(-1, keepdim=True)
+            chunks = ((count + size - 1) // size).clamp(min=1)
+            query_chunks = rank(query_buckets, positions[-q_len:]).minimum((count - 1).clamp(min=0)) // size
+            key_chunks = rank(key_buckets, positions) // size
+            met = torch.zeros(*query_chunks.shape, kv_len, dtype=torch.bool, device=k.device)
+            for offset in chunk_offsets(**self.chunks, chunks=-(-kv_len // size)):
+                near = (query_chunks + offset) % chunks  # the last chunk is a neighbour of the first
+                met = met | (key_chunks[..., None, :] == near[..., :, None])
+            met = met & listed[..., None, :]
         if self.options.shared_qk:
-            met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
+            met = met & ~torch.eye(kv_len, dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        queries, keys, size = self.hashes(q), self.hashes(k), self.options.bucket_size
+        query_buckets, key_buckets, size, real = self.hashes(q), self.hashes(k), self.options.bucket_size, call.real(k)
         if call.causal:
-            return recent_by_rows(queries, keys, call.real(k), size)
-        return chunks_by_rows(queries, keys, call.real(k), size, **self.chunks)
+            return recent_by_rows(query_buckets, key_buckets, real, size)
+        length, listed = k.shape[2], real[:, None, None, :]
+        positions, padding_last = torch.arange(length, device=k.device), torch.iinfo(torch.int64).max
+        order = (key_buckets * length + positions).masked_fill(~listed, padding_last).sort(-1).values
+        count = listed.sum(-1, keepdim=True)
+        chunks = ((count + size - 1) // size).clamp(min=1)
+        query_chunks = torch.searchsorted(order, query_buckets * length + positions).minimum((count - 1).clamp(min=0)) // size
+        key_chunks = torch.searchsorted(order, key_buckets * length + positions) // size
+
+        def met(rows: Tensor) -> Tensor:
+            met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
+            for number in range(query_chunks.shape[2]):
+                for offset in chunk_offsets(**self.chunks, chunks=-(-length // size)):
+                    near = (query_chunks[:, :, number, rows] + offset) % chunks[:, :, 0]
+                    met_keys |= near[..., None] == key_chunks[:, :, number, None, :]
+            return met_keys & listed
+
+        return met
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return accelerated(k) and call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
@@ -193,67 +232,3 @@ class LSH(BucketedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         keys = self.options.bucket_size if causal else self.keys_in_chunks
         return min(full_pairs(length, causal), self.options.num_hashes * length * min(keys, length))
-
-
-def signed_argmax(x: Tensor) -> Tensor:
-    """``argmax [x ; -x]`` over the second-to-last axis, ``(…, F, N)`` -> ``(…, N)`` int64. One comparison per ``x[..., f, :]``."""
-    half = x.shape[-2]
-    highest, index = x[..., 0, :].abs(), (x[..., 0, :] < 0).long() * half
-    for f in range(1, half):
-        column = x[..., f, :]
-        size = column.abs()
-        index = torch.where(size > highest, f + half * (column < 0), index)
-        highest = torch.maximum(highest, size)
-    return index
-
-
-def chunks_by_rows(
-    query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int
-) -> Callable[[Tensor], Tensor]:
-    """A function from query indices ``(n,)`` to the keys that :func:`chunks_meet` finds in any round, ``(B, H, n, N)`` bool.
-
-    query_buckets, key_buckets: ``(B, H, R, N)``.
-    """
-    length = key_buckets.shape[-1]
-    position, listed = torch.arange(length, device=key_buckets.device), real[:, None, None, :]
-    order = (key_buckets * length + position).masked_fill(~listed, torch.iinfo(torch.int64).max).sort(-1).values
-    count = listed.sum(-1, keepdim=True)
-    chunks = ((count + size - 1) // size).clamp(min=1)
-    query_chunks = torch.searchsorted(order, query_buckets * length + position).minimum((count - 1).clamp(min=0)) // size
-    key_chunks = torch.searchsorted(order, key_buckets * length + position) // size
-
-    def met(rows: Tensor) -> Tensor:
-        met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
-        for number in range(query_chunks.shape[2]):
-            for offset in chunk_offsets(before, after, -(-length // size)):
-                near = (query_chunks[:, :, number, rows] + offset) % chunks[:, :, 0]
-                met_keys |= near[..., None] == key_chunks[:, :, number, None, :]
-        return met_keys & listed
-
-    return met
-
-
-def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:
-    """Mask ``(B, H, R, Nq, Nk)`` of the keys in the query's chunk, the ``before`` previous chunks and the ``after`` next ones.
-
-    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
-    """
-    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
-    position = torch.arange(kv_len, device=key_buckets.device)
-    real = real[:, None, None, :]
-    count = real.sum(-1, keepdim=True)
-    chunks = (count + size - 1) // size
-
-    def place(buckets: Tensor, positions: Tensor) -> Tensor:
-        """Number of real keys that sort before (bucket, position)."""
-        row_buckets, column_buckets = buckets[..., :, None], key_buckets[..., None, :]
-        smaller = (column_buckets < row_buckets) | ((column_buckets == row_buckets) & (position < positions[:, None]))
-        return (smaller & real[..., None, :]).sum(-1)
-
-    query_chunks = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
-    key_chunks = place(key_buckets, position) // size
-    met = torch.zeros(*query_chunks.shape, kv_len, dtype=torch.bool, device=real.device)
-    for offset in chunk_offsets(before, after, -(-kv_len // size)):
-        near = (query_chunks + offset) % chunks.clamp(min=1)
-        met = met | (key_chunks[..., None, :] == near[..., :, None])
-    return met & real[..., None, :]

@@ -3,7 +3,7 @@
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
     relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks, kept in the checkpoint. Training redraws them at every ``redraw_interval``.
+for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint has them. Training redraws them at every ``redraw_interval``.
 
 Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature. Both offsets cancel in
 the quotient. A text in pieces, or token by token, therefore gives the output of the whole text for any size of q and k, up to the rounding

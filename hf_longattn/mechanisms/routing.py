@@ -8,10 +8,10 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
 Scores are q · k, as in the training of a converted checkpoint. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained
 from scratch. (The paper's causal form uses the queries as keys, K ← Q; converted models have separate keys.) The w best tokens of a cluster
 depend on the whole sequence, so the causal form takes the latest ones instead. Here every query belongs to one cluster, the nearest. In
-algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several keeps one of the results.
+algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several gets one of the results.
 ``window`` adds the tokens around each query, instead of the paper's local heads. A query that sees no key sees itself.
 
-``router="kmeans"``: the centroids μ are unit vectors, kept in a buffer. In training with gradients they follow the tokens, once per
+``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per
 backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )

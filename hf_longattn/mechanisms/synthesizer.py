@@ -160,7 +160,7 @@ class Sizes:
 
 
 class SyntheticScores(nn.Module, ABC):
-    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``.
+    """One kind of scores. ``q (B, H, Nq, D)`` has the last Nq positions of ``k (B, H_kv, Nk, D)``.
 
     Args:
         sizes: of the layer.
@@ -187,7 +187,10 @@ class SyntheticScores(nn.Module, ABC):
         """The scores by definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel, or ``None``."""
+        """Vectors whose products are the scores, for a fused kernel; ``None`` if there are none.
+
+        Their shapes are ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``.
+        """
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

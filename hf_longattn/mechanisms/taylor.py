@@ -66,7 +66,7 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set W of queries and keys to the identity if d = D, else to a scaled random orthogonal map per head: s estimates scaling·q·k."""
+        """Set W to the identity if d = D, else to a random orthogonal map per head, scaled so that s estimates scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]

@@ -89,21 +89,18 @@ def is_model_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, PreTrainedModel)
 
 
-def check_interface(model_class: type[Any]) -> None:
+def check_interface(model_class: Any) -> None:
     """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
-    if not is_model_class(model_class) or not can_set_implementation(model_class):
-        raise BackendError(
-            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
-            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
-        )
-
-
-def can_set_implementation(model_class: Any) -> bool:
-    """Whether a class uses the AttentionInterface."""
-    if not hasattr(model_class, "_can_set_attn_implementation"):
-        raise missing("set_implementation")
-    of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
-    return not of_timm and model_class._can_set_attn_implementation()
+    if is_model_class(model_class):
+        if not hasattr(model_class, "_can_set_attn_implementation"):
+            raise missing("set_implementation")
+        of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
+        if not of_timm and model_class._can_set_attn_implementation():
+            return
+    raise BackendError(
+        f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
+        "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
+    )
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:

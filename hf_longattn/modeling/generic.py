@@ -27,7 +27,7 @@ from .attach.patch_positions import hook_patch_positions
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .backend import BACKEND
 from .classes import check_interface, is_model_class
-from .family.definition import TOWER_CONFIG, Family
+from .family.definition import TOWER_CONFIG, Family, base_package
 from .family.definition import family_in as named_family
 from .family.input_spec import InputSpec
 from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
@@ -121,17 +121,21 @@ class PlainFamily(Family):
     """The family of an architecture without Long classes. It is not registered."""
 
     def __post_init__(self) -> None:
-        pass
+        base_config: Any = self.config_class.__bases__[-1]
+        vars(self).update(
+            base_config_class=base_config,
+            base_model_type=base_config.model_type,
+            base_package=base_package(base_config.model_type),
+            module=self.config_class.__module__,
+            two_stacks=False,  # encoder and decoder have the same attention
+            reads_text=False,
+        )
 
     @cached_property
     def model_classes(self) -> dict[str, str]:
+        """Name of every model class that the base's package exports -> name of its class with mechanisms."""
         exported = {name: getattr(transformers, name, None) for name in dir(sys.modules[self.base_package])}
         return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
-
-    @property
-    def two_stacks(self) -> bool:
-        """Always false: encoder and decoder have the same attention."""
-        return False
 
     def model_class(self, name: str) -> type[Any]:
         return class_for_auto(name)

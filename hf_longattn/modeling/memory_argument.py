@@ -86,7 +86,7 @@ def run_with_memory(
             added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
         if table is not None:
             added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-            table.check_positions(model.config, added["position_ids"])
+            table.refuse_beyond(int(added["position_ids"].max()) + 1 - table.first_id(model.config), table.tokens(model.config))
     outputs = forward(model, **{**arguments, **added})
     if isinstance(following, CacheMemory):
         following.close()

@@ -25,6 +25,7 @@ from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
+from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared_parameters
@@ -32,7 +33,6 @@ from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
-from .family.validation import refuse_scoreless
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import auxiliary_loss, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
@@ -264,7 +264,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
         overwritten it with the tokenizer's."""
         tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
-        counting = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
+        counting: list[Any] = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
         counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
         if counted is None:
             return super().save_pretrained(*args, **kwargs)

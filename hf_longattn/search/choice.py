@@ -24,10 +24,11 @@ from torch import Tensor
 from ..data.tokenization import special_ids
 from ..errors import OptionError, in_a_line
 from ..evaluation.token_loss import LossChange, chunk_losses, kl_divergence, token_losses, with_context
+from ..inputs.running import with_decoder_input
 from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
 from .costs import FAILURES
-from .design import Design, DesignCosts
+from .design import FULL, Design, DesignCosts
 from .model import SearchedModel, SearchInputs, SearchText
 
 FRONT = 40
@@ -78,7 +79,7 @@ def mass_table(
 
 
 def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
-    """Minus the KL divergence of the model in which this layer alone runs the candidate. The others run the checkpoint's ``base``."""
+    """Minus the KL divergence of a model in which one layer runs the candidate. The other layers run the checkpoint's ``base``."""
     table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
     for candidate in candidates:
@@ -107,7 +108,8 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
     if not judged:
         why = next(iter(table.reasons.values()), "")
         raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
-    memory, limit = costs.budget.of_memory, costs.budget.limit(costs.full_seconds)
+    full_seconds = costs.layers * costs.by_candidate[str(FULL)].seconds
+    memory, limit = costs.budget.of_memory, costs.budget.limit(full_seconds)
     peak = memory and not costs.causal  # an encoder's layer frees its memory before the next one needs it
     amount = {name: float(cost.bytes or 0) if memory else cost.seconds for name, cost in costs.by_candidate.items()}
     names = list(map(str, judged))
@@ -122,7 +124,7 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
         solutions = list(front(values, amounts))
     if best is None:
         cheapest = min(judged, key=lambda candidate: amount[str(candidate)])
-        enough = costs.budget.like((max if peak else sum)([amount[str(cheapest)]] * costs.layers), costs.full_seconds)
+        enough = costs.budget.like((max if peak else sum)([amount[str(cheapest)]] * costs.layers), full_seconds)
         raise OptionError(
             f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; give --budget "
             f"{enough}, or a cheaper --candidate of `longattn search`."
@@ -136,8 +138,9 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
-    """The change of the held-out loss at the target length, from the checkpoint, which reads chunks of at most its own maximum length, to
-    the converted model without training. ``None`` if no token is predicted.
+    """The change of the held-out loss from the checkpoint to the converted model without training.
+
+    The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no token is predicted.
 
     Args:
         model: to convert; it must predict tokens.
@@ -173,11 +176,15 @@ class Divergence:
     """
 
     def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
-        self.model, self.text = model, text
+        self.model = model
         masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs = list[tuple[Any, Tensor | slice]]()
         """Each piece, and the positions whose predictions are compared: some of those with a label, or all of an input without labels."""
-        for piece, labels in text.predicted(length, pieces, causal=not masked):
+        if isinstance(text, SearchText):
+            read: list[tuple[Any, Tensor | None]] = [*text.predicted(length, pieces, causal=not masked)]
+        else:
+            read = [(piece, None) for piece in text.pieces(length, pieces)]
+        for piece, labels in read:
             compared: Tensor | slice = slice(None)
             if labels is not None:
                 predicted = torch.nonzero(labels >= 0).flatten()
@@ -196,7 +203,8 @@ class Divergence:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
         for piece, compared in self.inputs:
-            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)
+            inputs = {"input_ids": piece[None]} if isinstance(piece, Tensor) else with_decoder_input(model, piece)
+            logits = getattr(model(**{name: value.to(model.device) for name, value in inputs.items()}), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "

@@ -1,8 +1,9 @@
 """What each candidate costs in one layer at the target length, measured on this machine.
 
-Seconds: one sequence through the mechanism, from projected queries, keys and values to its output, without gradients; candidates take
-turns, and the fastest turn counts. Bytes: of a decoder, what a layer keeps of the text while it decodes (all layers together count); of an
-encoder, the memory that attention needs besides its inputs and its output, which the next layer uses again (the largest layer counts).
+Seconds are those of one sequence through the mechanism, from projected queries, keys and values to its output, without gradients.
+Candidates take turns, and the fastest turn counts. The bytes of a decoder are the cache of one layer while it decodes; a design needs those
+of all layers. The bytes of an encoder are the memory that attention needs besides its inputs and its output. The next layer uses it again,
+so that a design needs the memory of its largest layer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SLOW_SECONDS = 2.0
 
 
 class LayerCost(NamedTuple):
-    """What one layer costs for one sequence: ``seconds``, and ``bytes``, ``None`` where they were not measured."""
+    """The cost of one layer for one sequence. ``bytes`` is ``None`` if it was not measured."""
 
     seconds: float
     bytes: int | None = None
@@ -97,7 +98,7 @@ class LayerCosts:
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:
-        """A function that runs the candidate once, and the bytes that it keeps while decoding, if it does."""
+        """A function that runs the candidate once, and the bytes of its cache if it decodes."""
         shape, generator = self.shape, torch.Generator(self.device).manual_seed(0)
         mechanism = mechanism_from(
             candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,
@@ -105,15 +106,10 @@ class LayerCosts:
         )  # fmt: skip
         check_form(mechanism, shape.causal, "the model")
         mechanism = mechanism.to(self.device).eval()
-
-        def values(heads: int) -> Tensor:
-            return torch.randn(1, heads, self.length, shape.head_dim, generator=generator, device=self.device)
-
-        q, k, v = values(shape.heads), values(shape.kv_heads), values(shape.kv_heads)
-        states = torch.randn(1, self.length, shape.hidden, generator=generator, device=self.device)
-        call = AttentionCall(
-            causal=shape.causal, hidden_states=states if mechanism.capabilities.takes_hidden_states else None, grid=self.grid
-        )
+        drawn: dict[str, Any] = {"generator": generator, "device": self.device}
+        q, k, v = (torch.randn(1, heads, self.length, shape.head_dim, **drawn) for heads in (shape.heads, shape.kv_heads, shape.kv_heads))
+        hidden = torch.randn(1, self.length, shape.hidden, **drawn) if mechanism.capabilities.takes_hidden_states else None
+        call = AttentionCall(causal=shape.causal, hidden_states=hidden, grid=self.grid)
 
         def run() -> Tensor:
             with torch.no_grad():

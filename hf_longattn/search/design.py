@@ -87,7 +87,7 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
 class Design:
     """A candidate for each layer, from the first to the last.
 
-    named: layers with a sliding window of the base, which they would keep if a configuration did not name them.
+    named: layers in which the base has a sliding window. A configuration names them, since a conversion would retain the window otherwise.
     """
 
     layers: tuple[Candidate, ...]
@@ -98,39 +98,38 @@ class Design:
         """The candidates' texts, which identify a design."""
         return tuple(map(str, self.layers))
 
-    @property
-    def default(self) -> Candidate:
-        """The candidate that most layers have; the first of them if several have as many."""
-        most = Counter(self.names).most_common(1)[0][0]
-        return self.layers[self.names.index(most)]
-
     def attention(self) -> LongAttentionConfig:
         """The configuration: the default, and overrides for the other layers."""
-        default = self.default
-        overrides = {layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in self.overridden}
+        default, overridden = self.split()
+        overrides = {layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in overridden}
         return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
-    @property
-    def overridden(self) -> list[int]:
-        """The layers that a configuration names: all that do not run the default, and those of :attr:`named`."""
-        default = str(self.default)
-        return [layer for layer, name in enumerate(self.names) if layer in self.named or name != default]
+    def split(self) -> tuple[Candidate, list[int]]:
+        """The default of a configuration, and the layers that it names besides.
+
+        The default is the candidate of most layers, the first of several. Layers are named if they run another candidate, or are in
+        :attr:`named`.
+        """
+        names = self.names
+        default = Counter(names).most_common(1)[0][0]
+        overridden = [layer for layer, name in enumerate(names) if layer in self.named or name != default]
+        return self.layers[names.index(default)], overridden
 
     def groups(self, layers: Iterable[int]) -> list[tuple[str, Candidate]]:
-        """Numbers such as ``0-2,5`` of those of ``layers`` that run the same candidate, and the candidate, by their first layers."""
+        """The ``layers`` that run the same candidate, as text such as ``0-2,5``, and the candidate; in the order of their first layers."""
         numbers: dict[str, list[int]] = {}
         for number in layers:
             numbers.setdefault(self.names[number], []).append(number)
         return [(write_numbers(same), self.layers[same[0]]) for same in numbers.values()]
 
     def recipe(self, **settings: Any) -> dict[str, Any]:
-        """Flags of `longattn convert` by name, as a recipe keeps them; ``settings`` that are not ``None`` come first."""
-        default = self.default
+        """The recipe: flags of `longattn convert` by name, after the ``settings`` that are not ``None``."""
+        default, overridden = self.split()
         values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         values["mechanism"] = default.mechanism
         if default.options:
             values["option"] = [f"{name}={value}" for name, value in default.options.items()]
-        if overridden := self.overridden:
+        if overridden:
             values["layers"] = [f"{numbers}={candidate}" for numbers, candidate in self.groups(overridden)]
         return values
 
@@ -143,12 +142,12 @@ class Design:
 
 @dataclass(frozen=True)
 class CostedDesign:
-    """A design with what it costs and what it is worth.
+    """A design with its costs and its score.
 
-    seconds: of the attention of all layers for one text of the target length.
-    bytes: of a decoder, the state of all layers; of an encoder, the working memory of the largest layer; ``None`` where not measured.
-    score: by which it was chosen, the greater the better: captured mass, mean over layers, or minus the sum of the layers' KL divergences;
-        ``None`` where a layer's candidate has none.
+    seconds: duration of the attention of all layers, for one text of the target length.
+    bytes: for a decoder, the cache of all layers; for an encoder, the working memory of the largest layer; ``None`` if not measured.
+    score: the mean over layers of the captured mass, or minus the sum of the layers' KL divergences; greater is better. ``None`` if a
+        layer's candidate has no score.
     """
 
     design: Design
@@ -167,8 +166,8 @@ class CostedDesign:
 class DesignCosts:
     """Costs of designs under a budget.
 
-    by_candidate: of one layer, by the candidate's text, full attention's among them.
-    layers: of the model. causal: whether it is a decoder. named: as of :class:`Design`.
+    by_candidate: candidate as text -> cost of one layer; full attention is among them.
+    layers: number of layers. causal: whether the model is a decoder. named: as in :class:`Design`.
     """
 
     by_candidate: Mapping[str, LayerCost]
@@ -180,10 +179,6 @@ class DesignCosts:
     def uniform(self, candidate: Candidate) -> Design:
         """The design with one candidate in every layer."""
         return Design((candidate,) * self.layers, self.named)
-
-    @property
-    def full_seconds(self) -> float:
-        return self.layers * self.by_candidate[str(FULL)].seconds
 
     def costed(self, design: Design, score: float | None = None) -> CostedDesign:
         """A design with its costs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from ..errors import CheckpointError, InputError
 from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
 from ..inputs.modality import InputSize, modality_in
-from ..inputs.running import with_decoder_input
 from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
 from ..inspect.texts import TextIds
@@ -32,7 +30,7 @@ from .design import Design
 
 
 class SearchedModel:
-    """A checkpoint in memory whose layers can run one attention after the other, like the result of a conversion.
+    """A checkpoint in memory whose layers run any attention, as the result of a conversion would.
 
     Args:
         source: a folder, a Hub repository or an opened checkpoint, long or not.
@@ -41,9 +39,9 @@ class SearchedModel:
     Raises:
         CheckpointError: it has several towers, or no Long class.
 
-    trained_length, length: maximum lengths in tokens of the checkpoint and of the conversion's result.
-    base_attention, base_design: the layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long
-        model. named: layers with a sliding window, which they keep unless a configuration names them.
+    trained_length, length: maximum lengths of the checkpoint and of the conversion's result, in tokens.
+    base_attention, base_design: attention of the layers before the conversion: full, with sliding windows, or a long model's mechanisms.
+    named: as in :class:`.design.Design`.
     """
 
     def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
@@ -67,14 +65,6 @@ class SearchedModel:
         """Whether the checkpoint has a language-modelling head and is not an encoder-decoder."""
         config: Any = self.original.config
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
-
-    @property
-    def no_loss(self) -> str:
-        """Why no held-out loss can be measured, as a clause; empty if it can."""
-        if self.predicts_tokens:
-            return ""
-        name = self.original.architecture.source_class
-        return f"{self.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss"
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention (``None``: full attention).
@@ -113,7 +103,7 @@ class SearchedModel:
 
 
 def check_one_stack(source: Source) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
+    """Raise :class:`CheckpointError` for a checkpoint of several towers or without a Long class."""
     model_type = str(source.config.get("model_type"))
     modality = modality_in(source.config)
     if modality.apart:
@@ -135,7 +125,7 @@ def check_one_stack(source: Source) -> None:
 
 
 class SearchText(TextIds):
-    """Pieces of one text, each as long as the model reads at once, with the tokenizer's special tokens."""
+    """Pieces of one text with the tokenizer's special tokens. The model reads one piece at a time."""
 
     def pieces(self, length: int, count: int) -> list[Tensor]:
         """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
@@ -152,22 +142,18 @@ class SearchText(TextIds):
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Pieces with the labels of what is predicted: every next token, or masked ones."""
+        """Pieces with the labels of their predictions: every next token, or masked ones."""
         pieces = self.pieces(length, count)
         return [(piece, piece) if causal else masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
 
-    def arguments(self, piece: Tensor, model: Any) -> dict[str, Tensor]:
-        """What ``model`` is called with."""
-        return {"input_ids": piece[None].to(model.device)}
-
 
 class SearchInputs:
-    """Images or recordings, with the methods of :class:`SearchText`.
+    """Images or recordings.
 
     Args:
-        files: a file or a folder of them.
-        plan: of a conversion of the model.
-        count: most inputs to read.
+        files: a file, or a folder of files.
+        plan: plan of a conversion of the model.
+        count: maximum number of inputs.
 
     Raises:
         DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.sized.UserFiles`.
@@ -180,7 +166,7 @@ class SearchInputs:
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
     def pieces(self, size: Any, count: int) -> list[dict[str, Tensor]]:
-        """Up to ``count`` inputs of this size, each as arguments of ``forward`` for one of them.
+        """Up to ``count`` inputs of this size, each as the arguments of one call of ``forward``.
 
         Raises:
             InputError, DataError: no recording is so long.
@@ -190,16 +176,9 @@ class SearchInputs:
             self._pieces[size] = self.user.pieces(size)
         return self._pieces[size][:count]
 
-    def predicted(self, size: Any, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
-        """The inputs; everything that a head says of one is compared."""
-        return [(piece, None) for piece in self.pieces(size, count)]
-
-    def arguments(self, piece: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        return {name: value.to(model.device) for name, value in with_decoder_input(model, piece).items()}
-
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
-    """The text, tokenised as far as ``pieces`` need it, or images or recordings; ``None`` for those that come with packages."""
+    """The text, tokenised as far as ``pieces`` need it, or images or recordings. ``None`` selects inputs that come with a package."""
     if model.original.inputs.new.name:
         return SearchInputs(text, model.original, pieces)
     text, name = verification_text(None) if text is None else (text, None)

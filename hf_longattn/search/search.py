@@ -39,7 +39,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: what each candidate is worth there, by its text; a candidate that cannot be judged is missing."""
+    """The score of each candidate in one layer, by the candidate's text, and the chosen one. Candidates without a score are missing."""
 
     scores: Mapping[str, float]
     chosen: str
@@ -50,24 +50,22 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        model: its name.
-        text: the name of what was read.
-        length: of the target, in tokens.
-        compared_at: tokens at which ``score`` was measured.
-        sizes: of a model of images or sound, the size of the target's and of those at which ``score`` was measured.
-        full_seconds: of full attention in every layer.
-        full_bytes: the same, its memory.
-        chosen: the design.
-        reason: why, in a sentence.
+        model: name of the checkpoint.
+        text: name of the text, images or recordings.
+        length: length of the target's inputs, in tokens.
+        compared_at: number of tokens at which ``score`` was measured.
+        sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was measured.
+        full_seconds, full_bytes: cost of full attention in every layer.
+        chosen: the chosen design. reason: why it was chosen, as a sentence.
         front: the best designs by ``score`` under every budget, cheapest first.
-        uniform: designs with one candidate in every layer.
-        rows: the layers.
-        costs: seconds and bytes of one layer, by candidate.
-        reasons: why candidates were left out, by candidate.
-        loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
-        no_loss: why it was not measured.
-        recipe: flags of `longattn convert`. file: in which they were written.
-        machine: where it ran.
+        uniform: the designs with one candidate in every layer.
+        rows: the scores of each layer.
+        costs: candidate as text -> seconds and bytes of one layer.
+        reasons: candidate as text -> why it was left out.
+        loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks, to the design
+            without training. no_loss: why it was not measured.
+        recipe: the flags of `longattn convert`. file: the file in which they were written.
+        machine: the machine on which costs were measured.
     """
 
     model: str
@@ -154,7 +152,7 @@ class SearchResult:
 
 
 REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
-"""What plan and report keep of a search's JSON form, besides the size of the inputs compared."""
+"""Keys of a search's JSON form that plan and report have, besides the size of the compared inputs."""
 
 
 @quiet_libraries()
@@ -167,7 +165,7 @@ def search_design(
     progress: Progress | None = None,
     **settings: Any,
 ) -> SearchResult:
-    """Search a mechanism for every layer of ``model`` under a budget of time or memory at a target length.
+    """Search a mechanism for every layer of ``model`` under a budget of time or memory.
 
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
@@ -203,7 +201,7 @@ def search_design(
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, chosen by a text, images or recordings, and for plan and report what was chosen and why.
+    """The attention of every layer, chosen by inputs, and what plan and report say of the choice.
 
     Args:
         source: the opened checkpoint.
@@ -301,7 +299,7 @@ class Search:
         return self._result(best, f"{design} {what} within {self.budget}.")
 
     def _take_candidates(self) -> None:
-        """Keep the candidates that single layers can run and that positions hold for.
+        """Take the candidates that single layers can run and that need no training of positions.
 
         Raises:
             OptionError: one that the user named cannot run, or none is left.
@@ -359,8 +357,9 @@ class Search:
         )
         full = costs.costed(costs.uniform(FULL))
         change, no_loss = None, ""  # of the held-out loss at the target length
-        if isinstance(self.text, SearchText) and model.no_loss:
-            no_loss = f"{model.no_loss}."
+        if isinstance(self.text, SearchText) and not model.predicts_tokens:
+            name = model.original.architecture.source_class
+            no_loss = f"{model.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss."
         elif isinstance(self.text, SearchText):
             self.progress(f"held-out loss of {chosen.design}")
             try:

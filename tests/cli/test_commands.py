@@ -45,14 +45,20 @@ def long(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """stdout of a command that succeeds."""
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `longattn arguments…`."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    assert not ended.value.code, captured.err
-    return captured.out
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """stdout of a command that succeeds."""
+    code, out, err = run(capsys, *arguments)
+    assert not code, err
+    return out
 
 
 def test_convert_writes_what_its_flags_say(long: Path) -> None:
@@ -143,29 +149,25 @@ def test_inspect_draws_the_layers_of_a_model(long: Path, tmp_path: Path, capsys:
 
 def test_inspect_refuses_a_drawing_that_cannot_be_written(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    for file, sentence in (("pattern.xyz", "Cannot draw into"), ("nowhere/pattern.png", "does not exist; make it")):
-        with pytest.raises(SystemExit) as ended:
-            main(["inspect", str(long), "--plot", str(tmp_path / file)])
-        assert ended.value.code == 1
-        assert sentence in capsys.readouterr().err
+    (tmp_path / "mine.png").write_text("mine")
+    refused = {"pattern.xyz": "Cannot draw into", "nowhere/pattern.png": "does not exist; make it", "mine.png": "choose another file"}
+    for file, sentence in refused.items():
+        code, out, err = run(capsys, "inspect", long, "--plot", tmp_path / file)
+        assert (code, out, err.count("\n"), sentence in err) == (1, "", 1, True), file
+    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 @pytest.mark.thorough
 @every_case(("command", "task"), [(command, task) for command in ("train", "evaluate") for task in task_names()], of=3)
 def test_help_of_every_training_task_lists_all_options(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([command, task, "--help"])
-    assert stopped.value.code == 0
-    page = capsys.readouterr().out
+    page = output(capsys, command, task, "--help")
     assert f"usage: longattn {command} {task} --model" in page
     assert {"--model", "--output", "--seed", "--adam-beta1", "--config"} <= set(re.findall(r"(--[\w-]+)", page))
 
 
 def test_train_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "mlm"])
-    assert stopped.value.code == 1
-    assert "add --model" in capsys.readouterr().err
+    code, _, err = run(capsys, "train", "mlm")
+    assert (code, "add --model" in err) == (1, True)
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +182,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer.save_pretrained(folder / "bert")
     (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
     return {"model": folder / "bert", "text": folder / "text.txt"}
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `longattn arguments…`."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
 
 
 SEARCHED = ("--length", "256", "--candidate", "window:window=8", "--candidate", "window:window=64", "--pieces", "1")

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import transformers
 import typer
 import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
-from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
 from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
+from tests.conversion.conftest import built, checkpoint
 from tests.damage import CONVERT, convert, make_checkpoint
+
+__all__ = ["built", "checkpoint"]
 
 SECONDS = 120
 """After which a run counts as hanging; each takes seconds at most."""
@@ -181,32 +182,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-READ = {"--results", "--text"}
-"""Options that name a file or folder to read, with --search-… and --verify-…."""
-FOLDERS = {"embed --output", "search --output"}
-"""Options that name a folder to write, which is refused where these commands are tested."""
-
-
-def options_with_paths() -> Iterator[str]:
-    """ "inspect --plot" and all others that take a path."""
-    for command in app.registered_commands:
-        assert command.callback is not None
-        for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
-            kind, about = (*get_args(parameter.annotation), None, None)[:2]
-            if Path in (kind, *get_args(kind)) and isinstance(about, OptionInfo):
-                yield f"{command.name or command.callback.__name__} --{name.replace('_', '-')}"
-
-
-def written() -> set[str]:
-    """Of these, those that name a file to write."""
-    flags = {option: option.split()[1] for option in options_with_paths()}
-    return {option for option, flag in flags.items() if flag not in READ and not flag.startswith(("--search-", "--verify-"))} - FOLDERS
-
-
-BEFORE = {"inspect": "{here}"}
-"""The arguments of the commands that write files, in a folder without a model."""
-
-
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `longattn arguments…`."""
     capsys.readouterr()
@@ -214,19 +189,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("option", sorted(written()))
-def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    (tmp_path / "text.txt").write_text("A text.")
-    (tmp_path / "mine.png").write_text("mine")
-    command, flag = option.split()
-    code, out, err = run(capsys, *shlex.split(f"{command} {BEFORE[command].format(here=tmp_path)} {flag} {tmp_path / 'mine.png'}"))
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "mine.png' already exists; choose another file" in err
-    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 @every_case(
@@ -267,10 +229,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", *map(str, arguments), "--json"])
-    assert stopped.value.code == 0
-    return json.loads(capsys.readouterr().out)
+    code, out, _ = run(capsys, "plan", *arguments, "--json")
+    assert code == 0
+    return json.loads(out)
 
 
 @pytest.mark.thorough
@@ -314,10 +275,8 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
 def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text or "")
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", "somewhere", "--config", str(recipe)])
-    assert stopped.value.code == 1
-    said = capsys.readouterr().err
+    code, _, said = run(capsys, "plan", "somewhere", "--config", recipe)
+    assert code == 1
     assert sentence in said
     assert said.startswith("Error: ")
     assert said.count("\n") == 1
@@ -328,30 +287,14 @@ def test_values_of_a_recipe_are_checked_as_those_of_its_flags(
     text: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", "somewhere", "--config", str(tmp_path / "recipe.yaml")])
-    assert stopped.value.code == 2
-    assert f"Error: Invalid value for '{flag}'" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="session")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 64 positions."""
-    folder = tmp_path_factory.mktemp("short") / "bert"
-    config = transformers.BertConfig(
-        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64
-    )
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    code, _, said = run(capsys, "plan", "somewhere", "--config", tmp_path / "recipe.yaml")
+    assert (code, f"Error: Invalid value for '{flag}'" in said) == (2, True)
 
 
 @pytest.fixture
-def source(short: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for path in short.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
+def source(checkpoint: Callable[..., Path]) -> Path:
+    """A BERT of 64 positions and two layers, the test's own."""
+    return checkpoint("BertForMaskedLM")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -368,6 +311,8 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "shorter than the source": (["--max-length", "63"], "The source takes 64 tokens"),
     "unknown positions": (["--positions", "tiles", "--max-length", "128"], "Did you mean 'tile'"),
     "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
+    "a flag as an option": (["--option", "mechanism=window"], "use --mechanism (in"),
+    "another flag as an option": (["--option", "layers=window"], "use --layers (in"),
     "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
 }
 
@@ -445,14 +390,3 @@ def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, c
 def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")
-
-
-@pytest.mark.parametrize(
-    ("option", "instead"),
-    [("mechanism=window", "use --mechanism (in"), ("layers=window", "use --layers (in")],
-)
-def test_option_names_the_flag_of_what_is_no_option(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", str(tmp_path), "--option", option])
-    assert stopped.value.code == 1
-    assert instead in capsys.readouterr().err

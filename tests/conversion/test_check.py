@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -37,7 +38,8 @@ from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 from hf_longattn.reports import Check, Difference, equality
-from tests.conversion.conftest import LENGTH, damaged
+from tests.conversion.conftest import LENGTH, change_config, damaged
+from tests.reports import check_of
 from tests.trained import tokenizer_of
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -141,7 +143,7 @@ def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_
 def test_loss_is_measured_by_position_against_the_source_on_chunks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
-    check = next(check for check in report.checks if check.name == LOSS)
+    check = check_of(report, LOSS)
     buckets = check.values["buckets"]
     assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
@@ -149,7 +151,7 @@ def test_loss_is_measured_by_position_against_the_source_on_chunks(checkpoint: C
 
 def test_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
-    check = next(check for check in report.checks if check.name == LOSS)
+    check = check_of(report, LOSS)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
 
@@ -162,15 +164,13 @@ def test_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint,
         words += " Much ado about nothing."
     (tmp_path / "mine.txt").write_text(words)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify_text=tmp_path / "mine.txt")
-    assert next(check for check in report.checks if check.name == LOSS).values["tokens"] == 2 * LENGTH
+    assert check_of(report, LOSS).values["tokens"] == 2 * LENGTH
 
 
 def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertModel")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
+    change_config(source, architectures=["BertForQuestionAnswering"])
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=128)
-    assert report.verified
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
 
@@ -305,7 +305,7 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     """An untrained model loses nothing by random positions. Report, JSON, card and printed lines agree, and name what would tell."""
     settings = {"mechanism": "window", "window": LENGTH // 2, "max_length": 4 * LENGTH, "positions": positions}
     report = convert_checkpoint(checkpoint(name, tokenizer=tokenizer), tmp_path / "long", **settings)
-    check = next(check for check in report.checks if check.name == LOSS)
+    check = check_of(report, LOSS)
     assert check.values["chance"] < check.values["change"]["before"]
     written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
     assert report.verdict == written["verdict"] == "cannot tell"
@@ -392,7 +392,7 @@ def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint
     assert check.detail.endswith("--verify-text FILE with text that the source was trained to read would")
     (tmp_path / "own.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 500))))
     report = convert_checkpoint(source, tmp_path / "own", verify_text=tmp_path / "own.txt", **settings)
-    assert next(check for check in report.checks if check.name == LOSS).status == "measured"
+    assert check_of(report, LOSS).status == "measured"
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,40 @@ def test_small_forecasts_are_not_equal_because_they_are_small(tmp_path: Path) ->
     config = PatchTSTConfig(num_input_channels=1, context_length=128, patch_length=4, patch_stride=4, scaling=None, **sizes)
     PatchTSTForPrediction(config).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", generic=True, mechanism="window", window=8)
-    check = next(check for check in report.checks if check.name == "with the mechanism")
+    check = check_of(report, "with the mechanism")
     assert check.status == "needs training"
     assert "equal" not in check.detail
     assert check.values["max_abs_difference"] < 1e-4 < check.values["relative_difference"]
+
+
+def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    check = check_of(report, "equal at the old length with full attention")
+    assert check.status == "passed"
+    assert check.values["outputs"] == ["last_hidden_state"]
+
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+@pytest.mark.thorough
+def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_path: Path) -> None:
+    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
+    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
+    losses, reports = {}, {}
+    for positions in ("tile", "random"):
+        reports[positions] = convert_checkpoint(
+            CHECKPOINTS / "bert-python-512", tmp_path / positions, mechanism="window", window=256, max_length=1024, positions=positions,
+            verify_text=argparse.__file__,
+        )  # fmt: skip
+        check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
+        losses[positions] = check.values["buckets"][-1]
+    assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
+    assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
+    assert reports["tile"].verified
+    assert not reports["tile"].needs_training
+    assert reports["random"].train_command

@@ -18,6 +18,7 @@ from hf_longattn.conversion.check_texts import Embeddings, choose_lengths
 from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.evaluation.token_loss import verification_text
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
+from tests.reports import check_of
 from tests.trained import tokenizer_of
 
 from .conftest import LENGTH
@@ -170,7 +171,7 @@ def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder
 def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(encoder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab.txt"))
     report = convert_checkpoint(bare, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
-    check = next(check for check in report.checks if check.name == Embeddings.name)
+    check = check_of(report, Embeddings.name)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
     assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings

@@ -17,7 +17,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-import hf_longattn
 from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, OptionError
@@ -28,22 +27,17 @@ from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
 from tests.conversion.conftest import CLASSES, LENGTH
 from tests.lookups import lookups
-from tests.reports import tensor_counts
+from tests.reports import statuses, tensor_counts
 from tests.trained import tokenizer_of
 
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16}
 
 
-def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
-    return {check.name: check.status for check in report.checks}
-
-
 @pytest.mark.thorough
 @every_case("name", CLASSES, of=4)
 def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.verified
     found = statuses(report)
     assert found["tensors"] == found["padding changes nothing"] == found["finite at the new length"] == "passed"
     assert found["equal where the mechanism covers the input"] == "passed"
@@ -61,12 +55,10 @@ def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], 
 def test_full_attention_needs_training_only_beyond_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
     report = convert_checkpoint(built(name), tmp_path / name / "same", mechanism="full")
-    assert report.verified
     assert not report.needs_training
     assert report.train_command is None
     report = convert_checkpoint(built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions)
     assert {check.name for check in report.checks if check.status == "needs training"} == {"positions at the new length"}
-    assert report.verified
     assert report.train_command
 
 
@@ -92,7 +84,6 @@ def test_report_names_the_training_of_each_head(
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_memory_tokens_need_training_though_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
-    assert report.verified
     assert report.needs_training
     assert ("train mlm" if name == "BertForMaskedLM" else "train clm") in (report.train_command or "")
 
@@ -135,7 +126,6 @@ def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
 ) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=200, positions="stretch", **options)
-    assert report.verified
     assert report.needs_training
     checks = {check.name: check for check in report.checks}
     equal = checks["equal where positions are unchanged"]
@@ -178,8 +168,7 @@ def test_conversion_leaves_out_buffers_of_the_old_length(checkpoint: Checkpoint,
     tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
     tensors["transformer.position_ids"] = torch.arange(LENGTH)[None]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128)
-    assert report.verified
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128)
     assert "transformer.h.0.attn.bias" not in load_file(tmp_path / "long" / "model.safetensors")
 
 
@@ -204,7 +193,6 @@ def test_conversion_understands_tensor_names_of_old_checkpoints(
     source = checkpoint(name)
     renamed(source, rename)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.verified
     assert tensor_counts(report)["extended"] == 1
     assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
 
@@ -215,7 +203,6 @@ def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint
     changed = {**config, "architectures": ["BertLMHeadModel"], "is_decoder": True, "add_cross_attention": False}
     (source / "config.json").write_text(json.dumps(changed))
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert report.verified
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
@@ -224,7 +211,7 @@ def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], 
     with pytest.raises(OptionError, match="has rotary positions that transformers cannot scale"):
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
-    assert (report.verified, report.plan["positions"]) == (True, "rope:none")
+    assert report.plan["positions"] == "rope:none"
     assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
 
 
@@ -261,7 +248,6 @@ def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable
 @pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
 def test_bases_with_terms_in_their_scores_get_a_window_by_default(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
-    assert report.verified
     assert report.plan["long_attention"]["mechanism"] == "window"
 
 
@@ -296,7 +282,6 @@ def test_conversion_extends_a_decoder_with_its_own_attention(built: Built, tmp_p
     report = convert_checkpoint(
         built(BART), tmp_path / "long", mechanism="full", max_length=200, max_decoder_length=150, decoder_long_attention=own
     )
-    assert report.verified
     assert report.plan["decoder"] == {"long_attention": own, "old_length": LENGTH, "new_length": 150}
     assert [len(table) for table in tables(tmp_path / "long").values()] == [202, 152]
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "long")
@@ -347,7 +332,6 @@ def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Ca
     kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "embed_positions" not in name}
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
-    assert report.verified
     assert tensor_counts(report)["extended"] == 0
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
 
@@ -356,8 +340,7 @@ def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Ca
 def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
-    report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
-    assert report.verified
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
     assert json.loads((tmp_path / "long" / "generation_config.json").read_text())["max_length"] == 90
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
 
@@ -392,8 +375,7 @@ def separator_in(folder: Path) -> int | None:
 def test_converted_question_answering_head_makes_questions_global(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     source = with_tokenizer(built(name), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    report = convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
-    assert report.verified
+    convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
     assert separator_in(tmp_path / "long") == tokenizer.sep_token_id
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long").eval()
     for side in ("right", "left"):

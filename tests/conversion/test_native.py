@@ -27,6 +27,7 @@ from hf_longattn.files import FORMAT_FIELD
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.cases import every_case
+from tests.conversion.conftest import change_config
 from tests.fresh_processes import run_fresh
 from tests.shared_code import code_of_family
 from tests.stock_cases import long_attention, long_values, save_long
@@ -179,8 +180,7 @@ def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeyp
 
 def test_stock_checkpoint_of_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "llama", WINDOW, "LlamaModel")
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
-    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "architectures": ["LongLlamaForSequenceClassification"]}))
+    change_config(tmp_path / "long", architectures=["LongLlamaForSequenceClassification"])
     with pytest.raises(CheckpointError, match=r"LongLlamaForSequenceClassification needs are missing in .*'score.weight'"):
         export_native(tmp_path / "long", tmp_path / "stock")
 

@@ -27,6 +27,7 @@ from tests.cases import every_case
 from tests.generic import load_generic
 from tests.grids import quickly
 from tests.modeling.test_generic_towers import build, mechanisms, output
+from tests.reports import statuses
 from tests.towers import SHAPE, save_clip
 
 NEW_SIZE, NEW_LENGTH = 64, 248
@@ -53,7 +54,6 @@ def test_clip_is_converted_verified_and_runs_in_a_pipeline(processor: str, short
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     report = convert_checkpoint(source, tmp_path / "long", **settings)
     checks = {check.name: check for check in report.checks}
-    assert report.verified
     assert report.needs_training
     assert {name for name, check in checks.items() if check.status == "passed"} >= {
         "tensors", "tokenizer", "image processor", "text: equal where positions are unchanged", "text: finite at the new length",
@@ -341,7 +341,7 @@ def test_generic_models_of_videos_and_sounds_are_compared_with_their_source(name
     torch.manual_seed(0)
     getattr(transformers, name)(getattr(transformers, config)(**values)).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", generic=True, mechanism="window", window=4)
-    checks = {check.name: check.status for check in report.checks}
+    checks = statuses(report)
     assert checks["equal with the source's attention"] == checks["finite"] == "passed"
     assert checks["with the mechanism"] == "needs training"
     with pytest.raises(CheckpointError, match="has no Long classes; --generic may add mechanisms to its plain class"):

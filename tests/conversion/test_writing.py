@@ -28,6 +28,7 @@ from hf_longattn.errors import CheckpointError
 from tests.cases import every_case
 from tests.conversion.conftest import LENGTH
 from tests.fresh_processes import run_fresh
+from tests.reports import statuses
 
 Checkpoint = Callable[..., Path]
 TOKENIZER_OF = {
@@ -49,7 +50,7 @@ TOKENIZER_OF = {
 def test_converted_tokenizer_gives_the_same_ids_up_to_new_length(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
+    assert statuses(report)["tokenizer"] == "passed"
     old, new = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(tmp_path / "long")
     assert type(new) is type(old)
     assert (old.model_max_length, new.model_max_length) == (LENGTH, 200)
@@ -68,7 +69,7 @@ def test_wrong_tokenizer_class_becomes_that_of_transformers(name: str, tokenizer
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizerFast"}))
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
+    assert statuses(report)["tokenizer"] == "passed"
     config = json.loads((tmp_path / "long" / "config.json").read_text())
     text = "The keeper's notebooks, in 1987:\n  forty years."
     expected = AutoTokenizer.from_pretrained(source)(text)["input_ids"]

@@ -16,7 +16,15 @@ import hf_longattn.families as families
 from hf_longattn.conversion.source_models import read_long
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family import definition
-from hf_longattn.modeling.family.definition import FAMILIES, exported_names, family_of, family_rows, long_prefix, longest_input, module_name
+from hf_longattn.modeling.family.definition import (
+    FAMILIES,
+    exported_names,
+    family_rows,
+    known_family,
+    long_prefix,
+    longest_input,
+    module_name,
+)
 from hf_longattn.names import load_module, module_names
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
@@ -146,8 +154,8 @@ def test_a_user_s_subclass_of_a_long_config_belongs_to_the_family() -> None:
     class MyConfig(families.LongBertConfig):
         pass
 
-    assert family_of(MyConfig()) is FAMILIES["bert"]
-    assert family_of(families.LongGPT2Config) is FAMILIES["gpt2"]
+    assert known_family(MyConfig()) is FAMILIES["bert"]
+    assert known_family(families.LongGPT2Config) is FAMILIES["gpt2"]
 
 
 def test_a_family_is_one_short_file_or_one_row() -> None:

@@ -10,7 +10,7 @@ import transformers
 
 import hf_longattn.families as families
 from hf_longattn.errors import InputError, OptionError
-from hf_longattn.modeling.family.validation import known_length
+from hf_longattn.modeling.family.definition import known_length
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}

@@ -115,7 +115,7 @@ class BucketedMechanism(Mechanism):
         return out[:, :, kv_len - q_len :]
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with the affinity added to its score term and, if duplicates count, the log of the multiplicity ``count``."""
+        """``call`` with the affinity in its score term and, if duplicates count, the log of the multiplicity ``count``."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)
@@ -140,7 +140,7 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
-    """Mask of the last ``size`` keys of each query's bucket, up to the query itself, ``(B, H, R, Nq, Nk)`` bool.
+    """Mask ``(B, H, R, Nq, Nk)`` of the last ``size`` keys in each query's bucket, up to the query.
 
     query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
     ``(B, Nk)`` bool.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...errors import OptionError
+from ...mechanisms.common.base import Mechanism
 from ..backend import BACKEND, longattn_attention_forward
 from ..family.long_config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
-from ..family.validation import refuse_scoreless
 from ..masks import padding_of_row
 
 if TYPE_CHECKING:
@@ -125,6 +126,16 @@ def replacing(
 ) -> type[ReplacedModules]:
     """A subclass of ``mixin`` for the family in ``module``. It replaces modules by the mapping ``replaced``, and changes nothing else."""
     return type("Replacing", (mixin,), {"__module__": module, "replaced": replaced})
+
+
+def refuse_scoreless(model: nn.Module, why: str) -> None:
+    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the model changes scores."""
+    for module in model.modules():
+        if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
+            raise OptionError(
+                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of single "
+                "tokens that could change; choose one that has, for example mechanism='window'."
+            )
 
 
 class OnTheInterface(ReplacedModules):

@@ -82,12 +82,13 @@ class AudioSpec(InputSpec):
     time_axis: the input's axis along time.
     front: ``config ->`` the convolutions from the input to the tokens of the layers with attention.
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
-    positions: the kind of positions, as one word.
+    positions: how positions are encoded, as one word.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
     why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
         not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
+    reads_longer: whether the base reads sounds that are longer than those of its training.
     """
 
     reads = "sound"
@@ -109,13 +110,9 @@ the attention of {base} instead.
     why_train: Callable[[Any, str], str] = lambda config, head: ""
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
+    reads_longer: bool = True
     sampling_rate: ClassVar[int] = 16_000
     """Samples per second of the recordings from which a feature extractor makes the input."""
-
-    @property
-    def unit(self) -> str:
-        """The unit of the input's length, as text."""
-        return "samples" if self.features is None else "rows of features"
 
     def durations(self, config: Any) -> tuple[float, float]:
         """Two durations in seconds: the base's maximum in training, and the converted model's."""
@@ -125,10 +122,6 @@ the attention of {base} instead.
     def trained_seconds(self, config: Any) -> float:
         """Maximum duration in seconds in the checkpoints' training, for models without a limit."""
         return 15
-
-    def base_reads(self, config: Any, seconds: float) -> bool:
-        """Whether the base reads a sound of this duration. It is longer than those in its training."""
-        return True
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Number of frames in a sound of the duration for which the model was converted."""
@@ -222,6 +215,7 @@ the attention of {base} instead.
         sound = arguments.get(self.input)
         if sound is None:
             return
+        unit = "samples" if self.features is None else "rows of features"
         axes = "(batch, samples)" if self.features is None else "(batch, rows, features)"
         if sound.dim() != (2 if self.features is None else 3):
             raise InputError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
@@ -232,7 +226,7 @@ the attention of {base} instead.
         length, least = sound.shape[1], self.length_of(config, 1)
         if length < least:
             raise InputError(
-                f"The sound has {length} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
+                f"The sound has {length} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
                 "pad it with zeros."
             )
         mask = arguments.get(MASK)
@@ -240,7 +234,7 @@ the attention of {base} instead.
             return
         if mask.shape != sound.shape[:2]:
             raise InputError(
-                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {self.unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
+                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
                 "take it from the feature extractor with return_attention_mask=True."
             )
         if not values:
@@ -250,7 +244,7 @@ the attention of {base} instead.
             raise InputError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
         if bool((shortest := real.sum(1).min()) < least):
             raise InputError(
-                f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
+                f"A sound of the batch has {int(shortest)} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )
 

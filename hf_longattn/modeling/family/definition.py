@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import OptionError
+from ...errors import CheckpointError, OptionError
 from ...names import load_module, module_names
 from .input_spec import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
@@ -34,6 +34,8 @@ ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification", "ForAu
 """Endings of an encoder-decoder's classes that have only an encoder, or only a decoder."""
 TOWER_CONFIG = "_config"
 """Suffix of the config's field that holds a tower's config: ``text_config``."""
+UNLIMITED_LENGTH = 1 << 30
+"""Lengths from here on mean no limit. A tokenizer without a maximum length has 1e30."""
 LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
 """Names of the maximum length in configs. The last two are LED's and MPT's."""
 
@@ -51,12 +53,6 @@ def without_head(model: Any) -> Any:
 def model_name(model: Any) -> str:
     """The name of a model in messages and reports. The folder or Hub name that it was loaded from, or else its class."""
     return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
-
-
-def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable]:
-    """The tables ``embed_positions`` of an encoder and of a decoder, with the same ``options``."""
-    encoder, decoder = (rf"{stack}\.embed_positions\.weight$" for stack in ("encoder", "decoder"))
-    return PositionTable(encoder, **options), PositionTable(decoder, **options, decoder=True)
 
 
 @dataclass(frozen=True)
@@ -112,67 +108,73 @@ class Family:
     mixin: type | None = None
     spec: Any = PLAIN_TEXT
 
+    base_config_class: type[PreTrainedConfig] = field(init=False, repr=False, compare=False)
+    base_model_type: str = field(init=False, repr=False, compare=False)
+    """transformers' ``model_type`` of the base, such as ``"bert"``."""
+    base_package: str = field(init=False, repr=False, compare=False)
+    """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
+    module: str = field(init=False, repr=False, compare=False)
+    """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
+    two_stacks: bool = field(init=False, repr=False, compare=False)
+    """Whether the base has an encoder and a decoder, both with attention."""
+    reads_text: bool = field(init=False, repr=False, compare=False)
+    """Whether the input is a text's tokens. Other inputs are images, sound, or inputs of several towers."""
+
     def __post_init__(self) -> None:
-        """Register the family, and let its module make the Long classes.
+        """Check and register the family, and let its module make the Long classes.
 
         Raises:
             OptionError: the entry is incomplete, or another file has registered the same model type.
         """
         caller = traceback.extract_stack(limit=3)[0]
-        where = f"{caller.filename}:{caller.lineno}"
-        if problem := self._problem():
-            raise OptionError(f"The family at {where} cannot be registered: {problem}")
-        registered = _REGISTERED.setdefault(self.base_model_type, (where, self))
-        if registered[0].rpartition(":")[0] != caller.filename:
-            raise OptionError(
-                f"The family at {where} cannot be registered: {registered[0]} already has the model type "
-                f"{self.config_class.model_type!r}; leave one of them out."
+        where, config = f"{caller.filename}:{caller.lineno}", self.config_class
+        name, base = getattr(config, "__name__", repr(config)), getattr(config, "base_model_type", None)
+        fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
+        placed = self.rope or self.relative or self.no_positions or bool(self.position_tables)
+        problem = ""
+        if base is None:
+            problem = f"{name} is not a Long config; derive it as class LongNewConfig(LongConfig, NewConfig)."
+        elif config.__dict__.get("model_type") != f"long_{base}":
+            problem = f"{name} needs model_type = 'long_{base}'."
+        elif self.spec.needs_positions and not placed and "max_position_embeddings" in fields:
+            problem = (
+                f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
+                r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
             )
-        _REGISTERED[self.base_model_type] = where, self
+        if problem:
+            raise OptionError(f"The family at {where} cannot be registered: {problem}")
+
+        base_config = config.__bases__[-1]
+        model_type = base_config.model_type
+        vars(self).update(
+            base_config_class=base_config,
+            base_model_type=model_type,
+            base_package=base_package(model_type),
+            module=config.__module__,
+            two_stacks=bool(getattr(base_config, "is_encoder_decoder", False)),
+            reads_text=self.spec.reads == PLAIN_TEXT.reads,
+        )
+
+        # a module that is imported again, as after an error in it, may register its family again
+        taken = _REGISTERED.get(model_type, (where, self))[0]
+        if taken.rpartition(":")[0] != caller.filename:
+            raise OptionError(
+                f"The family at {where} cannot be registered: {taken} already has the model type {config.model_type!r}; leave one of "
+                "them out."
+            )
+        _REGISTERED[model_type] = where, self
         for enter in ENTERED:
             enter(self)
-
-    def _problem(self) -> str | None:
-        """The error in the entry; ``None`` if it is correct."""
-        config = self.config_class
-        base = getattr(config, "base_model_type", None)
-        name = getattr(config, "__name__", repr(config))
-        if base is None:
-            return f"{name} is not a Long config; derive it as class LongNewConfig(LongConfig, NewConfig)."
-        if config.__dict__.get("model_type") != f"long_{base}":
-            return f"{name} needs model_type = 'long_{base}'."
-        fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        problem: str | None = self.spec.entry_problem(self, fields)
-        return problem
-
-    @property
-    def base_config_class(self) -> type[PreTrainedConfig]:
-        return self.config_class.__bases__[-1]
-
-    @property
-    def base_model_type(self) -> str:
-        """transformers' ``model_type`` of the base, such as ``"bert"``."""
-        return self.base_config_class.model_type
-
-    @cached_property
-    def base_package(self) -> str:
-        """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
-        return base_package(self.base_model_type)
-
-    @property
-    def module(self) -> str:
-        """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
-        return self.config_class.__module__
 
     @cached_property
     def model_classes(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class."""
         return long_names(self.base_model_type, self.classes)
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether the input is a text's tokens. Other inputs are images, sound, or inputs of several towers."""
-        return bool(self.spec.reads == PLAIN_TEXT.reads)
+    @cached_property
+    def exports(self) -> tuple[str, ...]:
+        """The family's public names: the config's and the models'."""
+        return (self.config_class.__name__, *self.model_classes.values())
 
     @cached_property
     def base_model_name(self) -> str:
@@ -187,11 +189,6 @@ class Family:
         configs = getattr(self.config_class, "tower_classes", {})
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
-    @property
-    def two_stacks(self) -> bool:
-        """Whether the base has an encoder and a decoder, both with attention."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
-
     @cached_property
     def stacks(self) -> dict[str, str]:
         """Base name -> Long name of an encoder and a decoder: ``{"BartEncoder": "LongBartEncoder", …}``. Empty for a base of one stack."""
@@ -203,10 +200,6 @@ class Family:
     def parts(self) -> dict[str, str]:
         """Base name -> Long name of model classes that are used only inside others."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
-
-    def base_of(self, long_class: str) -> str:
-        """Name of the base's class with the same head as a Long class."""
-        return next(name for name, long_name in self.model_classes.items() if long_name == long_class)
 
     def has_decoder(self, head: str) -> bool:
         """Whether the class ``head``, the base's or the Long one, has a decoder."""
@@ -245,12 +238,7 @@ class Family:
 
     def table(self, name: str) -> PositionTable | None:
         """The position table with the parameter name ``name``, or ``None``."""
-        return next((table for table in self.position_tables if table.matches(name)), None)
-
-    @cached_property
-    def exports(self) -> tuple[str, ...]:
-        """The family's public names: the config's and the models'."""
-        return (self.config_class.__name__, *self.model_classes.values())
+        return next((table for table in self.position_tables if re.search(table.pattern, name)), None)
 
     def model_class(self, name: str) -> type[Any]:
         """The Long class ``name``, or the Long class of the base's class ``name``."""
@@ -361,20 +349,15 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
     return {name: f"{prefix}{name}" for name in names if "pretrained" not in name.lower()}
 
 
-def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of a base's Long config and Long models; arguments as :func:`long_names`."""
-    config = base_config_name(base_model_type)
-    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
-    names = long_names(base_model_type, classes).values()
-    return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
-
-
 @cache
 def exported_names(base_model_type: str) -> tuple[str, ...]:
     """The family's :attr:`Family.exports`. Only a family with a file is imported."""
     if module_name(base_model_type) in module_names("families"):
         return FAMILIES[base_model_type].exports
-    return class_names(base_model_type, tuple(family_rows()[module_name(base_model_type)][1].get("classes", ())))
+    row, config = family_rows()[module_name(base_model_type)][1], base_config_name(base_model_type)
+    models = long_names(base_model_type, tuple(row.get("classes", ()))).values()
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
+    return (f"{long_prefix(base_model_type)}{config}", *models) if defined else tuple(models)
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
@@ -461,34 +444,40 @@ def length_before_conversion(config: Any) -> int | None:
         return None
     long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
-    length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
+    length: Any = FAMILIES[config.base_model_type].longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None
 
 
 def family_for_class(name: str) -> Family | None:
-    """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported."""
-    bases = [*_bases_of(name)]
-    if len(bases) > 1:  # those that are imported come last
-        files = module_names("families")
-        bases.sort(key=lambda base: module_name(base) in files)
-    return next((FAMILIES[base] for base in bases if name in exported_names(base)), None)
+    """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported.
 
-
-def _bases_of(name: str) -> Iterator[str]:
-    """The bases whose Long class names begin with the same word as ``name``: "gemma3" and "gemma3_text" for LongGemma3Model."""
-    return (base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}"))
-
-
-def why_no_class(name: str) -> str:
-    """A sentence on why a base's head has no Long class ``name``. It says what to load instead; empty for other names."""
-    for base in _bases_of(name):
+    Raises:
+        CheckpointError: ``name`` would be the Long class of a base's head that has none. The message says what to load instead.
+    """
+    files = module_names("families")
+    # "gemma3" and "gemma3_text" for LongGemma3Model; those that are imported come last
+    bases = [base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}")]
+    for base in sorted(bases, key=lambda base: module_name(base) in files) if len(bases) > 1 else bases:
+        if name in exported_names(base):
+            return FAMILIES[base]
+    for base in bases:
         head = name.removeprefix(long_prefix(base))
         if head in dir(importlib.import_module(base_package(base))) and (family := FAMILIES[base]).classes:
             long_classes = " or ".join(sorted(family.model_classes.values()))
-            return f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
-    return ""
+            # AutoModel would report an AttributeError as a bug in transformers
+            raise CheckpointError(
+                f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
+            )
+    return None
 
 
-def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
-    """The family of a Long config or a class derived from one."""
-    return FAMILIES[config.base_model_type]
+def known_length(config: Any, tokenizer: Any | None, model: Any = None) -> int | None:
+    """Maximum number of tokens of an input, special ones included, by config and tokenizer. ``None`` if neither has one.
+
+    model: may be of another architecture. Its position table may have a padding row, after which positions start (Longformer).
+    """
+    lengths = [longest_input(config), getattr(tokenizer, "model_max_length", None)]
+    for name, table in () if model is None else model.named_modules():
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            lengths.append(table.num_embeddings - table.padding_idx - 1)
+    return min((int(length) for length in lengths if length and 0 < length < UNLIMITED_LENGTH), default=None)

@@ -94,11 +94,6 @@ class GridSpec(InputSpec):
         patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # a pixel's channels are neighbours, as in processors' outputs
         return {PIXELS: patches, self.shapes: (rows, columns)}
 
-    def pixels_of(self, config: Any, patches: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Pixels ``(B, channels, height, width)`` of ``size``, made of patches ``(B, patches, D)``."""
-        cells = patches.unflatten(2, (*self.patch(config), -1)).unflatten(1, self.of_size(config, size).sizes)
-        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *size)
-
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,14 +28,12 @@ the attention of {base} instead.
     """Whether the maximum length is stated in tokens."""
     on_grid: ClassVar[bool] = False
     """Whether tokens are the patches of an image."""
+    needs_positions: ClassVar[bool] = False
+    """Whether a family must say where its positions are, if its config has a maximum length."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
     further: Mapping[str, int | str] = {}
     """Arguments of ``forward`` with further whole numbers for each token -> how many each token has, or the config's field with that."""
-
-    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
-        """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
-        return None
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count."""
@@ -64,17 +62,9 @@ class TextSpec(InputSpec):
     """Token ids and, in some families, further numbers for each token (LayoutLM, MarkupLM)."""
 
     reads = "text"
+    needs_positions = True
     flash_windows = True
     further: Mapping[str, int | str] = field(default_factory=dict, compare=False)
-
-    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
-        stated = family.rope or family.relative or family.no_positions or family.position_tables
-        if stated or "max_position_embeddings" not in fields:
-            return None
-        return (
-            f"{family.config_class.__name__} has max_position_embeddings, but the entry does not say where positions are; give "
-            r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
-        )
 
 
 PLAIN_TEXT = TextSpec()

@@ -14,8 +14,18 @@ from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError
 from ...files import FORMAT, FORMAT_FIELD, check_config
 from ...names import BACKEND, LOGGER, missing
+from .definition import FAMILIES
 from .rotary import plan_rotary
-from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
+from .sliding_window import (
+    BASE_WINDOWS,
+    FULL,
+    SERVING_WINDOW_FIELDS,
+    equals_base,
+    flash_takes_windows,
+    own_windows,
+    serving_window_fields,
+    with_own_windows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -170,7 +180,7 @@ class LongConfig(_Base):
             return BACKEND
         if "long_attention" not in self.__dict__ or self.base_attention_chosen or self._computes_as_base:
             return str(requested)  # checked again when long_attention is set
-        if requested not in DEFAULTS and self._takes_windows(requested):
+        if requested not in DEFAULTS and flash_takes_windows(self, str(requested)):
             return str(requested)
         if requested in DEFAULTS:
             logger.warning_once(
@@ -198,15 +208,6 @@ class LongConfig(_Base):
     def base_attention_chosen(self) -> bool:
         """Whether ``model.use_base_attention()`` was called, so that mechanisms do not run."""
         return bool(self.__dict__.get(BASE_ATTENTION))
-
-    def _takes_windows(self, implementation: str) -> bool:
-        """Whether an implementation of transformers can compute these mechanisms if it gets each layer's window."""
-        from .flash_windows import takes_windows, tell_windows
-
-        if not takes_windows(self, implementation):
-            return False
-        tell_windows(implementation)
-        return True
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
@@ -254,10 +255,8 @@ class LongConfig(_Base):
         Args:
             before: the base's values of :data:`LENGTH_FIELDS`.
         """
-        from .definition import family_of
-
         old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)
-        scales = "rope_parameters" in before and family_of(self).scales_rotations(self)
+        scales = "rope_parameters" in before and FAMILIES[self.base_model_type].scales_rotations(self)
         if not scales or old is None or new is None or new <= old:
             return
         try:
@@ -288,18 +287,13 @@ class LongConfig(_Base):
         if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
             return config
         caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
-        if not caching or getattr(config, "layer_types", None) == self._cache_layer_types:
+        types = (self._decode_layer_types() or [FULL] * self.num_hidden_layers) if caching else None
+        if not caching or getattr(config, "layer_types", None) == types:
             return config
         config_class: Any = type(config)
         view = object.__new__(_seen_by_caches(config_class))
         view.__dict__ = config.__dict__  # shared, because libraries set fields on the returned config (torchao unties embeddings)
         return view
-
-    @property
-    def _cache_layer_types(self) -> list[str]:
-        from ...memory import FULL
-
-        return self._decode_layer_types() or [FULL] * self.num_hidden_layers
 
     def _decode_layer_types(self) -> list[str] | None:
         """The cache layer types; ``None`` if every cache layer holds all keys.
@@ -358,7 +352,7 @@ def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
     """``config_class`` with the ``layer_types`` of its caches."""
 
     class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
-        layer_types = property(lambda self: self._cache_layer_types)
+        layer_types = property(lambda self: self._decode_layer_types() or [FULL] * self.num_hidden_layers)
 
     View.__name__, View.__qualname__, View.__module__ = config_class.__name__, config_class.__qualname__, config_class.__module__
     return View

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,14 +64,6 @@ class PositionTable:
         """The first value of ``position_ids`` with this config."""
         return 0 if self.added else self.offset_rows(config)
 
-    def padding_id(self, config: Any) -> int:
-        """The id of tokens that take no position. In models that detect padding by id (RoBERTa, MPNet)."""
-        return self.offset_rows(config) - 1
-
-    def matches(self, name: str) -> bool:
-        """Whether this table is the parameter ``name``."""
-        return re.search(self.pattern, name) is not None
-
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`InputError` if this forward pass needs more positions, including tokens in the cache.
 
@@ -95,14 +86,12 @@ class PositionTable:
         elif self.added and self.skips_padding and isinstance(mask := arguments.get("attention_mask"), torch.Tensor):
             needed = int(mask.sum(1).max())
         elif self.skips_padding and not self.added and tokens.dim() == 2:
-            needed = int(seen) + int((tokens != self.padding_id(config)).sum(1).max())
-        self._refuse_beyond(needed, limit)
+            padding = self.first_id(config) - 1  # positions start after the padding token's
+            needed = int(seen) + int((tokens != padding).sum(1).max())
+        self.refuse_beyond(needed, limit)
 
-    def check_positions(self, config: Any, position_ids: Tensor) -> None:
-        """Raise :class:`InputError` if ``position_ids`` exceed the table. Needed for caches that do not hold all past tokens."""
-        self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
-
-    def _refuse_beyond(self, needed: int, limit: int) -> None:
+    def refuse_beyond(self, needed: int, limit: int) -> None:
+        """Raise :class:`InputError` if an input needs more than ``limit`` positions."""
         if needed > limit:
             whose, flag = ("decoder", "--max-decoder-length") if self.decoder else ("model", "--max-length")
             raise InputError(

@@ -146,7 +146,11 @@ def register_attention(module: ModuleType) -> None:
 
 def register_adapters(constants: ModuleType) -> None:
     """Make peft adapt the same modules in a Long model as in its base."""
-    for table in target_module_tables(constants):
+    # one table per method: model type -> modules to adapt
+    tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
+    if not tables:
+        warn_missing("target_modules")
+    for table in tables:
         _enter_types(table)
 
 
@@ -255,16 +259,14 @@ def register() -> None:
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
-    """The tables of a transformers module in which Auto classes look up their classes."""
+    """The tables of a transformers module in which Auto classes look up their classes. A warning if they have unknown attributes."""
     tables = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
-    return [table for table in tables if not isinstance(table, type) and _is_lazy(table)]
-
-
-def _is_lazy(table: Any) -> bool:
-    if all(hasattr(table, name) for name in ("_modules", "_reverse_config_mapping", "_load_attr_from_module")):
-        return True
-    warn_missing("lazy_mapping")
-    return False
+    tables = [table for table in tables if not isinstance(table, type)]
+    needed = ("_modules", "_reverse_config_mapping", "_load_attr_from_module")
+    known = [table for table in tables if all(hasattr(table, name) for name in needed)]
+    if len(known) < len(tables):
+        warn_missing("lazy_mapping")
+    return known
 
 
 def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
@@ -321,11 +323,3 @@ def model_type_table(name: str, module: ModuleType) -> Any:
     if table is None:
         warn_missing(name)
     return table
-
-
-def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:
-    """The tables of peft, one per method: model type -> modules to adapt."""
-    tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
-    if not tables:
-        warn_missing("target_modules")
-    return tables

@@ -6,12 +6,20 @@ names these layers or a list of mechanisms to use in turn; the model's mechanism
 window, a chosen mechanism replaces it. Without a choice they keep it.
 
 On disk, the base's fields for windows describe the mechanisms, because serving engines read them (:func:`serving_window_fields`).
+
+transformers' FlashAttention computes plain windows if it receives each layer's. It reads ``sliding_window`` as a window of
+``sliding_window - 1`` keys on either side, and a causal call hides the later ones (``modeling_flash_attention_utils.py``). Therefore w is
+a causal window of w keys, and w/2 + 1 is a window of w/2 keys on each side.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils.generic import is_flash_attention_requested
 
 from ...configuration import LongAttentionConfig
 from ...engines.call import UNBOUNDED
@@ -20,6 +28,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import band_of
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.longformer import Longformer
+from .definition import known_family
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""
@@ -85,22 +94,15 @@ def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) 
 
 def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
     """Whether every layer computes the same as in the base, at any length."""
-
-    def equals(layer: int, width: int | None) -> bool:
+    for layer, width in enumerate(windows):
         if width is not None:
-            return keeps_window(attention, layer, width)
-        mechanism = prototype(*attention.for_layer(layer))
-        return mechanism.relative is None and mechanism.covers(UNBOUNDED, causal)
-
-    return all(equals(layer, width) for layer, width in enumerate(windows))
-
-
-def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | None] | None:
-    """The window width of every causal layer, ``None`` for full attention. ``None`` instead of a list if a layer has neither."""
-    bands = [band_of(prototype(*attention.for_layer(layer)), True) for layer in range(layers)]
-    if any(band is None for band in bands):
-        return None
-    return [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
+            same = keeps_window(attention, layer, width)
+        else:
+            mechanism = prototype(*attention.for_layer(layer))
+            same = mechanism.relative is None and mechanism.covers(UNBOUNDED, causal)
+        if not same:
+            return False
+    return True
 
 
 def serving_window_fields(
@@ -113,10 +115,13 @@ def serving_window_fields(
     Args:
         nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.
     """
+    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(layers)]
     if not causal:
-        bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
-        return {"attention_window": bands} if all(bands) else {}
-    widths = window_widths(attention, layers) or []
+        widths_around = [band_around(mechanism) for mechanism in mechanisms]
+        return {"attention_window": widths_around} if all(widths_around) else {}
+    bands = [band_of(mechanism, True) for mechanism in mechanisms]
+    # of every layer, None for full attention; empty if a layer has neither a window nor full attention
+    widths = [] if None in bands else [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
     different = {width for width in widths if width is not None}
     if len(different) != 1:
         no_windows = {"sliding_window": None, "layer_types": None} if nullable else {"layer_types": [FULL] * layers}
@@ -152,3 +157,52 @@ def band_around(mechanism: Mechanism) -> int | None:
 
 def _window_spec(width: int) -> dict[str, Any]:
     return {"mechanism": "window", "window": width}
+
+
+def flash_window(mechanism: Mechanism, causal: bool) -> int | None:
+    """FlashAttention's ``sliding_window`` for a mechanism: :data:`UNBOUNDED` for full attention, ``None`` if it cannot compute it."""
+    band = band_of(mechanism, causal) if mechanism.options.order is None else None
+    if band is None or not (causal or band[0] == band[1]):
+        return None
+    return min(band[0] + 1, UNBOUNDED)
+
+
+def flash_takes_windows(config: Any, requested: str) -> bool:
+    """Whether FlashAttention of transformers (``requested``) computes the mechanisms. If so, it receives each layer's window from now on.
+
+    It can for text models with plain windows or full attention, if the base supports FlashAttention.
+    """
+    if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
+        return False
+    family = known_family(config)
+    if family is None or not family.spec.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
+        return False
+    layers, causal = config.attending
+    mechanisms = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
+    if any(flash_window(mechanism, causal) is None for mechanism in mechanisms):
+        return False
+    if not family.base_class(family.base_model_name)._supports_flash_attn:
+        return False
+    from transformers import AttentionInterface  # imports models, which a config alone does not need
+
+    attend = AttentionInterface().get(requested)
+    if attend is not None and not getattr(attend, "takes_windows", False):
+        AttentionInterface.register(requested, _with_windows(attend))
+    return True
+
+
+def _with_windows(attend: Any) -> Any:
+    """transformers' function for FlashAttention, called with the window of the layer's mechanism."""
+
+    @functools.wraps(attend)
+    def attend_in_window(module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        mechanism: Any = getattr(module, "long_attention", None)
+        if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
+            causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+            width = flash_window(mechanism, causal)
+            if width is not None:
+                kwargs["sliding_window"] = None if width == UNBOUNDED else width
+        return attend(module, *args, is_causal=is_causal, **kwargs)
+
+    attend_in_window.takes_windows = True  # type: ignore[attr-defined]
+    return attend_in_window
