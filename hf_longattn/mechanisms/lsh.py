@@ -208,9 +208,8 @@ class LSH(BucketedMechanism):
         return met
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return (
-            accelerator.accelerated(k) and call.causal
-        )  # bidirectional chunks start at each document's first sorted token and wrap around
+        # Bidirectional chunks start at each document's first sorted token and wrap around.
+        return accelerator.accelerated(k) and call.causal
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
