@@ -15,7 +15,7 @@ from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import BackendError
 from tests.cases import every_case
 
-from .test_other_implementations import IDS, built, config_of, hidden
+from .test_mixin import IDS, built, config_of, hidden
 
 FLASH = "flash_attention_2"
 FLASHES = (FLASH, "flash_attention_3", "kernels-community/flash-attn2")
