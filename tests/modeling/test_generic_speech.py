@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_on
 from hf_longattn.modeling.generic import towers_of
-from tests.conversion.test_architectures import FRAMES
+from tests.conversion.test_generic import FRAMES
 from tests.generic import load_generic
 from tests.unsupported import CHANNELS_OF_SOUND, SYNTHESIS
 
