@@ -22,9 +22,9 @@ from ..errors import InputError
 
 Derived = TypeVar("Derived")
 NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
-Place = tuple[int, int, int]
+Span = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
-Places = Sequence[Place]
+Spans = Sequence[Span]
 
 
 class graph_property(functools.cached_property[Derived]):
@@ -97,10 +97,10 @@ class Batch(PassCache):
     def sequences(self) -> tuple[SequenceSpan, ...]:
         """Every sequence that has a real token, row by row, from its first real token to its last. Not available in a graph."""
         real, borders = self._on_host
-        width, places = real.shape[1], np.arange(real.size).reshape(real.shape)
+        width, index = real.shape[1], np.arange(real.size).reshape(real.shape)
         begins = np.flatnonzero(borders)
-        starts = np.minimum.reduceat(np.where(real, places, real.size).ravel(), begins)
-        stops = np.maximum.reduceat(np.where(real, places + 1, 0).ravel(), begins)
+        starts = np.minimum.reduceat(np.where(real, index, real.size).ravel(), begins)
+        stops = np.maximum.reduceat(np.where(real, index + 1, 0).ravel(), begins)
         counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
 
         spans = []
@@ -119,8 +119,8 @@ class Batch(PassCache):
             start, host_mask = first_real(mask), None
             if not in_graph():
                 real = self._on_host[0]
-                places = np.arange(real.shape[1]) + real.argmax(1)[:, None]
-                host_mask = np.take_along_axis(real, places % real.shape[1], 1)
+                index = np.arange(real.shape[1]) + real.argmax(1)[:, None]
+                host_mask = np.take_along_axis(real, index % real.shape[1], 1)
             return start, Batch(roll_left(mask, start, 1), host_mask=host_mask)
 
         return self.cached("rolled", make)
@@ -179,7 +179,7 @@ class Batch(PassCache):
         borders, device = self._on_host[1], self._borders[0].device
         return self.cached("cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device))
 
-    def places(self, missing: int) -> Places:
+    def spans(self, missing: int) -> Spans:
         """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
 
@@ -188,15 +188,15 @@ class Batch(PassCache):
 
         The parts are views. Their gradients are copied into one tensor, not added up.
         """
-        places = self.places(length - x.shape[dim])
-        return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
+        spans = self.spans(length - x.shape[dim])
+        return list(_views(x, dim, spans) if no_fused_kernels() is not None else _Split.apply(x, dim, spans))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is that of the outputs."""
-        places = self.places(kv_len - q_len)
+        spans = self.spans(kv_len - q_len)
         if no_fused_kernels() is not None:
-            return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, places)
-        return _Join.apply(batch, q_len, places, *outs)
+            return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, spans)
+        return _Join.apply(batch, q_len, spans, *outs)
 
 
 def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
@@ -238,46 +238,46 @@ def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
     return new(batch, length, heads, width).transpose(1, 2)
 
 
-def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
-    """A tensor of ``shape`` with ``parts`` at ``places`` and zeros elsewhere. It has the memory layout of the first part."""
+def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
+    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. It has the memory layout of the first part."""
     like = next(part for part in parts if part is not None)
-    filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(part is not None for part in parts)
     total = laid_out_as(like, shape, filled)
-    for (row, start, stop), part in zip(places, parts, strict=True):
+    for (row, start, stop), part in zip(spans, parts, strict=True):
         if part is not None:
             total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
     return total
 
 
-def _views(x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
-    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in places)
+def _views(x: Tensor, dim: int, spans: Spans) -> tuple[Tensor, ...]:
+    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in spans)
 
 
 class _Join(torch.autograd.Function):
-    """Copies parts ``(1, H, n, D)`` to their places; their gradients are views."""
+    """Copies parts ``(1, H, n, D)`` to their spans; their gradients are views."""
 
     @staticmethod
-    def forward(ctx: Any, batch: int, length: int, places: Places, *parts: Tensor) -> Tensor:
-        ctx.places = places
-        return _joined(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, places)
+    def forward(ctx: Any, batch: int, length: int, spans: Spans, *parts: Tensor) -> Tensor:
+        ctx.spans = spans
+        return _joined(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, spans)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *_views(grads[0], 2, ctx.places)
+        return None, None, None, *_views(grads[0], 2, ctx.spans)
 
 
 class _Split(torch.autograd.Function):
     """Views of sequences. The backward pass writes their gradients into one tensor; slices would sum one zero-padded tensor each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:
-        ctx.dim, ctx.places, ctx.shape = dim, places, x.shape
-        return _views(x, dim, places)
+    def forward(ctx: Any, x: Tensor, dim: int, spans: Spans) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.spans, ctx.shape = dim, spans, x.shape
+        return _views(x, dim, spans)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         unused = all(grad is None for grad in grads)
-        return None if unused else _joined(grads, ctx.shape, ctx.dim, ctx.places), None, None
+        return None if unused else _joined(grads, ctx.shape, ctx.dim, ctx.spans), None, None
 
 
 def in_graph() -> bool:
@@ -325,19 +325,19 @@ def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.zeros_like(q) + sum(x[..., :0].sum().to(q.dtype) for x in (q, k, v))
 
 
-def wrapped(places: Tensor, length: int) -> Tensor:
-    """``places`` modulo ``length``, for places from -length to 2·length - 1. ONNX has no remainder by a dynamic length."""
-    places = torch.where(places < length, places, places - length)
-    return torch.where(places < 0, places + length, places)
+def wrapped(positions: Tensor, length: int) -> Tensor:
+    """``positions`` modulo ``length``, for positions from -length to 2·length - 1. ONNX has no remainder by a dynamic length."""
+    positions = torch.where(positions < length, positions, positions - length)
+    return torch.where(positions < 0, positions + length, positions)
 
 
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
     """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``. A negative ``start`` rolls to the right; tokens wrap around."""
     length = x.shape[dim]
-    places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
+    index = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
     shape = [1] * x.dim()
-    shape[0], shape[dim] = places.shape
-    return x.gather(dim, places.view(shape).expand(x.shape))
+    shape[0], shape[dim] = index.shape
+    return x.gather(dim, index.view(shape).expand(x.shape))
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -370,15 +370,15 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
             f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
             "for several rows pass documents (batch, tokens)."
         )
-    places = torch.arange(length, device=cu_seqlens.device)
-    return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+    index = torch.arange(length, device=cu_seqlens.device)
+    return torch.bucketize(index, cu_seqlens[1:-1].long(), right=True)[None]
 
 
 def positions_in(documents: Tensor) -> Tensor:
     """Position of every token in its document, for ``documents (B, N)``."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    index = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return places - torch.where(begins, places, 0).cummax(1).values
+    return index - torch.where(begins, index, 0).cummax(1).values
 
 
 def shape_in_words(x: Any) -> str:

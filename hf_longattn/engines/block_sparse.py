@@ -70,14 +70,8 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
     """The kernels that a machine may lack, by path."""
     return {
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
-        "flex": lambda: _flex(q, k, v, pattern, call),
+        "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
     }
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    if call.padding_values == "any":
-        q, k, v, call = clear_padding(q, k, v, call)
-    return flex_band(q, k, v, pattern, call.written_out())
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -104,20 +98,17 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
     cross: whether queries and keys come from different sequences.
     """
-    by_kernel = "dense" in call.term.engines or (torch.compiler.is_exporting() and not call.term.by_distance_alone)
-    if by_kernel and not _on_flash(q, k, call) and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
+    pattern, by_kernel = Pattern.everything(call.causal), "dense" in call.term.engines
+    if torch.compiler.is_exporting() and not call.term.by_distance_alone:
+        by_kernel = True
+    if call.batch is not None and call.score_mod is None and accelerator.accelerated(q):
+        # For padding or documents, the flash-attention operator needs no N×N mask.
+        context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype_in_attention(q), features=q.shape[3])
+        by_kernel = by_kernel and call.batch.documents is None and first_path("band", context)[0] != "flash"
+    if by_kernel and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
         q, k, v, call = clear_padding(q, k, v, call)
         return dense_attention(q, k, v, call.written_out())
-    return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
-
-
-def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether to try the flash-attention operator for padding or documents, since it needs no N×N mask."""
-    if call.batch is None or call.score_mod is not None or not accelerator.accelerated(q):
-        return False
-    pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
-    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype, features=q.shape[3])
-    return call.batch.documents is not None or first_path("band", context)[0] == "flash"
+    return block_sparse_attention(q, k, v, pattern, call.replace(global_mask=None))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:

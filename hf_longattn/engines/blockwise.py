@@ -129,10 +129,10 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
         lses.append(lse.flatten(2))
     # Empty slots go to an extra token after the last.
     listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
-    place = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
+    index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
     out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
-    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, place[..., None].expand(-1, -1, -1, head_dim), out)
-    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, place, lse)
+    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, index[..., None].expand(-1, -1, -1, head_dim), out)
+    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, index, lse)
     return out[:, :, :q_len], lse[:, :, :q_len]
 
 

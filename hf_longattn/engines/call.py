@@ -134,7 +134,7 @@ class GatherTile:
         return visible
 
 
-def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
+def as_fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
     """``tiles`` with :attr:`~GatherTile.fixed` set to True."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
@@ -142,8 +142,8 @@ def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
     """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""
     count = -(-length // size)
-    places = torch.arange(count * size, device=device)
-    return torch.where(places < length, places, -1).view(1, 1, count, size)
+    index = torch.arange(count * size, device=device)
+    return torch.where(index < length, index, -1).view(1, 1, count, size)
 
 
 def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
@@ -158,8 +158,8 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
 
 def inverse_permutation(order: Tensor) -> Tensor:
     """The inverse of the permutations ``order (…, N)``."""
-    places = torch.arange(order.shape[-1], device=order.device)
-    return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
+    index = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, index.expand(order.shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +220,9 @@ class AttentionCall:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
 
-    def kept(self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None) -> Derived:
+    def cached(
+        self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None
+    ) -> Derived:
         """``make()``, cached as long as what it depends on: ``key``, the batch and the global mask.
 
         The caller's own global mask keeps it for a pass, or else the batch. With neither, lengths and positions decide, and the process

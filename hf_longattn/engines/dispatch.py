@@ -52,10 +52,6 @@ def _always_runs(context: DispatchContext) -> None:
     """The check for the last path of each pattern type. That path supports every call, so the result is always ``None``."""
 
 
-def _keys_are_left_out(context: DispatchContext) -> str | None:
-    return None if context.covered else "keys are left out"
-
-
 def _many_pairs(context: DispatchContext) -> str | None:
     if not context.maskable:
         return "no mask over all keys gives this attention"
@@ -120,10 +116,6 @@ def _kernel_adds_term(context: DispatchContext) -> bool:
     return flex_kernel.why_not(context) is None
 
 
-def _chunks_add_no_distances(context: DispatchContext) -> str | None:
-    return "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context)
-
-
 def _documents_are_mixed(context: DispatchContext) -> str | None:
     """Why one call on the packed rows would not keep the documents apart, or may not run."""
     if context.separates != "band":
@@ -133,7 +125,11 @@ def _documents_are_mixed(context: DispatchContext) -> str | None:
 
 Paths = tuple[tuple[PathName, Reason], ...]
 ONE_DOCUMENT_A_ROW: Paths = (("aligned", why_not_aligned), ("split", _always_runs))
-PAIR_PATHS: Paths = (("dense", _keys_are_left_out), ("dense-masked", _many_pairs), ("sparse", _always_runs))
+PAIR_PATHS: Paths = (
+    ("dense", lambda context: None if context.covered else "keys are left out"),
+    ("dense-masked", _many_pairs),
+    ("sparse", _always_runs),
+)
 BAND_KERNELS: Paths = (
     ("cpu-band", band.why_not),
     ("cpu-distances", distance_band.why_not),
@@ -145,7 +141,10 @@ PATHS: dict[PatternType, Paths] = {
     "documents": (("unchanged", _documents_are_mixed), *ONE_DOCUMENT_A_ROW),
     "documents of a band": (("flash", _no_flash), ("flex", flex_kernel.why_not), *ONE_DOCUMENT_A_ROW),
     "pairs": PAIR_PATHS,
-    "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
+    "chunks": (
+        ("cpu-distances", lambda context: "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context)),
+        *PAIR_PATHS,
+    ),
     "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
     "band": (("dense", _band_leaves_keys_out), ("dense-masked", _band_is_long), *BAND_KERNELS, ("plain", _always_runs)),
     "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
@@ -230,13 +229,6 @@ _reports: ContextVar[int] = ContextVar("reports", default=0)
 """Number of choices that this thread has reported."""
 
 
-def notify(choice: PathChoice) -> None:
-    """Call the process's and this thread's observers with the innermost running mechanism and the path that ran."""
-    _reports.set(_reports.get() + 1)
-    for observer in (*_process_observers, *_context_observers.get()):
-        observer(_running.get(), choice)
-
-
 @contextlib.contextmanager
 def running(mechanism: Any) -> Iterator[None]:
     """Context manager: paths chosen in this thread are reported for ``mechanism``."""
@@ -271,10 +263,14 @@ def observe(observer: Observer) -> Iterator[None]:
         OBSERVERS.remove(observer)
 
 
-def report(path: str, refused: Sequence[tuple[str, str]], pattern_type: PatternType | None = None) -> None:
-    """Report a path to the observers, except in a graph. Callers check :data:`OBSERVERS` first."""
-    if not in_graph():
-        notify(PathChoice(path, tuple(refused), pattern_type))
+def report(path: str, refused: Sequence[tuple[str, str]] = (), pattern_type: PatternType | None = None) -> None:
+    """Report the path that the innermost running mechanism took, except in a graph. Callers check :data:`OBSERVERS` first."""
+    if in_graph():
+        return
+    _reports.set(_reports.get() + 1)
+    choice = PathChoice(path, tuple(refused), pattern_type)
+    for observer in (*_process_observers, *_context_observers.get()):
+        observer(_running.get(), choice)
 
 
 def log_paths() -> None:

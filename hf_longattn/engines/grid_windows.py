@@ -36,7 +36,7 @@ def why_not(context: DispatchContext) -> str | None:
     return "a score term other than a bias by distance on the grid is added to listed pairs"
 
 
-class Stretch(NamedTuple):
+class WindowRun(NamedTuple):
     """``windows`` windows of ``size`` cells along an axis, from cell ``first`` on."""
 
     first: int
@@ -48,22 +48,22 @@ class Stretch(NamedTuple):
         return slice(self.first, self.first + self.windows * self.size)
 
 
-def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
-    """The windows of an axis of ``cells`` cells, numbered by ``(cell + shift) // window``. Equal windows form one stretch."""
+def window_runs(cells: int, window: int, shift: int) -> list[WindowRun]:
+    """The windows of an axis of ``cells`` cells, numbered by ``(cell + shift) // window``. Equal windows form one run."""
     first = -shift % window
     first = first if first < cells else cells
-    parts = [Stretch(0, 1, first)] if first else []
+    parts = [WindowRun(0, 1, first)] if first else []
     windows, rest = (cells - first) // window, (cells - first) % window  # no divmod, which graphs with symbolic sizes lack
     if windows:
-        parts.append(Stretch(first, windows, window))
+        parts.append(WindowRun(first, windows, window))
     if rest:
-        parts.append(Stretch(cells - rest, 1, rest))
+        parts.append(WindowRun(cells - rest, 1, rest))
     return parts
 
 
-def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[Stretch, ...]]:
-    """The regions of the grid, each with windows of equal size, as one stretch per axis."""
-    yield from itertools.product(*(stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
+def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[WindowRun, ...]]:
+    """The regions of the grid, each with windows of equal size, as one run per axis."""
+    yield from itertools.product(*(window_runs(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
 
 
 def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def window_attention(
     """
     keyed = [k, v] if call.key_mask is None else [k, v, call.key_mask[:, None, :, None]]
     prefix = [x[:, :, grid.prefix - shared : grid.prefix] for x in keyed] if shared else None
-    axes = [stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
+    axes = [window_runs(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
     tensors = [x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, *keyed)]
     recorded = differentiated(q, k, v) or (call.score_mod is not None and torch.is_grad_enabled())
     if q.device.type == "cpu" and not recorded and not in_graph():
@@ -120,13 +120,13 @@ def window_attention(
     outs = []
     for region, part in zip(itertools.product(*axes), cut, strict=True):
         out = _region(part, region, prefix, call, _bias(call, region, prefix), recorded=True)
-        outs.append(out.reshape(out.shape[0], *(stretch.windows * stretch.size for stretch in region), *out.shape[-2:]))
+        outs.append(out.reshape(out.shape[0], *(run.windows * run.size for run in region), *out.shape[-2:]))
     cells = _assembled(outs, [len(along) for along in axes]).flatten(1, grid.rank)
     return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)
 
 
 def _in_place(
-    tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: Sequence[Tensor] | None, call: AttentionCall,
+    tensors: Sequence[Tensor], axes: Sequence[Sequence[WindowRun]], prefix: Sequence[Tensor] | None, call: AttentionCall,
     of_prefix: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit into the CPU cache and share memory.
@@ -137,14 +137,14 @@ def _in_place(
     for region in itertools.product(*axes):
         bias = _bias(call, region, prefix)
         for part in _few_windows(region, q.nbytes // math.prod(sizes)):
-            cells = [stretch.cells for stretch in part]
+            cells = [run.cells for run in part]
             where = (slice(None), slice(None), *cells)
             of_part = _region([x[where] for x in tensors], part, prefix, call, bias, recorded=False)
             if out is None:  # in the dtype of the result, which autocast may change
                 out = of_part.new_empty(len(q), front + math.prod(sizes), q.shape[1], q.shape[-1])
             target = out[:, front:].unflatten(1, sizes)[where[1:]]
-            for axis, stretch in reversed([*enumerate(part, 1)]):
-                target = target.unflatten(axis, (stretch.windows, stretch.size))
+            for axis, run in reversed([*enumerate(part, 1)]):
+                target = target.unflatten(axis, (run.windows, run.size))
             target.copy_(of_part)
     assert out is not None
     if of_prefix is not None:
@@ -152,35 +152,35 @@ def _in_place(
     return out.transpose(1, 2)
 
 
-def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[Stretch, ...]]:
+def _few_windows(region: Sequence[WindowRun], cell_bytes: int) -> Iterator[tuple[WindowRun, ...]]:
     """Cut ``region`` into parts of at most :data:`CALL_BYTES`, but at least one window. Parts extend along the last axis first."""
-    most = CALL_BYTES // (cell_bytes * math.prod(stretch.size for stretch in region))
-    parts: list[list[Stretch]] = []
-    for stretch in reversed(region):
-        first, windows, size = stretch
+    most = CALL_BYTES // (cell_bytes * math.prod(run.size for run in region))
+    parts: list[list[WindowRun]] = []
+    for run in reversed(region):
+        first, windows, size = run
         step = min(windows, max(1, most))
-        parts.insert(0, [Stretch(first + at * size, min(step, windows - at), size) for at in range(0, windows, step)])
+        parts.insert(0, [WindowRun(first + at * size, min(step, windows - at), size) for at in range(0, windows, step)])
         most //= windows
     yield from itertools.product(*parts)
 
 
-def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
+def _cut(x: Tensor, axes: Sequence[Sequence[WindowRun]]) -> list[Tensor]:
     """Split ``x (B, H, *cells, D)`` into one part per region. Its backward pass concatenates gradients; slices would sum padded ones."""
     parts = [x]
     for axis, along in enumerate(axes):
-        sizes = [stretch.windows * stretch.size for stretch in along]
+        sizes = [run.windows * run.size for run in along]
         parts = [piece for part in parts for piece in (part.split(sizes, 2 + axis) if len(sizes) > 1 else (part,))]
     return parts
 
 
 def _region(
-    tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
+    tensors: Sequence[Tensor], region: Sequence[WindowRun], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
     recorded: bool,
 ) -> Tensor:  # fmt: skip
     """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: q, k, v and any key mask.
     ``recorded``: whether operations are recorded, for gradients or a graph."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
-    counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
+    counts, sizes = [run.windows for run in region], [run.size for run in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
     inner = [number for pair in zip(counts, sizes, strict=True) for number in pair]
     numbers, inside = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
@@ -217,15 +217,15 @@ def _region(
     return out.permute(0, *axes, 1 + rank, 2 + 2 * rank)
 
 
-def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
+def _bias(call: AttentionCall, region: Sequence[WindowRun], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` if the call has none."""
     bias, rank, distances = call.score_mod, len(region), []
     if not isinstance(bias, GridBias):
         return None
-    for axis, stretch in enumerate(region):
-        place, shape = torch.arange(stretch.size), [1] * (2 * rank)
-        shape[axis] = shape[rank + axis] = stretch.size
-        distances.append((place[:, None] - place).view(shape))
+    for axis, run in enumerate(region):
+        index, shape = torch.arange(run.size), [1] * (2 * rank)
+        shape[axis] = shape[rank + axis] = run.size
+        distances.append((index[:, None] - index).view(shape))
     term = bias.over(bias.entries(distances).flatten(rank).flatten(0, rank - 1))[None]
     if prefix is None:
         return term

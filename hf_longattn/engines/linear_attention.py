@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Place, Places, laid_out_as, no_fused_kernels
+from .batch import Span, Spans, laid_out_as, no_fused_kernels
 from .call import ANY_CALL, State
 from .cuda import fla
 from .dense import at_least_fp32, divided, inverse_of, repeat_heads
@@ -209,7 +209,7 @@ class Feature(NamedTuple):
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
-def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
+def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Spans], *, causal: bool) -> Tensor:
     """Run :func:`linear_attention` of φ(q) and φ(k) within each sequence of a batch. Bitwise equal to one call per sequence.
 
     Each piece of outputs and gradients is written into one tensor. One call per sequence takes 1.01 to 1.36 times as long for the
@@ -232,7 +232,7 @@ class _Packed(torch.autograd.Function):
     """Run each sequence exactly as if it were alone: same operations, same order of sums."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], causal: bool, keep: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Spans], causal: bool, keep: bool) -> Tensor:
         ctx.phi, ctx.sequences, ctx.causal = phi, sequences, causal
         saved: list[Tensor] = []
         out = empty_rows(q, v.shape[-1], sequences)
@@ -267,11 +267,11 @@ class _Packed(torch.autograd.Function):
 
 SavedTensors = tuple[Tensor, ...]
 """φ(q), φ(k), v, kv, z and output of a piece. Chunked pieces are padded to whole chunks; their kv and z are the sums before the piece."""
-PieceGradients = tuple[Place, SavedTensors, tuple[Tensor, ...]]
+PieceGradients = tuple[Span, SavedTensors, tuple[Tensor, ...]]
 """A piece, its saved tensors, and its gradients of φ(q), φ(k) and v."""
 
 
-def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, causal: bool) -> Iterator[tuple[Place, SavedTensors]]:
+def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Spans, causal: bool) -> Iterator[tuple[Span, SavedTensors]]:
     """The pieces of a sequence, with their tensors for the backward pass."""
     if _in_chunks(pieces, causal):
         state: State | None = None
@@ -291,12 +291,12 @@ def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, cau
         yield at, (*part, total["kv"], total["z"], read(part[0], total))
 
 
-def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Place) -> tuple[Tensor, Tensor, Tensor]:
+def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Span) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys, values = (at_least_fp32(_at(x, at)) for x in (q, k, v))
     return phi.of(queries), phi.of(keys), values
 
 
-def _backward_in_chunks(pieces: Places, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
+def _backward_in_chunks(pieces: Spans, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
     """Gradients of each piece of a causal sequence, the last piece first."""
     d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
     for at, saved in zip(reversed(pieces), reversed(tensors), strict=True):
@@ -305,7 +305,7 @@ def _backward_in_chunks(pieces: Places, tensors: Sequence[SavedTensors], grad: T
         yield at, saved, tuple(parts)
 
 
-def _backward_of_all(pieces: Places, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
+def _backward_of_all(pieces: Spans, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
     """Gradients of each piece of a sequence whose tokens all see each other."""
     d_queries: list[Tensor] = []
     sums: list[tuple[Tensor, Tensor]] = []
@@ -322,7 +322,7 @@ def _backward_of_all(pieces: Places, tensors: Sequence[SavedTensors], grad: Tens
         yield at, saved, (d_q, (d_kv @ v.mT).mT + d_z.unsqueeze(-2), k @ d_kv)
 
 
-def _in_chunks(pieces: Places, causal: bool) -> bool:
+def _in_chunks(pieces: Spans, causal: bool) -> bool:
     """Whether a sequence is computed in chunks: if causal and longer than one token."""
     return causal and pieces[-1][2] - pieces[0][1] > 1
 
@@ -333,13 +333,13 @@ def filled(x: Tensor, chunk: int) -> Tensor:
     return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
 
 
-def _at(x: Tensor, at: Place) -> Tensor:
+def _at(x: Tensor, at: Span) -> Tensor:
     """The tokens ``(1, H, n, ·)`` of ``x (B, H, N, ·)`` at the place ``at``."""
     row, start, stop = at
     return x[row : row + 1, :, start:stop]
 
 
-def empty_rows(like: Tensor, width: int, sequences: Sequence[Places]) -> Tensor:
+def empty_rows(like: Tensor, width: int, sequences: Sequence[Spans]) -> Tensor:
     """A tensor ``(B, H, N, width)`` in the memory layout of ``like (B, H, N, ·)``: zeros, or uninitialised if the sequences cover it."""
     batch, heads, length, _ = like.shape
     tokens = sum(stop - start for pieces in sequences for _, start, stop in pieces)

@@ -350,7 +350,7 @@ class GridBias(ScoreTerm):
         """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
         grid = self._call_grid
         tokens = torch.arange(grid.length, device=places[0].device)[:, None]
-        distances = [query - key for query, key in zip(grid.places(tokens), places, strict=True)]
+        distances = [query - key for query, key in zip(grid.coordinates(tokens), places, strict=True)]
         return self.over(self.entries(distances)).masked_fill(tokens < grid.prefix, 0)
 
     def __add__(self, other: GridBias) -> GridBias:
@@ -374,7 +374,7 @@ class GridBias(ScoreTerm):
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         grid = self._call_grid
-        distances = [torch.as_tensor(q - k) for q, k in zip(grid.places(q_idx), grid.places(kv_idx), strict=True)]
+        distances = [torch.as_tensor(q - k) for q, k in zip(grid.coordinates(q_idx), grid.coordinates(kv_idx), strict=True)]
         entries = self.entries(distances)
         if not grid.prefix:
             return score + self.table[h, entries]

@@ -210,9 +210,9 @@ def stacked(
 ) -> list[Tensor]:
     """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding on the right."""
     row, first, last = torch.tensor([(span.row, span.start, span.stop - 1) for span in sequences], device=q.device).unbind(1)
-    place = torch.arange(max(span.length for span in sequences), device=q.device)
-    tokens = torch.minimum(first[:, None] + place, last[:, None])
-    real = place <= (last - first)[:, None]
+    offset = torch.arange(max(span.length for span in sequences), device=q.device)
+    tokens = torch.minimum(first[:, None] + offset, last[:, None])
+    real = offset <= (last - first)[:, None]
     if call.key_mask is not None:
         real = real & call.key_mask[row[:, None], tokens]
 

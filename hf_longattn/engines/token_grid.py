@@ -67,13 +67,13 @@ class Grid:
         if tokens != self.length:
             raise InputError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
 
-    def places(self, positions: Any) -> tuple[Any, ...]:
+    def coordinates(self, positions: Any) -> tuple[Any, ...]:
         """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative first coordinate."""
-        rest, places = positions - self.prefix, []
+        rest, coordinates = positions - self.prefix, []
         for size in reversed(self.sizes[1:]):
-            places.append(rest % size)
+            coordinates.append(rest % size)
             rest = rest // size
-        return (rest, *reversed(places))
+        return (rest, *reversed(coordinates))
 
     def per_axis(self, values: Sequence[int], name: str) -> tuple[int, ...]:
         """``values`` with one entry for each axis. A single value serves all axes.

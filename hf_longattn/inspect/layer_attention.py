@@ -76,7 +76,7 @@ class LayerAttention:
         tokens, grid = torch.arange(self.length, device=rows.device), self.call.grid
         if not isinstance(grid, Grid):
             return (rows[:, None] - tokens).abs()
-        axes = zip(grid.places(rows), grid.places(tokens), strict=True)
+        axes = zip(grid.coordinates(rows), grid.coordinates(tokens), strict=True)
         distance = torch.stack([(query[:, None] - key).abs() for query, key in axes]).amax(0)
         return distance.masked_fill((rows[:, None] < grid.prefix) | (tokens < grid.prefix), 0)
 

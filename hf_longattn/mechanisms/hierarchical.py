@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, mark_static, rows_of
+from ..engines.call import AttentionCall, GatherTile, as_fixed, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -112,7 +112,7 @@ class Hierarchical(Mechanism):
         counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
 
         def weighted() -> tuple[GatherTile, ...]:
-            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: mark_static(pyramid.parts(call.causal, device)))
+            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: as_fixed(pyramid.parts(call.causal, device)))
             weights = counts.to(dtype).clamp(min=1).log()
             biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])  # the first tile has no pools
             return (tiles[0], *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)))

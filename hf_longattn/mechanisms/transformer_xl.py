@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..engines.batch import differentiated
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
+from ..engines.call import AttentionCall, GatherTile, MaskMod, as_fixed, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -172,7 +172,7 @@ class TransformerXL(GatheredMechanism):
         def make() -> tuple[GatherTile, ...]:
             blocks, memory = self._rows(length, device)
             own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
-            return mark_static((*own, *earlier))
+            return as_fixed((*own, *earlier))
 
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, MaskMod, mark_static
+from ..engines.call import AttentionCall, GatherTile, MaskMod, as_fixed
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -189,7 +189,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         mode, prefix = self.options.prefix_tokens, grid.prefix
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            seen = self.sees(grid, grid.places(q_idx), grid.places(kv_idx))
+            seen = self.sees(grid, grid.coordinates(q_idx), grid.coordinates(kv_idx))
             if not prefix:
                 return seen
             from_prefix, to_prefix = q_idx < prefix, kv_idx < prefix
@@ -275,7 +275,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         places = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
         places = places[(places >= torch.tensor(grid.sizes, device=q.device)).any(1)]
         tokens = torch.arange(grid.length, device=q.device)[:, None]
-        queries, fillers = grid.places(tokens), places.unbind(1)
+        queries, fillers = grid.coordinates(tokens), places.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
         bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
@@ -288,7 +288,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles for the pairs of cells and of the prefix; cached."""
-        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), lambda: mark_static(self._plan(grid, device)))
+        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), lambda: as_fixed(self._plan(grid, device)))
 
     def _plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         tiles, mode, prefix = self.tiles(grid, device), self.options.prefix_tokens, grid.prefix
@@ -306,8 +306,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
         tiles = []
         for region in regions(grid, *self.windows(grid)):
-            part = cells[tuple(stretch.cells for stretch in region)]
-            inner = [number for stretch in region for number in (stretch.windows, stretch.size)]
+            part = cells[tuple(run.cells for run in region)]
+            inner = [number for run in region for number in (run.windows, run.size)]
             numbers, inside = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
             windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
             tiles.append(GatherTile(windows, windows))
@@ -337,7 +337,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         grid = self.grid_of(None, length)
         mode, prefix, cells = self.options.prefix_tokens, grid.prefix, grid.cells
         regions_of_cells = regions(grid, *self.windows(grid))
-        inside = sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions_of_cells)
+        inside = sum(math.prod(run.windows * run.size**2 for run in region) for region in regions_of_cells)
         return inside + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
 
 

@@ -25,7 +25,7 @@ from ..engines.batch import Batch, cached_on, for_one_pass, in_graph, on_host
 from ..engines.call import AttentionCall
 from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, repeat_heads
-from ..engines.dispatch import OBSERVERS, PathChoice, notify, running
+from ..engines.dispatch import OBSERVERS, report, running
 from ..engines.score_terms import ScoreMod
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
@@ -450,7 +450,7 @@ def _attend_by_cache(
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():
         if observed:
-            notify(PathChoice(f"cache of {layer.keeps}"))
+            report(f"cache of {layer.keeps}")
         return layer.attend(mechanism, query, key, value, call, with_weights)
 
 
@@ -469,7 +469,7 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
     """The output ``(B, H, Nq, D)`` of :meth:`MaskedMechanism.attend_rows`."""
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
-            notify(PathChoice("dense-masked"))
+            report("dense-masked")
     assert isinstance(mechanism, MaskedMechanism)
     return mechanism.attend_rows(query, key, value, call, columns)
 

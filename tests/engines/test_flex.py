@@ -19,7 +19,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention, plain_gathered
 from hf_longattn.engines.byte_cache import _tensors
-from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
+from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, as_fixed, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
 from hf_longattn.engines.dispatch import observe
@@ -82,12 +82,12 @@ SIZES = flex_tiles.FORWARD_BLOCKS
 
 def layout_of(tile: GatherTile, length: int, sizes: tuple[int, ...] = SIZES) -> flex_tiles.Layout:
     """The layout of one fixed tile, with padding among the keys."""
-    ((_, layout),) = flex_tiles.layouts(mark_static([tile]), (length, length), sizes, padded=True)
+    ((_, layout),) = flex_tiles.layouts(as_fixed([tile]), (length, length), sizes, padded=True)
     return layout
 
 
 def block_size(queries: Tensor, keys: Tensor, length: int, sizes: tuple[int, ...] = SIZES) -> int | None:
-    (tile,) = mark_static([GatherTile(queries, keys)])
+    (tile,) = as_fixed([GatherTile(queries, keys)])
     return flex_tiles.block_size(tile, (length, length), sizes)
 
 
@@ -209,12 +209,12 @@ def test_global_tokens_of_a_band_are_the_same_in_a_graph_and_outside(
 
 def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None:
     """Tensors made under inference mode cannot be saved for a backward pass."""
-    (part,) = mark_static([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
-    (other,) = mark_static([GatherTile(rows_of(300, 100), rows_of(300, 100))])
+    (part,) = as_fixed([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
+    (other,) = as_fixed([GatherTile(rows_of(300, 100), rows_of(300, 100))])
     with torch.inference_mode():
-        mask = flex.kept_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu"))
+        mask = flex.cached_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu"))
         made = [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))]
-    assert flex.kept_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu")) is mask
+    assert flex.cached_band_block_mask(PATTERN, 384, 384, AttentionCall(), torch.device("cpu")) is mask
     assert [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))] == made
     tensors = list(_tensors([made, [x for x in vars(mask).values() if isinstance(x, Tensor)]]))
     assert len(tensors) > 20

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxOutput
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import plain_gathered
-from hf_longattn.engines.call import AttentionCall, GatherTile, mark_static, rows_of
+from hf_longattn.engines.call import AttentionCall, GatherTile, as_fixed, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.engines.dispatch import observe
@@ -100,7 +100,7 @@ def test_every_tile_of_flex_attention_equals_the_plain_path(name: str, kept: boo
         batch=Batch.of(mask if padded else None), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (h + i - j)
     )
     q, *kv = (torch.randn(2, heads, LENGTH, 8, dtype=torch.double, requires_grad=True) for heads in (4, 2, 2))
-    found = flex_tiles.flex_gathered(q, *kv, mark_static(tiles) if kept else tiles, call)
+    found = flex_tiles.flex_gathered(q, *kv, as_fixed(tiles) if kept else tiles, call)
     expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, call)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     weights = torch.randn_like(found)
@@ -118,7 +118,7 @@ def test_flex_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pyte
     q, *kv = (torch.randn(2, heads, LENGTH, 16) for heads in (4, 2, 2))
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return flex_tiles.flex_gathered(q, k, v, mark_static(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
+        return flex_tiles.flex_gathered(q, k, v, as_fixed(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
 
     found = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, *kv, mask)
     expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, AttentionCall(batch=Batch.of(mask), scale=0.3))
@@ -142,7 +142,7 @@ def test_flex_tiles_read_values_of_the_device_once(monkeypatch: pytest.MonkeyPat
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
     other = [GatherTile(rows_of(LENGTH, size), neighbours(rows_of(LENGTH, size), 9, 9)) for size in (50, 128)]
     other += [GatherTile(rows_of(LENGTH, 128), rows_of(LENGTH, 128), causal=True, bias=bias) for bias in (None, torch.randn(128))]
-    kept = mark_static(other)
+    kept = as_fixed(other)
     waits = []
     for tiles in (kept, other, kept, other):
         with Counting() as counting:
@@ -162,7 +162,7 @@ def test_fixed_flex_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.
     again = GatherTile(rows[:, :, 1:3], torch.tensor([[7], [8]])[None, None])
     for tiles, expected in (([first, last], 1), ([first, last, again], 3), ([first, dataclasses.replace(last, causal=True)], 2)):
         calls.clear()
-        out = flex_tiles.flex_gathered(q, k, v, mark_static(tiles), AttentionCall())
+        out = flex_tiles.flex_gathered(q, k, v, as_fixed(tiles), AttentionCall())
         torch.testing.assert_close(out, plain_gathered(q, k, v, tiles, AttentionCall()), atol=1e-5, rtol=0)
         assert len(calls) == expected
 
@@ -171,7 +171,7 @@ def test_flex_tiles_visit_no_block_that_their_rules_leave_empty() -> None:
     rows = rows_of(1024, 256)
     keys = rows[:, :, :1].expand(-1, -1, 4, -1)
     everything = torch.arange(1024).view(1, 1, 1, -1)
-    (causal, near, far) = mark_static(
+    (causal, near, far) = as_fixed(
         [
             GatherTile(everything, everything, causal=True),
             GatherTile(rows, keys, inside=(0, 300)),
@@ -187,7 +187,7 @@ def test_few_rows_of_a_flex_tile_are_padded_to_one_block() -> None:
     """Two rows of four queries could share a block with 30 others, but there are no others."""
     tile = GatherTile(torch.arange(8).view(1, 1, 2, 4), torch.arange(600).view(1, 1, 2, 300))
     ((_, layout),) = flex_tiles.layouts([tile], (600, 600), (128,))
-    assert (layout.queries.place.shape[2], layout.keys.place.shape[2]) == (128, 640)
+    assert (layout.queries.positions.shape[2], layout.keys.positions.shape[2]) == (128, 640)
     assert layout.shares_blocks
 
 
@@ -205,7 +205,7 @@ def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
         ([GatherTile(rows, columns, bias=torch.zeros(1, 1, 1, 1, columns.shape[3]))], 300, [(True, False)]),
         ([GatherTile(rows.flip(2), columns, bias=torch.zeros(1, 1, 1, 1, columns.shape[3]))], 300, [(False, False)]),
     ):
-        made = flex_tiles.layouts(mark_static(tiles), (length, length), (128,))
+        made = flex_tiles.layouts(as_fixed(tiles), (length, length), (128,))
         assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 

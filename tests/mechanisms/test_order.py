@@ -59,7 +59,7 @@ def test_neighbours_on_a_hilbert_curve_are_neighbours_on_the_grid(sizes: tuple[i
     grid = Grid(sizes)
     order = token_order(grid, "hilbert", CPU)
     assert sorted(order.tolist()) == list(range(grid.cells))
-    places = torch.stack(grid.places(order), -1)
+    places = torch.stack(grid.coordinates(order), -1)
     assert (places.diff(dim=0).abs().sum(-1) == 1).all()
 
 

@@ -37,7 +37,7 @@ from ...names import look_up
 from ..batch import Batch, SequenceSpan, in_graph, no_fused_kernels, on_host
 from ..blockwise import blockwise_attention
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..dense import at_least_fp32, repeat_heads, unit_stride
+from ..dense import at_least_fp32, repeat_heads
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
@@ -95,7 +95,7 @@ class Settings(NamedTuple):
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
         tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
-        lengths = self._lengths(q, k, offsets)
+        lengths = (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
         out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords())
         if offsets is not None:
             out, lse = out.view(q.shape), lse.view(lse.shape[0], *q.shape[:2]).transpose(0, 1)
@@ -105,16 +105,14 @@ class Settings(NamedTuple):
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor | None, *state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global columns."""
-        tensors: list[Tensor] = [grad, q, k, v, out]
+        tensors, lengths = [grad, q, k, v, out], (q.shape[1], k.shape[1])
         if offsets is not None:
+            lengths = self.longest, self.longest
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
-        numbers = (*self._lengths(q, k, offsets), self.dropout, self.causal)
-        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *numbers, *state, **self.keywords())
+        numbers = self.dropout, self.causal
+        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *lengths, *numbers, *state, **self.keywords())
         dq, dk, dv = (x.view(like.shape) for x, like in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
-
-    def _lengths(self, q: Tensor, k: Tensor, offsets: Tensor | None) -> tuple[int, int]:
-        return (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
 
     def keywords(self, windowed: bool = True) -> dict[str, Any]:
         """The operator's keywords, with the window or without it."""
@@ -182,18 +180,21 @@ def prepared(
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    kind = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, packed
-    reason = refused(q.device, q.dtype, *kind, 0.5 if call.dropout else 0.0, needs_gradients)
+    properties = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, packed
+    reason = refused(q.device, q.dtype, *properties, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    rows = [x.transpose(1, 2) for x in (q, k, v)]  # if no feature is missing, a projection's output is not copied
-    if width != padded_width:
-        rows = [F.pad(x, (0, padded_width - width)) for x in rows]
-    return [unit_stride(x) for x in rows], settings
+    rows = []
+    for x in (q, k, v):  # if no feature is missing, a projection's output is not copied
+        row = x.transpose(1, 2)
+        if width != padded_width:
+            row = F.pad(row, (0, padded_width - width))
+        rows.append(row if row.stride(-1) == 1 else row.contiguous())
+    return rows, settings
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
-    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each stretch of padding counts as a
+    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each run of padding counts as a
     sequence, and the last offset is the total length. ``None`` and 0 if every batch row is one sequence."""
 
     def make() -> tuple[Tensor | None, int]:
@@ -217,7 +218,7 @@ FEATURES = 8
 
 
 class Part(NamedTuple):
-    """The offsets of a call: pairs of stretches of queries and keys, int32, and the longest stretch of each in tokens."""
+    """The offsets of a call: pairs of runs of queries and keys, int32, and the longest run of each in tokens."""
 
     queries: Tensor
     keys: Tensor
@@ -225,7 +226,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
-        """The part whose stretches end at ``ends``, pairs of a query and a key. Empty ones go."""
+        """The part whose runs end at ``ends``, pairs of a query and a key. Empty ones go."""
         ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
         longest = [max((later - earlier for earlier, later in itertools.pairwise(side)), default=0) for side in zip(*ends, strict=True)]
         queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
@@ -235,7 +236,7 @@ class Part(NamedTuple):
 class Plan(NamedTuple):
     """How the three parts read the concatenated rows of a batch.
 
-    gathered: the places of global tokens, int64, and 1 at these tokens ``(B·N, 1, FEATURES)``; ``None`` if they stand in front.
+    gathered: the positions of global tokens, int64, and 1 at these tokens ``(B·N, 1, FEATURES)``; ``None`` if they stand in front.
     rows: ``(B·N, 1, 1)`` bool, True = global token.
     lacking: whether some sequence has no global token.
     """
@@ -256,20 +257,22 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
     def make() -> Plan | str:
         spans = [SequenceSpan(row, 0, length, False) for row in range(rows)] if batch is None else batch.sequences
         if positions is not None:
-            places = [[span.start + place for place in positions if place < span.length] for span in spans]
+            tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
         else:
             chosen = on_host(tokens).numpy()
-            places = [(np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans]
-        in_front = all(of_span == list(range(span.start, span.start + len(of_span))) for span, of_span in zip(spans, places, strict=True))
+            tokens_of = [(np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans]
+        in_front = all(
+            of_span == list(range(span.start, span.start + len(of_span))) for span, of_span in zip(spans, tokens_of, strict=True)
+        )
         if not in_front and pattern.causal:
             return "the operator cannot hide global tokens after a query"
-        return _plan(spans, places, rows * length, length, in_front and (pattern.causal or pattern.global_rows), pattern, device)
+        return _plan(spans, tokens_of, rows * length, length, in_front and (pattern.causal or pattern.global_rows), pattern, device)
 
-    return call.kept(("three calls", pattern, rows, length, device), make, lambda _: 16 * rows * length)
+    return call.cached(("three calls", pattern, rows, length, device), make, lambda _: 16 * rows * length)
 
 
 def _plan(
-    spans: Sequence[SequenceSpan], places: Sequence[Sequence[int]], total: int, length: int, in_front: bool, pattern: Pattern,
+    spans: Sequence[SequenceSpan], tokens_of: Sequence[Sequence[int]], total: int, length: int, in_front: bool, pattern: Pattern,
     device: torch.device,
 ) -> Plan:  # fmt: skip
     a: list[tuple[int, int]] = []
@@ -277,12 +280,12 @@ def _plan(
     c: list[tuple[int, int]] = []
     every: list[int] = []
     # Queries in padding meet keys in padding in A and B: with a key in neither, the merge would compute inf - inf.
-    last_c = 0  # the first key after C's last stretch
-    for span, of_span in zip(spans, places, strict=True):
+    last_c = 0  # the first key after C's last run
+    for span, of_span in zip(spans, tokens_of, strict=True):
         row, count = span.row * length, len(of_span)
         start, stop = row + span.start, row + span.stop
         front = start + count
-        every += [row + place for place in of_span]
+        every += [row + position for position in of_span]
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
             b += [(start, start), (front, start), (stop, front), (stop, stop)]
@@ -296,9 +299,9 @@ def _plan(
     b.append((total, total if in_front else len(every)))
     c += [(total, last_c), (total, total)] if in_front else [(len(every), total)]
     index = torch.tensor(every, dtype=torch.int64).to(device)
-    marks = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
+    is_global = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
     parts = Part.of(a, device), Part.of(b, device), Part.of(c, device)
-    return Plan(*parts, None if in_front else (index, marks.float().expand(-1, -1, FEATURES)), marks, not all(places))
+    return Plan(*parts, None if in_front else (index, is_global.float().expand(-1, -1, FEATURES)), is_global, not all(tokens_of))
 
 
 def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -377,10 +380,10 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, plan, global_rows, settings):  # type: ignore[no-untyped-def]
-        (index, marks), width = plan.gathered, q.shape[-1]
+        (index, is_global), width = plan.gathered, q.shape[-1]
         ctx.plan, ctx.settings, ctx.global_rows = plan, settings, global_rows
         of_k, of_v = k[index], v[index]
-        a, lse_a, *state_a = _forward(*_lowered(q, k, v, marks, settings.scale), plan.a, settings, True, False)
+        a, lse_a, *state_a = _forward(*_lowered(q, k, v, is_global, settings.scale), plan.a, settings, True, False)
         b, lse_b, *state_b = _forward(q, of_k, of_v, plan.b, settings, False, False)
         out, lse = _merged(a[..., :width], lse_a, b, lse_b, plan.lacking)
         c = lse_c = None
@@ -395,9 +398,9 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, k, v, out, lse, c, lse_c, *states = ctx.saved_tensors
         plan, settings, width = ctx.plan, ctx.settings, q.shape[-1]
-        index, marks = plan.gathered
+        index, is_global = plan.gathered
         wide = [F.pad(x, (0, FEATURES)) for x in (grad, out)]
-        a = _backward(wide[0], *_lowered(q, k, v, marks, settings.scale), wide[1], lse, states[:2], plan.a, settings, True, False)
+        a = _backward(wide[0], *_lowered(q, k, v, is_global, settings.scale), wide[1], lse, states[:2], plan.a, settings, True, False)
         dq, dk, dv = (x[..., :width] for x in a)
         of_q, of_k, of_v = _backward(grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b, settings, False, False)
         dq, dk, dv = dq + of_q, dk.index_add(0, index, of_k), dv.index_add(0, index, of_v)
@@ -407,10 +410,10 @@ class _Gathered(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def _lowered(q: Tensor, k: Tensor, v: Tensor, marks: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors with features that lower the scores of marked keys by :data:`HIDDEN`."""
+def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors with features that lower the scores of global keys by :data:`HIDDEN`."""
     size = math.sqrt(HIDDEN / (FEATURES * scale))
-    lowering = (marks * -size).to(k.dtype).expand(-1, k.shape[1], -1)
+    lowering = (is_global * -size).to(k.dtype).expand(-1, k.shape[1], -1)
     return F.pad(q, (0, FEATURES), value=size), torch.cat([k, lowering], -1), F.pad(v, (0, FEATURES))
 
 
@@ -420,20 +423,20 @@ _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", la
 """Function that returns the name of the implementation activated by ``activate_flash_attention_impl``, or None."""
 
 
-def refused(device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
-    """Why the operator cannot run a kind of call, or None. ``kind``: arguments of :func:`_tried`. A graph gets the result at tracing."""
-    return _refusal(_implementation(), device, dtype, width, *kind)
+def refused(device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
+    """Why the operator cannot run such calls, or None. ``properties``: arguments of :func:`_tried`. A graph gets the result at tracing."""
+    return _refusal(_implementation(), device, dtype, width, *properties)
 
 
 refused._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_constant_result, without importing the compiler
 
 
 @functools.cache
-def _refusal(implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
+def _refusal(implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
     """:func:`refused`, tried once for each implementation and kind of call."""
     try:
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            reason = _tried(device, dtype, width, *kind)
+            reason = _tried(device, dtype, width, *properties)
     except MACHINE_ERRORS:
         raise
     except Exception as error:  # any error means that there are no results

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from ..byte_cache import BYTE_CACHE, tensor_bytes
-from ..call import AttentionCall, DispatchContext, Pattern, selection_mask
+from ..call import AttentionCall, DispatchContext, Pattern, clear_padding, selection_mask
 from ..dense import merged, same_dtype
-from .flex_kernel import NoKernel, fused_flex, kind_of, why_not
+from .flex_kernel import NoKernel, fused_flex, signature_of, why_not
 
 Lists = tuple[Tensor, Tensor]
 """Counts ``(B, H, rows)`` and block numbers ``(B, H, rows, width)``, int32. A row is a block; its first ``count`` entries are valid."""
@@ -75,32 +75,33 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
 
     One kernel computes the band, global columns and rows, padding anywhere, and packed documents. k and v may have fewer heads than q.
-    Values in padding must be finite: their weight is zero, and 0 · NaN is NaN.
 
     Raises:
         NoKernel: this machine has no such kernel.
     """
+    if call.padding_values == "any":  # a weight of zero does not hide NaN: 0 · NaN is NaN
+        q, k, v, call = clear_padding(q, k, v, call)
     score_mod, offset = call.score_mod, _offset(q.shape[2], k.shape[2])
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
     batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
     masked = call.key_mask is not None, batch is not None and batch.documents is not None, call.global_mask is not None, own_tokens
-    mask = kept_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
-    return masked_flex(("band", pattern, batch is None, *masked, kind_of(score_mod)), q, k, v, mask, shifted, call)
+    mask = cached_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
+    return masked_flex(("band", pattern, batch is None, *masked, signature_of(score_mod)), q, k, v, mask, shifted, call)
 
 
-def masked_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall) -> Tensor:
-    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q; ``kind`` as in fused_flex."""
+def masked_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall) -> Tensor:
+    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q. ``signature``: see fused_flex."""
     sinks = call.sink_scores
     settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
     if k.shape[1] != q.shape[1]:
         settings["enable_gqa"] = True
     if score_mod is not None:
         settings["score_mod"] = score_mod
-    out = fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    out = fused_flex(signature, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
     return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
 
 
-def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device) -> BlockMask:
+def cached_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device) -> BlockMask:
     """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
 
     def make() -> BlockMask:
@@ -109,7 +110,7 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: Attent
             tokens = tokens[0]  # the same in every row, so that one mask serves batches of any size
         return band_block_mask(pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents)
 
-    return call.kept(("band block mask", pattern, q_len, kv_len, device), make, lambda mask: tensor_bytes(vars(mask)))
+    return call.cached(("band block mask", pattern, q_len, kv_len, device), make, lambda mask: tensor_bytes(vars(mask)))
 
 
 def band_block_mask(
@@ -220,15 +221,14 @@ def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, de
 
 
 def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[Lists, Lists]]:
-    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``."""
+    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``, with a slot for every block."""
+
+    def sorted_blocks(chosen: Tensor) -> Lists:
+        return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
     chosen, square = (partial, full, partial.mT, full.mT), partial.shape[2] == partial.shape[3]
     a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True) if square else map(sorted_blocks, chosen)
     return (a, b), (c, d)
-
-
-def sorted_blocks(chosen: Tensor) -> Lists:
-    """Block lists with the True entries of ``chosen (…, rows, blocks)``, in order, with a slot for every block."""
-    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
 
 
 def in_blocks(mask: Tensor) -> Tensor:
@@ -289,8 +289,8 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     own_block = torch.arange(length, device=q.device)[:, None] // block_size
     selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H, N, blocks)
     touched = _touched(selected, block_size, causal, key_mask)
-    places = torch.arange(touched.shape[3], device=q.device)
-    by_query, by_key = ((packed(x, places), None) for x in (touched, touched.mT))
+    index = torch.arange(touched.shape[3], device=q.device)
+    by_query, by_key = ((packed(x, index), None) for x in (touched, touched.mT))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         seen = selected[b, h, q_idx, kv_idx // block_size]
@@ -299,8 +299,8 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     mask = block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
-    kind = "chosen blocks", causal, key_mask is None, kind_of(score_mod)
-    out: Tensor = fused_flex(kind, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]))
+    signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
+    out: Tensor = fused_flex(signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]))
     return out
 
 
@@ -334,7 +334,7 @@ def flex_block_table(
 
     Args:
         q, k, v: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``. Values in padding must be finite.
-        key, make: the table, which is kept with its lists as :meth:`AttentionCall.kept` says.
+        key, make: the table, which is kept with its lists as :meth:`AttentionCall.cached` says.
         size: tokens in a block.
 
     Raises:
@@ -347,7 +347,7 @@ def flex_block_table(
         table = make()
         return _table_mask(table, size, length, call), table
 
-    mask, table = call.kept(("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
+    mask, table = call.cached(("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
     (added_at, read), added = lookup(table.added), table.added is not None
 
     def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
@@ -358,8 +358,8 @@ def flex_block_table(
         more = added_at(b, h, q_idx // size, kv_idx // size)
         return score + (more if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, more))
 
-    kind = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, kind_of(inner)
-    return masked_flex(kind, q, k, v, mask, score_mod if added or inner is not None else None, call)
+    signature = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, signature_of(inner)
+    return masked_flex(signature, q, k, v, mask, score_mod if added or inner is not None else None, call)
 
 
 def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:

@@ -115,17 +115,17 @@ _kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
 _lock = threading.Lock()
 
 
-def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
     """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. Graphs get a plain call.
 
     Args:
-        kind: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
+        signature: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
     Raises:
         NoKernel: this machine has no kernel for this kind of call; logged once. Other errors are raised unchanged.
     """
     if torch.compiler.is_compiling():
         return _attention(q, k, v, **settings)
-    kernel = _kernel((kind, _variant(q, k, v, **settings)))
+    kernel = _kernel((signature, _variant(q, k, v, **settings)))
     reason = kernel.refusal
     if reason is None:
         try:
@@ -137,7 +137,7 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
             kernel.refusal = None if isinstance(error, NoKernel) else reason
     options = settings.get("kernel_options", {})
     if TOO_LARGE.search(reason) and STAGES not in options:
-        return fused_flex((STAGES, kind), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
+        return fused_flex((STAGES, signature), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
     warn_once("flex_attention", q.shape[3], q.dtype, q.device, reason)
     raise NoKernel(reason)
 
@@ -156,14 +156,14 @@ def _layout(x: Tensor) -> Hashable:
     return x.dtype, heads, head_dim, batch == 1, length == 1, stored
 
 
-def _kernel(kind: Hashable) -> Kernel:
+def _kernel(signature: Hashable) -> Kernel:
     with _lock:
-        kernel = _kernels.get(kind)
+        kernel = _kernels.get(signature)
         if kernel is None:
-            kernel = _kernels[kind] = Kernel()
+            kernel = _kernels[signature] = Kernel()
             if len(_kernels) > MAX_KERNELS:
                 _kernels.popitem(last=False)
-        _kernels.move_to_end(kind)
+        _kernels.move_to_end(signature)
     return kernel
 
 
@@ -201,8 +201,8 @@ def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device,
     )
 
 
-def kind_of(score_mod: Any) -> Hashable:
-    """The kind of a score term for :func:`fused_flex`."""
+def signature_of(score_mod: Any) -> Hashable:
+    """The signature of a score term for :func:`fused_flex`."""
     code: Hashable = getattr(score_mod, "__code__", None)
     return type(score_mod).__name__ if code is None else code
 

@@ -26,7 +26,7 @@ from ..call import UNBOUNDED, AttentionCall, GatherTile
 from ..dense import merged, repeat_heads
 from . import flex
 from .flex import Lists, listed, lookup
-from .flex_kernel import kind_of
+from .flex_kernel import signature_of
 
 BLOCK = 128
 """Tokens per block of gathered rows. The backward kernels refuse other sizes on some GPUs."""
@@ -67,11 +67,11 @@ def has_kernel(tile: GatherTile) -> bool:
 class Axis(NamedTuple):
     """Gathered tokens, in the order in which the kernel reads them.
 
-    place: ``(B or 1, H or 1, slots)`` int32 positions, -1 for an empty slot.
-    read: int64 ``place`` for gathering; empty slots hold an arbitrary valid position.
+    positions: ``(B or 1, H or 1, slots)`` int32, -1 for an empty slot.
+    read: int64 ``positions`` for gathering; empty slots hold an arbitrary valid position.
     """
 
-    place: Tensor
+    positions: Tensor
     read: Tensor
 
 
@@ -103,9 +103,9 @@ def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, c
     """
     heads, q_len, head_dim = q.shape[1:]
     q_axis, k_axis, size = layout.queries, layout.keys, layout.size
-    queries = q if q_axis is None else at_places(q, q_axis.read, heads)
-    keys, values = (k, v) if k_axis is None else (at_places(x, k_axis.read, heads) for x in (k, v))
-    mask_mod, score_mod, kind = _mods(tile, layout, call)
+    queries = q if q_axis is None else at_positions(q, q_axis.read, heads)
+    keys, values = (k, v) if k_axis is None else (at_positions(x, k_axis.read, heads) for x in (k, v))
+    mask_mod, score_mod, signature = _mods(tile, layout, call)
     lengths = queries.shape[2], keys.shape[2]
     mask = flex.block_mask(lengths, size, mask_mod, by_query=layout.by_query, by_key=layout.by_key)
     settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if several else {}
@@ -114,33 +114,33 @@ def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, c
     if size != BLOCK:  # the defaults fit blocks of 128
         settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
     settings |= {"score_mod": score_mod, "block_mask": mask, "scale": call.scale_for(head_dim)}
-    results = flex.fused_flex(("tiles", size, layout.by_query[1] is None, *kind), queries, keys, values, **settings)
+    results = flex.fused_flex(("tiles", size, layout.by_query[1] is None, *signature), queries, keys, values, **settings)
     out, lse = (results[0], results[1].lse) if several else (results, None)
     if layout.write is None:
         return out, lse
-    place = layout.write.expand(*out.shape[:3])
-    full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, place[..., None].expand(out.shape), out)
+    positions = layout.write.expand(*out.shape[:3])
+    full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, positions[..., None].expand(out.shape), out)
     if lse is not None:
-        lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, place, lse)[:, :, :q_len]
+        lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, positions, lse)[:, :, :q_len]
     return full[:, :, :q_len], lse
 
 
-def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
-    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or H heads if ``places`` has H."""
-    if places.shape[:2] == (1, 1):
-        return x[:, :, places[0, 0]]
+def at_positions(x: Tensor, positions: Tensor, heads: int) -> Tensor:
+    """Tokens of ``x (B, H_kv, N, D)`` at ``positions (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or H heads if ``positions`` has H."""
+    if positions.shape[:2] == (1, 1):
+        return x[:, :, positions[0, 0]]
     item = torch.arange(x.shape[0], device=x.device)
-    if places.shape[1] == 1:
-        return x.transpose(1, 2)[item[:, None], places[:, 0]].transpose(1, 2)
+    if positions.shape[1] == 1:
+        return x.transpose(1, 2)[item[:, None], positions[:, 0]].transpose(1, 2)
     head = torch.arange(heads, device=x.device) // (heads // x.shape[1])
-    return x[item[:, None, None], head[:, None], places]
+    return x[item[:, None, None], head[:, None], positions]
 
 
 def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
-    """The ``mask_mod`` and ``score_mod`` on the axes of a layout, and the ``kind`` for :func:`fused_flex`."""
+    """The ``mask_mod`` and ``score_mod`` on the axes of a layout, and the ``signature`` for :func:`fused_flex`."""
     key_mask, inner, bias, shares_blocks = call.key_mask, call.score_mod, tile.bias, layout.shares_blocks
-    places = (None if axis is None else axis.place for axis in (layout.queries, layout.keys))
-    (q_at, q_read), (k_at, k_read), (bias_at, bias_read) = (lookup(x) for x in (*places, bias))
+    positions = (None if axis is None else axis.positions for axis in (layout.queries, layout.keys))
+    (q_at, q_read), (k_at, k_read), (bias_at, bias_read) = (lookup(x) for x in (*positions, bias))
     numbers: list[Any] = layout.numbers or [(None, None)] * 2
     (q_row, q_slot), (k_row, k_slot) = numbers
     nothing = torch.empty(0, dtype=torch.long)
@@ -161,8 +161,8 @@ def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, A
             score = inner(score, b, h, q_at(b, h, q_idx).clamp(min=0), k_at(b, h, kv_idx).clamp(min=0))
         return score + bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx]) if adds else score
 
-    kind = key_mask is None, kind_of(inner), *_rules(tile), shares_blocks, q_read, k_read, bias_read, hides
-    return mask_mod, None if inner is None and not adds else score_mod, kind
+    signature = key_mask is None, signature_of(inner), *_rules(tile), shares_blocks, q_read, k_read, bias_read, hides
+    return mask_mod, None if inner is None and not adds else score_mod, signature
 
 
 def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
@@ -183,8 +183,8 @@ def layouts(
     """
     alike: dict[Hashable, list[GatherTile]] = {}
     for number, tile in enumerate(tiles):
-        kind = block_size(tile, lengths, sizes), rows_per_block(tile, BLOCK) > 1, *_rules(tile)
-        alike.setdefault(kind if tile.fixed and tile.bias is None else number, []).append(tile)
+        signature = block_size(tile, lengths, sizes), rows_per_block(tile, BLOCK) > 1, *_rules(tile)
+        alike.setdefault(signature if tile.fixed and tile.bias is None else number, []).append(tile)
     laid_out: list[tuple[GatherTile, Layout]] = []
     for same in alike.values():
         first, size = same[0], block_size(same[0], lengths, sizes) or BLOCK
@@ -218,7 +218,7 @@ def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int])
 def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
     """The layout of any tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
     rows = rows_in_blocks(tile, BLOCK)
-    q_blocks, k_blocks = (x.shape[2] // (rows.groups * BLOCK) for x in rows.places)
+    q_blocks, k_blocks = (x.shape[2] // (rows.groups * BLOCK) for x in rows.positions)
 
     def all_blocks() -> tuple[Lists, Lists]:
         pairs = block_pairs([rows], BLOCK).to(torch.int32).view(2, rows.groups, q_blocks, k_blocks)
@@ -227,8 +227,8 @@ def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
         return by_query, by_key
 
     by_query, by_key = BYTE_CACHE.get(("blocks of groups", rows.groups, q_blocks, k_blocks, tile.keys.device), all_blocks)
-    queries, keys = (axis_of(x, length) for x, length in zip(rows.places, lengths, strict=True))
-    write = torch.where(rows.places[0] >= 0, rows.places[0], lengths[0])
+    queries, keys = (axis_of(x, length) for x, length in zip(rows.positions, lengths, strict=True))
+    write = torch.where(rows.positions[0] >= 0, rows.positions[0], lengths[0])
     return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, (by_query, None), (by_key, None))
 
 
@@ -236,14 +236,14 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     """One layout for fixed tiles with equal rules. If it would gather a query twice, each tile gets its own layout."""
     firsts = itertools.accumulate((tile.queries.shape[2] for tile in tiles), initial=0)
     parts = [rows_in_blocks(tile, size, first) for tile, first in zip(tiles, firsts, strict=False)]
-    places = [_concatenated(x) for x in zip(*(rows.places for rows in parts), strict=True)]
+    positions = [_concatenated(x) for x in zip(*(rows.positions for rows in parts), strict=True)]
     numbers = [_concatenated(x) for x in zip(*(rows.numbers for rows in parts), strict=True)]
-    sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(places, lengths, strict=True)]
+    sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(positions, lengths, strict=True)]
     (queries, q_blocks, q_count), (keys, k_blocks, k_count) = sides
-    if queries is not None and len(tiles) > 1 and _has_repeats(places[0], lengths[0]):
+    if queries is not None and len(tiles) > 1 and _has_repeats(positions[0], lengths[0]):
         return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths, padded)]
     q_pair, k_pair = block_pairs(parts, size)
-    touched, full = visible(tiles[0], block_ends(places[0], size, q_pair), block_ends(places[1], size, k_pair))
+    touched, full = visible(tiles[0], block_ends(positions[0], size, q_pair), block_ends(positions[1], size, k_pair))
     row, column = q_blocks[..., q_pair], k_blocks[..., k_pair]
 
     def lists(chosen: Tensor, widths: Sequence[int | None] = (None, None)) -> tuple[Lists, Lists]:
@@ -254,19 +254,19 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     if not padded and not numbers and bool(full.any()):  # with numbers, the mask also compares rows or reads a bias
         widths = [indices.shape[3] for _, indices in partial]
         partial, whole = lists(touched & ~full, widths), lists(full, widths)
-    write = None if queries is None else torch.where(places[0] >= 0, places[0], lengths[0])
+    write = None if queries is None else torch.where(positions[0] >= 0, positions[0], lengths[0])
     return [Layout(queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, *zip(partial, whole, strict=True))]
 
 
 class Rows(NamedTuple):
     """The rows of a tile in ``groups``, one after the other. Each group is padded to whole blocks.
 
-    places: of queries and of keys, ``(B or 1, H or 1, slots)`` int64 positions, -1 for an empty slot.
+    positions: of queries and of keys, ``(B or 1, H or 1, slots)`` int64, -1 for an empty slot.
     numbers: as in :class:`Layout`.
     """
 
     groups: int
-    places: list[Tensor]
+    positions: list[Tensor]
     numbers: list[Tensor]
 
 
@@ -280,8 +280,8 @@ def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
         return torch.stack([slots // width, slots % width])
 
     needs_numbers = together > 1 or tile.bias is not None
-    places = [in_blocks(x, together, size) for x in sides]
-    return Rows(-(-count // together), places, [numbers(x.shape[3]) for x in sides] if needs_numbers else [])
+    positions = [in_blocks(x, together, size) for x in sides]
+    return Rows(-(-count // together), positions, [numbers(x.shape[3]) for x in sides] if needs_numbers else [])
 
 
 def rows_per_block(tile: GatherTile, size: int) -> int:
@@ -300,45 +300,45 @@ def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
     """Every query block with every key block of its group, ``(2, pairs)``."""
     pairs, q_start, k_start = [], 0, 0
     for rows in parts:
-        q_blocks, k_blocks = (torch.arange(x.shape[2] // size, device=x.device) for x in rows.places)
+        q_blocks, k_blocks = (torch.arange(x.shape[2] // size, device=x.device) for x in rows.positions)
         grid = torch.broadcast_tensors((q_blocks + q_start).view(rows.groups, -1, 1), (k_blocks + k_start).view(rows.groups, 1, -1))
         pairs.append(torch.stack(grid).flatten(1))
         q_start, k_start = q_start + len(q_blocks), k_start + len(k_blocks)
     return torch.cat(pairs, 1)
 
 
-def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
-    """The axis of ``places``, the axis block of every block of ``places``, and the number of axis blocks.
+def axis_blocks(positions: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
+    """The axis of ``positions``, the axis block of every block of ``positions``, and the number of axis blocks.
 
-    The axis is ``None``, meaning the sequence itself, if every block of ``places`` is empty or a whole block of the sequence. Empty blocks
-    are then block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
+    The axis is ``None``, meaning the sequence itself, if every block of ``positions`` is empty or a whole block of the sequence. Then empty
+    blocks are block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
 
     in_order: whether slot i must also hold position i for the axis to be the sequence.
     """
-    slots = places.unflatten(2, (-1, size))
-    number, count = torch.arange(slots.shape[2], device=places.device), -(-length // size)
+    slots = positions.unflatten(2, (-1, size))
+    number, count = torch.arange(slots.shape[2], device=positions.device), -(-length // size)
     first = slots[..., 0]
-    expected = first[..., None] + torch.arange(size, device=places.device)
+    expected = first[..., None] + torch.arange(size, device=positions.device)
     is_whole = (first % size == 0) & (slots == torch.where(expected < length, expected, -1)).all(-1)
     blocks = torch.where(is_whole, first // size, -1)
     fits = (is_whole | (slots < 0).all(-1)).all()
     if in_order:
         fits = fits & (blocks == torch.where(number < count, number, -1)).all() & (len(number) >= count)
-    return (None, blocks, count) if bool(fits) else (axis_of(places, length), number, len(number))
+    return (None, blocks, count) if bool(fits) else (axis_of(positions, length), number, len(number))
 
 
-def axis_of(places: Tensor, length: int) -> Axis:
-    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots are spread over the tokens (slot number modulo ``length``). If
+def axis_of(positions: Tensor, length: int) -> Axis:
+    """The axis of int64 ``positions``, where -1 is an empty slot. Empty slots read tokens by their number modulo ``length``. If
     all read the same token, the backward pass would add their gradients one after the other."""
-    spread = torch.arange(places.shape[2], device=places.device) % length
-    return Axis(places.to(torch.int32), torch.where(places >= 0, places, spread))
+    spread = torch.arange(positions.shape[2], device=positions.device) % length
+    return Axis(positions.to(torch.int32), torch.where(positions >= 0, positions, spread))
 
 
-def block_ends(places: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def block_ends(positions: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Lowest and highest position in each block of ``index``, and whether the block has no empty slot."""
-    places = places.unflatten(2, (-1, size))
-    lowest = torch.where(places < 0, UNBOUNDED, places).amin(-1)
-    return lowest[..., index], places.amax(-1)[..., index], (places >= 0).all(-1)[..., index]
+    positions = positions.unflatten(2, (-1, size))
+    lowest = torch.where(positions < 0, UNBOUNDED, positions).amin(-1)
+    return lowest[..., index], positions.amax(-1)[..., index], (positions >= 0).all(-1)[..., index]
 
 
 def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -360,8 +360,8 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.expand(*shape, -1) for x in parts], -1)
 
 
-def _has_repeats(places: Tensor, length: int) -> bool:
+def _has_repeats(positions: Tensor, length: int) -> bool:
     """Whether a position from 0 to ``length - 1`` occurs twice."""
-    places = torch.where(places < 0, length, places)
-    times = places.new_zeros(*places.shape[:2], length + 1).scatter_add_(2, places, torch.ones_like(places))
+    positions = torch.where(positions < 0, length, positions)
+    times = positions.new_zeros(*positions.shape[:2], length + 1).scatter_add_(2, positions, torch.ones_like(positions))
     return bool((times[..., :length] > 1).any())

@@ -18,7 +18,7 @@ from ...engines.call import (
     GatherTile,
     MaskMod,
     Pattern,
-    mark_static,
+    as_fixed,
 )
 from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
@@ -333,7 +333,7 @@ class GatheredMechanism(MaskedMechanism):
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
         key = (type(self), self.options, self.num_heads, length, causal, device)
-        return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
+        return BYTE_CACHE.get(key, lambda: as_fixed(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:
         """Whether ``forward`` only attends over :meth:`parts`. A class with its own ``forward`` gets False unless it overrides this."""
