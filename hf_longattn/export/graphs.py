@@ -393,8 +393,8 @@ class ModelGraph(nn.Module):
         """
         ends = set(MIN_LENGTHS)
         for mechanism, causal in itertools.product(attached_mechanisms(self).values(), (False, True)):
-            covered = partial(is_full, mechanism, causal=causal)
-            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=lambda length, full=covered: not full(length)))
+            covered = max_length - bisect.bisect_left(range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=causal))
+            ends.add(1 + covered)
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
             example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))

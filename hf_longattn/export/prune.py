@@ -64,7 +64,8 @@ def prune_heads(source: CompressionInput) -> Compressed:
     for heads in layers:
         heads.check()
     counts_to_remove = _heads_to_remove(share, total, len(layers))
-    scores = importance(source, {heads.output: heads.columns for heads in layers})
+    columns = [heads.queries * heads.width for heads in layers]  # inputs of the output projection for each key-value head
+    scores = importance(source, {heads.output: width for heads, width in zip(layers, columns, strict=True)})
     ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
     removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
     for _, layer, head in ranked:
@@ -72,8 +73,8 @@ def prune_heads(source: CompressionInput) -> Compressed:
             removed[layer].add(head)
             counts_to_remove -= 1
     expected = copy.deepcopy(model)
-    for heads, pruned_heads in zip(heads_of(expected), removed.values(), strict=True):
-        _silence(heads.output, pruned_heads, heads.columns)
+    for heads, pruned_heads, width in zip(heads_of(expected), removed.values(), columns, strict=True):
+        _silence(heads.output, pruned_heads, width)
     counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
     for heads, pruned_heads in zip(layers, removed.values(), strict=True):
         if pruned_heads:

@@ -294,7 +294,8 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        record = GPU_RECORD.get((choice.pattern_type, choice.path))
+        key: Any = (choice.pattern_type, choice.path)
+        record = GPU_RECORD.get(key)
         reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))

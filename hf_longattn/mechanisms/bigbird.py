@@ -103,14 +103,18 @@ class BigBird(MaskedMechanism):
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True, exports="definition")
     per_head_tensors = ()
     drawn_by_layer = True
-    _kept: tuple[Any, Tensor] | None = None
+    _table_of_layer: tuple[Any, Tensor] | None = None
     options: BigBirdOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if self.options.random_pattern != "seeded":
+        o = self.options
+        self.definition_is_mask = o.random_pattern == "seeded"  # otherwise keys count more than once
+        if o.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
-        self.capabilities = self.capabilities.but(ignores_padding=self.options.blocks_over == "text")
+        self.capabilities = self.capabilities.but(ignores_padding=o.blocks_over == "text")
+        self.full_blocks = 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
+        """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":
@@ -120,16 +124,6 @@ class BigBird(MaskedMechanism):
                 stacklevel=2,
             )
         return super().train(mode)
-
-    @property
-    def mask_is_reach(self) -> bool:
-        return self.options.random_pattern == "seeded"  # otherwise keys count more than once
-
-    @property
-    def full_blocks(self) -> int:
-        """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
-        o = self.options
-        return 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
 
     def covers(self, length: int, causal: bool = False) -> bool:
         o = self.options
@@ -270,10 +264,10 @@ class BigBird(MaskedMechanism):
 
         if in_graph():
             return make()
-        keyed = self._kept  # read once, since another thread may put a table of another size there
+        keyed = self._table_of_layer  # read once, since another thread may put a table of another size there
         if keyed is None or keyed[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = keyed = key, make()
+                self._table_of_layer = keyed = key, make()
         return keyed[1]
 
     def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:

@@ -112,8 +112,10 @@ class BlockTopK(Mechanism):
                 chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, filled, count, 1, False)
         if o.per == "query":
             return block_selected_attention(q, k, v, chosen, o.block_size, call)
-        parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
-        return gathered_attention(q, k, v, parts, call)
+        # Each row of queries is a block, and sees its own block and the chosen ones, in order.
+        own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        keys = tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, o.block_size, length)
+        return gathered_attention(q, k, v, [GatherTile(rows_of(length, o.block_size, q.device), keys)], call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         size, per_query = self.options.block_size, self.options.per == "query"
@@ -130,11 +132,6 @@ class BlockTopK(Mechanism):
             return selection_mask(chosen, own_block, len(blocks))[..., block]
 
         return keeps
-
-    def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
-        """Sorted key positions for each query block, ``(B, H, n, k·b)``: of its block and of the blocks ``chosen (B, H, n, k - 1)``."""
-        own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
-        return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(

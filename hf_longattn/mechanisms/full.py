@@ -26,6 +26,7 @@ class Full(SparseMechanism):
     )
     capabilities = SparseMechanism.capabilities.but(images="any")
     per_head_tensors = ()
+    forward_is_mask = True
 
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)
@@ -33,9 +34,6 @@ class Full(SparseMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         # If cross-attention has more queries than keys, the first queries have negative indices.
         return lambda b, h, q_idx, kv_idx: (q_idx == q_idx) & (kv_idx >= 0)
-
-    def only_pattern(self) -> bool:
-        return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if isinstance(self.relative, SelfExtend) and self.relative.moves(k.shape[2]):

@@ -138,8 +138,8 @@ class Hybrid(Mechanism, Stateful):
             values = _with_ones(drop_keys(v, drop), phi_k.shape[1])  # the last column sums the weights
             far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
             if not call.causal:  # keys after the window, for the reversed text
-                flipped = (x.flip(2)[:, :, : q.shape[2]] for x in (phi_q, phi_k, values))
-                far = far + _beyond(*flipped, pattern.right + 1, None).flip(2)
+                phi_q, phi_k, values = (x.flip(2)[:, :, : q.shape[2]] for x in (phi_q, phi_k, values))
+                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, None).flip(2)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]

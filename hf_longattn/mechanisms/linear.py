@@ -84,7 +84,8 @@ class Linear(LinearMechanism):
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         return FEATURES[self.options.feature_map].of(self.scaled(q, call))
 
-    keys = queries
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        return self.queries(k, call)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         phi = torch.relu if self.options.feature_map == "relu" else elu_plus_one

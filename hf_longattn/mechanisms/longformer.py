@@ -80,6 +80,8 @@ class Longformer(SparseMechanism, CopiesProjections):
     capabilities = SparseMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
     finds_starts = True
+    forward_is_mask = True
+    definition_is_mask = True  # with separate_global, global tokens have other projections, but attend to the keys in their mask rows
     options: LongformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:
@@ -93,6 +95,7 @@ class Longformer(SparseMechanism, CopiesProjections):
                 options.separator_token_id,
             )  # fmt: skip
         if options.separate_global:
+            self.forward_is_mask = False
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
             self.copies = {f"separate.{name}.{part}": f"{name}.{part}" for name in ("query", "key", "value") for part in ("weight", "bias")}
             self.reset_parameters()
@@ -166,13 +169,6 @@ class Longformer(SparseMechanism, CopiesProjections):
                 "of all tokens, and a cache keeps keys and values only; pass the whole text in one call, or leave new tokens non-global."
             )
         return None
-
-    @property
-    def mask_is_reach(self) -> bool:
-        return True  # with separate_global, global tokens have their own projections, but attend to exactly the keys in their mask rows
-
-    def only_pattern(self) -> bool:
-        return not self.options.separate_global and type(self).forward is Longformer.forward
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and self.pattern(causal).covers(length, length)

@@ -107,11 +107,17 @@ class Segmented(GatheredMechanism):
     capabilities = GatheredMechanism.capabilities.but(takes_sinks=False)
     per_head_tensors = ()
     options: SegmentedOptions
+    forward_is_mask = True
+    definition_is_mask = True
 
-    @property
-    def summarises(self) -> bool:
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SegmentedOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.summarises = not options.is_mask()
         """Whether other blocks are seen as summaries."""
-        return not self.options.is_mask()
+        self.forward_is_mask = self.forward_is_mask and not self.summarises
+        self._by_attention = options.integration == "attention"
+        self._neighbours = 1 if options.integration == "previous" else 0
+        """Number of blocks that a query sees on each side of its block."""
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The keys that have a weight. With summaries, these are all keys (all earlier ones when causal)."""
@@ -134,9 +140,6 @@ class Segmented(GatheredMechanism):
             return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
 
-    def only_parts(self) -> bool:
-        return not self.summarises and type(self).forward is Segmented.forward
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
@@ -149,10 +152,6 @@ class Segmented(GatheredMechanism):
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
-    @property
-    def _by_attention(self) -> bool:
-        return self.options.integration == "attention"
-
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
         """Mask of the visible keys and of the visible summaries, which follow the keys."""
         size = self.options.block_size
@@ -164,10 +163,6 @@ class Segmented(GatheredMechanism):
             return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block)) if causal else inside | other_block
 
         return mod
-
-    @property
-    def mask_is_reach(self) -> bool:
-        return not self.summarises
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:
@@ -219,11 +214,6 @@ class Segmented(GatheredMechanism):
         size = self.options.block_size
         seen = (self._neighbours + 1) * size - 1
         return None if self.summarises else Locality(seen, 0 if causal else seen, size)
-
-    @property
-    def _neighbours(self) -> int:
-        """Number of blocks that a query sees on each side of its block."""
-        return 1 if self.options.integration == "previous" else 0
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.block_size * (2 if self.options.integration == "previous" else 1) >= length

@@ -75,6 +75,7 @@ class TransformerXL(GatheredMechanism):
     )
     capabilities = GatheredMechanism.capabilities.but(takes_sinks=False, images="never")
     options: TransformerXLOptions
+    forward_is_mask = True
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
         # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them, not the base class.
@@ -82,6 +83,7 @@ class TransformerXL(GatheredMechanism):
         self.options = options
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+        self.chunks = options.segment_length, options.memory_length
         self.stops = not options.is_mask()
         """Whether there is a memory into which gradients must not flow."""
 
@@ -102,9 +104,6 @@ class TransformerXL(GatheredMechanism):
 
         return mod
 
-    def chunks(self) -> tuple[int, int]:
-        return self.options.segment_length, self.options.memory_length
-
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         blocks, memory = self._rows(length, device)
         return tuple(cells(blocks, torch.cat([memory, blocks], 1), causal=causal))
@@ -118,9 +117,6 @@ class TransformerXL(GatheredMechanism):
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return self.kept_by_mask(k, call)  # it does not matter where gradients stop
-
-    def only_parts(self) -> bool:
-        return type(self).forward is TransformerXL.forward
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return super().labels_documents(k, v, call) and not self._stops(k, v)

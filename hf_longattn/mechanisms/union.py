@@ -24,7 +24,7 @@ from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import MechanismSpec, mechanism_class, register_mechanism
 from .strided import StridedOptions
-from .window import WindowOptions
+from .window import Window, WindowOptions
 
 EXAMPLE = "of='window:window=256+strided:stride=64'"
 
@@ -66,12 +66,17 @@ class Union(GatheredMechanism):
     )
     capabilities = GatheredMechanism.capabilities.but(takes_globals=True)
     options: UnionOptions
+    forward_is_mask = True
     members: nn.ModuleList
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         built = (choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of)
-        self.members = nn.ModuleList(member.for_union() for member in built if isinstance(member, MaskedMechanism))
+        self.members = nn.ModuleList()
+        for member in built:
+            if isinstance(member, Window) and (member.max_dilation > 1 or member.options.num_sinks):
+                member.listed = True  # as tiles: the band of a union has neither dilation nor sinks
+            self.members.append(member)
         forms = {member.causal for member in self.mechanisms} - {"both"}
         if len(forms) > 1:
             causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
@@ -79,6 +84,7 @@ class Union(GatheredMechanism):
                 f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has no causal "
                 "form; leave one of them out."
             )
+        self.forward_is_mask = self.forward_is_mask and bool(self.gathered)
         self.causal = forms.pop() if forms else "both"
         capabilities = [member.capabilities for member in self.mechanisms]
         self.global_token_ids = next((member.global_token_ids for member in self.mechanisms if member.global_token_ids is not None), None)
@@ -143,9 +149,6 @@ class Union(GatheredMechanism):
             laid += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
-
-    def only_parts(self) -> bool:
-        return bool(self.gathered) and type(self).forward is Union.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         band = self.pattern(call.causal)

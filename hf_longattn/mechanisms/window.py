@@ -14,7 +14,6 @@ Tokens at the same position modulo d attend to each other in a plain window, so 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +30,7 @@ from ..positions.trained_distances import Locality
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
-from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
+from .common.masked import GatheredMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -92,6 +91,7 @@ class Window(SparseMechanism, GatheredMechanism):
     per_head_tensors = ()
     options: WindowOptions
     listed = False
+    forward_is_mask = True
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -111,6 +111,7 @@ class Window(SparseMechanism, GatheredMechanism):
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
         self.finds_starts = self.max_dilation == 1
         if self.max_dilation > 1:
+            self.forward_is_mask = False
             self.capabilities = self.capabilities.but(exports="definition")
 
     def pattern(self, causal: bool) -> Pattern:
@@ -142,9 +143,6 @@ class Window(SparseMechanism, GatheredMechanism):
     def global_positions(self) -> tuple[int, ...]:
         return tuple(range(self.options.num_sinks))
 
-    def only_parts(self) -> bool:
-        return self.listed and type(self).forward is Window.forward
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
@@ -159,16 +157,6 @@ class Window(SparseMechanism, GatheredMechanism):
             outs.append(mechanism(*(take_heads(x, heads) for x in (q, k, v)), group_call))
             order += heads
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
-
-    def only_pattern(self) -> bool:
-        return self.max_dilation == 1 and type(self).forward is Window.forward
-
-    def for_union(self) -> MaskedMechanism:
-        if self.max_dilation == 1 and not self.options.num_sinks:
-            return self
-        member = copy.copy(self)  # it has no tensors
-        member.listed = True
-        return member
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         different = sorted(set(self.dilations))
@@ -213,12 +201,12 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Mean number of pairs over the heads, rounded down."""
-        return sum(self._pairs_of(dilation, length, causal) for dilation in self.dilations) // self.num_heads
+        pattern, sinks, total = self.pattern(causal), range(min(self.options.num_sinks, length)), 0
+        for dilation in self.dilations:
+            residues = (len(range(residue, length, dilation)) for residue in range(min(dilation, length)))
+            total += sum(band_pairs(members, pattern.left, pattern.right) for members in residues)
 
-    def _pairs_of(self, dilation: int, length: int, causal: bool) -> int:
-        pattern, sinks = self.pattern(causal), range(min(self.options.num_sinks, length))
-        residues = (len(range(residue, length, dilation)) for residue in range(min(dilation, length)))
-        band = sum(band_pairs(members, pattern.left, pattern.right) for members in residues)
-        columns = sum(length - sink if causal else length for sink in sinks)
-        in_band = sum(1 + min((length - 1 - sink) // dilation, pattern.left) + min(sink // dilation, pattern.right) for sink in sinks)
-        return band + columns - in_band
+            # The sinks' columns, without the pairs that the band has already.
+            total += sum(length - sink if causal else length for sink in sinks)
+            total -= sum(1 + min((length - 1 - sink) // dilation, pattern.left) + min(sink // dilation, pattern.right) for sink in sinks)
+        return total // self.num_heads

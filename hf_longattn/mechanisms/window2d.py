@@ -106,6 +106,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.pads = self.options.padding == ZEROS
+        """Whether partial windows are padded."""
+        self.per_head_tensors = ("pad_key", "pad_value") if self.pads else ()
         self.copies = {}
         if self.pads:
             self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
@@ -118,15 +121,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if self.pads:
             nn.init.zeros_(self.pad_key)
             nn.init.zeros_(self.pad_value)
-
-    @property
-    def per_head_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("pad_key", "pad_value") if self.pads else ()
-
-    @property
-    def pads(self) -> bool:
-        """Whether partial windows are padded."""
-        return self.options.padding == ZEROS
 
     @property
     def shifted(self) -> bool:
@@ -142,8 +136,12 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
-        if check:
-            self.check_grid(grid)
+        window = grid.per_axis(self.options.window, "window")
+        if check and self.covers_grid(grid) and any(size > axis for size, axis in zip(window, grid.sizes, strict=True)):
+            raise InputError(
+                f"A window of {' × '.join(map(str, window))} cells is larger than the grid of {' × '.join(map(str, grid.sizes))}, so that "
+                "every token sees every token; choose a smaller window, or the mechanism 'full'."
+            )
         bound = copy.copy(self)
         bound.grid = grid
         bound.layer = bound.layer if layer is None else layer
@@ -315,15 +313,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])
-
-    def check_grid(self, grid: Grid) -> None:
-        """Raise :class:`InputError` if these options make no sense on ``grid``."""
-        window = grid.per_axis(self.options.window, "window")
-        if any(size > axis for size, axis in zip(window, grid.sizes, strict=True)) and self.covers_grid(grid):
-            raise InputError(
-                f"A window of {' × '.join(map(str, window))} cells is larger than the grid of {' × '.join(map(str, grid.sizes))}, so that "
-                "every token sees every token; choose a smaller window, or the mechanism 'full'."
-            )
 
     def covers_grid(self, grid: Grid) -> bool:
         """Whether every token sees every token."""

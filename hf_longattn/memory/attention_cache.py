@@ -46,6 +46,8 @@ class AttentionCacheLayer(DynamicLayer):
     computes_attention: bool
     """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
     is_croppable = False
+    cumulative_length: Any = 0
+    """The number of tokens so far: a Python number, or in a static cache a tensor ``()`` on its device."""
     keys: Tensor
     values: Tensor
 
@@ -79,6 +81,9 @@ class AttentionCacheLayer(DynamicLayer):
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
 
+    def get_seq_length(self) -> Any:
+        return self.cumulative_length if self.is_initialized else 0
+
     def crop(self, tokens_to_remove: int) -> None:
         """Raise :class:`InputError`: the layer does not hold what earlier tokens see."""
         raise InputError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
@@ -91,6 +96,7 @@ class AttentionCacheLayer(DynamicLayer):
 
     def renumber(self, count: int) -> None:
         """Renumber the columns, so that column ``count`` becomes column 0."""
+        self.cumulative_length -= count
         if self.starts is not None:
             self.starts = torch.where(self.starts == NOT_STARTED, NOT_STARTED, self.starts - count)
 
@@ -142,7 +148,7 @@ class SparseCacheLayer(AttentionCacheLayer):
     """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
 
     ``mechanism`` and ``options`` (JSON) determine them; unneeded keys are removed once per :data:`SLACK` tokens. The layer computes the
-    attention once keys have been removed. ``seen`` is the number of tokens so far.
+    attention once keys have been removed.
     """
 
     keeps = "retained keys"
@@ -150,7 +156,7 @@ class SparseCacheLayer(AttentionCacheLayer):
     def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
         super().__init__()
         self.mechanism, self.options = mechanism, options
-        self.seen = 0
+        self.cumulative_length = 0
         self.computes_attention = False
         self._clean_size = 0
 
@@ -164,9 +170,9 @@ class SparseCacheLayer(AttentionCacheLayer):
             self.lazy_initialization(key_states, value_states)
         if self.columns.shape[1] >= self._clean_size + SLACK:
             self._prune()
-        new = torch.arange(self.seen, self.seen + key_states.shape[2], device=key_states.device)
+        new = torch.arange(self.cumulative_length, self.cumulative_length + key_states.shape[2], device=key_states.device)
         self.columns = torch.cat([self.columns, new.expand(key_states.shape[0], -1)], 1)
-        self.seen += key_states.shape[2]
+        self.cumulative_length += key_states.shape[2]
         return super().update(key_states, value_states)
 
     def positions(self) -> Tensor:
@@ -179,7 +185,7 @@ class SparseCacheLayer(AttentionCacheLayer):
         if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
             return
         positions = self.positions()
-        upcoming = (self.seen - self.starts[:, None]).clamp(min=0)
+        upcoming = (self.cumulative_length - self.starts[:, None]).clamp(min=0)
         mechanism = prototype(self.mechanism, self.options)
         assert isinstance(mechanism, MaskedMechanism)
         visible_later = mechanism.retained(positions, upcoming)
@@ -203,7 +209,8 @@ class SparseCacheLayer(AttentionCacheLayer):
         real = k_positions >= 0
         if call.key_mask is not None:
             real = real & call.key_mask.gather(1, columns.clamp(min=0))
-        q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
+        total = self.cumulative_length
+        q_positions = torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None]
         positions = (q_positions, k_positions, real)
         call = call.replace(causal=True)
         out = mechanism.attend_retained(q, k, v, *positions, call)
@@ -211,21 +218,17 @@ class SparseCacheLayer(AttentionCacheLayer):
             return out, None
 
         # With one-hot values of each key's column, the outputs are the weights.
-        one_hot = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
+        one_hot = torch.eye(total, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
         one_hot = one_hot[:, None].expand(-1, k.shape[1], -1, -1)
         return out, mechanism.attend_retained(q, k, one_hot, *positions, call.replace(dropout=0.0))
-
-    def get_seq_length(self) -> int:
-        return self.seen
 
     def unused(self) -> int:
         """The number of columns at the start that no slot holds."""
         filled = self.columns[self.columns >= 0] if self.is_initialized else None
-        return int(filled.min()) if filled is not None and len(filled) else self.seen
+        return int(filled.min()) if filled is not None and len(filled) else self.cumulative_length
 
     def renumber(self, count: int) -> None:
         super().renumber(count)
-        self.seen -= count
         if self.is_initialized:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
 
@@ -240,8 +243,6 @@ class StateLayer(AttentionCacheLayer):
     computes_attention = True  # the layer holds no keys
     is_unread = False
     """Whether tokens were added that the attention function has not read yet."""
-    cumulative_length: Any = 0
-    """The number of tokens so far: a Python number, or in a static cache a tensor ``()`` on its device."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -298,9 +299,6 @@ class StateLayer(AttentionCacheLayer):
         self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
 
-    def get_seq_length(self) -> Any:
-        return self.cumulative_length if self.is_initialized else 0
-
     def unused(self) -> int:
         """The number of columns that the mask may drop: all of them, because the state contains their tokens."""
         return int(self.cumulative_length)
@@ -315,7 +313,6 @@ class StateLayer(AttentionCacheLayer):
 
     def renumber(self, count: int) -> None:
         super().renumber(count)
-        self.cumulative_length -= count
         self._latest -= count if self._all_started else 0
 
     def reset(self) -> None:

@@ -435,7 +435,7 @@ class Int8Linear(InferenceLinear):
             "a quantised checkpoint with `longattn compress`."
         )
 
-    _save_to_state_dict = __getstate__
+    _save_to_state_dict = __getstate__  # type: ignore[assignment]
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -264,7 +264,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
         overwritten it with the tokenizer's."""
         tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
-        counting = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
+        counting: list[Any] = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
         counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
         if counted is None:
             return super().save_pretrained(*args, **kwargs)

@@ -40,9 +40,14 @@ class Heads:
     queries: int
     width: int
 
+    @property
+    def columns(self) -> int:
+        """Number of inputs of the output projection per key-value head."""
+        return self.queries * self.width
+
     def keep(self, heads: Sequence[int]) -> None:
         """Remove all heads except ``heads``, in place."""
-        index, columns = torch.tensor(sorted(heads)), self.queries * self.width  # inputs of the output projection per key-value head
+        index, columns = torch.tensor(sorted(heads)), self.columns
         for layer, width in zip(self.projections, (columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
         cut(self.output, spread(index, columns), 1)

@@ -87,7 +87,7 @@ def _base(old: Parameters, old_length: int, new_length: int, value: str) -> Rope
 
 
 def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    both_factors = {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+    both_factors: Parameters = {key: old[key] for key in ("short_factor", "long_factor") if key in old}
     if value:
         try:
             both_factors = read_json(Path(value))

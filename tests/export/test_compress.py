@@ -175,8 +175,9 @@ def test_pruning_refuses_heads_with_relative_positions_of_their_own(saved: Saved
 def logits_without(model: Any, pruned: dict[str, list[int]], ids: Tensor) -> Tensor:
     """Of the source, when the outputs of the pruned heads (key-value heads with their queries) are zeros."""
     for heads in heads_of(model):
+        width = heads.queries * heads.width
         for head in pruned[str(heads.site.layer)]:
-            heads.output.weight[:, head * heads.columns : (head + 1) * heads.columns] = 0
+            heads.output.weight[:, head * width : (head + 1) * width] = 0
     return model(ids)[0]
 
 

@@ -148,7 +148,7 @@ def test_bigbird_decodes_with_the_blocks_of_the_whole_pass_in_front_of_which_is_
 
 def test_a_table_that_another_thread_keeps_meanwhile_is_not_read() -> None:
     class Shared(BigBird):
-        _kept = property(lambda _: ("a table of another length", torch.zeros(0)), lambda _, kept: None)  # type: ignore[assignment]
+        _table_of_layer = property(lambda _: ("a table of another length", torch.zeros(0)), lambda _, table: None)  # type: ignore[assignment]
 
     mechanism = bigbird()
     expected = mechanism._causal_table(64, torch.device("cpu"))

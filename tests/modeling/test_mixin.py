@@ -1,23 +1,49 @@
-"""What every Long class does beyond its base."""
+"""Long classes: what they add to their base, and what they leave to it."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutomaticSpeechRecognitionPipeline,
+    AutoModel,
+    BertTokenizer,
+    LayoutLMConfig,
+    LayoutLMForQuestionAnswering,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.auto import modeling_auto
 
+import hf_longattn
 import hf_longattn.families as families
-from hf_longattn.errors import InputError
+from hf_longattn import convert_checkpoint
+from hf_longattn.errors import BackendError, InputError
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from scripts.dev.tools.small_models import predicts_tokens
+from hf_longattn.modeling.attach.global_mask import carry_question
+from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
+from hf_longattn.training import load_qa_model
+from scripts.dev.tools.small_models import TEXT_FAMILIES, predicts_tokens, small_values
 from tests.cases import every_case
+from tests.families.test_whisper import save as save_whisper
 from tests.grids import alternately, grid
+from tests.modeling.audio_models import small_model, whisper_processor
 from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
@@ -167,3 +193,279 @@ def test_an_encoder_with_base_attention_has_the_positions_of_its_source() -> Non
     with torch.no_grad():
         found, expected = (one(ids, attention_mask=mask).last_hidden_state[:, 9:] for one in (model, plain))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
+ADDED = {
+    "resize_positional_embeddings": {"self"},  # a static method of the base
+    "on_evaluate": {"metrics"},  # Trainer passes these to every callback, as keywords
+    "on_epoch_begin": {"train_dataloader"},
+    "on_optimizer_step": {"model"},
+    "on_substep_end": {"model"},
+    "on_train_begin": {"lr_scheduler"},
+    "init_hf_repo": {"private"},  # not in transformers 5.20
+    "push_to_hub": {"private"},
+    "convert": {"config"},
+}
+"""Method -> parameters that the base takes as keywords, without naming them."""
+ADDED_BY_CALLERS = {"places", "grid", "first"}
+"""Parameters that modules of ours pass to modules of ours."""
+
+
+def is_ours(value: Any) -> bool:
+    """Not a class that was made on first use for an architecture of transformers, in its module."""
+    return isinstance(value, type) and value.__module__.startswith("hf_longattn")
+
+
+def overrides() -> Iterator[tuple[str, str, set[str]]]:
+    """Class, method, and the parameters of it that no base of another library names, for every method of our classes that one has."""
+    names = [module.name for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.") if not module.name.endswith("__main__")]
+    classes = {value for name in names for value in vars(importlib.import_module(name)).values() if is_ours(value)}
+    for cls in classes:
+        for place, ours in enumerate(cls.__mro__):
+            if not ours.__module__.startswith("hf_longattn"):
+                continue
+            for method, function in vars(ours).items():
+                function = getattr(function, "__func__", function)
+                foreign = [
+                    vars(base)[method]
+                    for base in cls.__mro__[place + 1 :]
+                    if method in vars(base) and base.__module__.startswith(LIBRARIES)
+                ]
+                callables = [base for base in foreign if callable(getattr(base, "__func__", base))]
+                if callables and inspect.isfunction(function) and not method.startswith("__") and not hasattr(function, "__signature__"):
+                    yield f"{ours.__module__}.{ours.__qualname__}", method, parameters(function).difference(*map(parameters, callables))
+
+
+def parameters(function: Any) -> set[str]:
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    signature = inspect.signature(getattr(function, "__func__", function))
+    return {name for name, parameter in signature.parameters.items() if parameter.kind not in variadic}
+
+
+def test_overriding_methods_name_no_parameter_that_the_base_lacks() -> None:
+    """A parameter that the base has renamed would never be passed: past_key_values of attention modules, for example."""
+    lacking = {
+        f"{cls}.{method}: {sorted(unknown)}"
+        for cls, method, unnamed in overrides()
+        if (unknown := unnamed - ADDED.get(method, set()) - ADDED_BY_CALLERS)
+    }
+    assert not lacking, "\n".join(sorted(lacking))
+
+
+WINDOW = {"mechanism": "window", "window": 6}
+IDS = torch.randint(5, 90, (2, 40), generator=torch.Generator().manual_seed(0))
+STRANGERS = ("mine", "mine_with_mask")
+REFUSED = (*STRANGERS, "flex_attention", "paged|sdpa", "paged|flash_attention_2")
+
+
+@pytest.fixture(autouse=True)
+def strangers() -> Iterator[None]:
+    """Functions that a serving engine registers, with and without a mask function."""
+    AttentionInterface.register("mine", sdpa_attention_forward)
+    AttentionInterface.register("mine_with_mask", sdpa_attention_forward)
+    AttentionMaskInterface.register("mine_with_mask", sdpa_mask)
+    yield
+    for name in STRANGERS:
+        AttentionInterface._global_mapping.pop(name)
+    AttentionMaskInterface._global_mapping.pop("mine_with_mask")
+
+
+def config_of(base: str, **changes: Any) -> Any:
+    values = {**small_values(base, pad_token_id=1, init_std=0.3, initializer_range=0.3), "long_attention": WINDOW, **changes}
+    return FAMILIES[base].config_class(**values)
+
+
+def built(base: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModel.from_config(config_of(base, **changes)).eval()
+
+
+def hidden(model: Any) -> torch.Tensor:
+    """Of the last layer that runs ``long_attention``."""
+    decoded = {"decoder_input_ids": IDS[:, :5]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        outputs = model(IDS, **decoded)
+    return outputs.encoder_last_hidden_state if decoded else outputs.last_hidden_state
+
+
+@every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
+class TestEveryFamily:
+    @pytest.mark.thorough
+    def test_sdpa_and_eager_by_default_run_the_mechanism(self, base: str, tmp_path: Path) -> None:
+        model = built(base)
+        expected = hidden(model)
+        model.save_pretrained(tmp_path)
+        for implementation in ("sdpa", "eager"):
+            read = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+            assert read.config._attn_implementation == "longattn"
+            assert torch.equal(hidden(read), expected)
+            model.set_attn_implementation(implementation)
+            assert torch.equal(hidden(model), expected)
+            model.config._attn_implementation = implementation
+            assert torch.equal(hidden(model), expected)
+
+    @pytest.mark.thorough
+    def test_other_implementations_are_refused_and_nothing_changes(self, base: str, tmp_path: Path) -> None:
+        model = built(base)
+        expected = hidden(model)
+        model.save_pretrained(tmp_path)
+        for implementation in REFUSED:
+            says = f"'{implementation.replace('|', '.')}' does not compute the mechanism 'window'.*use_base_attention"
+            for ask in (
+                lambda name: AutoModel.from_pretrained(tmp_path, attn_implementation=name),
+                lambda name: AutoConfig.from_pretrained(tmp_path, attn_implementation=name),
+                lambda name: AutoModel.from_config(config_of(base), attn_implementation=name),
+                lambda name: config_of(base, attn_implementation=name),
+                lambda name: model.set_attn_implementation(name),
+                lambda name: model.set_attn_implementation({"": name}),
+                lambda name: setattr(model.config, "_attn_implementation", name),
+            ):
+                with pytest.raises(BackendError, match=says):
+                    ask(implementation)
+        assert torch.equal(hidden(model), expected)
+
+    def test_use_base_attention_runs_the_base_and_is_not_saved(self, base: str, tmp_path: Path) -> None:
+        model = built(base)
+        expected = hidden(model)
+        model.use_base_attention()
+        other = hidden(model)
+        assert (other - expected).abs().max() > 1e-3
+        model.save_pretrained(tmp_path)
+        assert torch.equal(hidden(AutoModel.from_pretrained(tmp_path).eval()), expected), "the choice is not saved"
+        model.use_base_attention("eager")
+        torch.testing.assert_close(hidden(model), other, atol=1e-4, rtol=0)
+        model.set_attn_implementation("longattn")
+        assert torch.equal(hidden(model), expected)
+        with pytest.raises(BackendError, match="'mine' does not compute"):
+            model.set_attn_implementation("mine")
+        with pytest.raises(ValueError, match="nonsense"):
+            model.use_base_attention("nonsense")
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(hidden(model), expected), "a base that cannot run was not chosen"
+
+    @pytest.mark.thorough
+    def test_full_attention_takes_any_implementation(self, base: str) -> None:
+        model = built(base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {}))
+        expected = hidden(model)
+        implementation = "eager" if not model._supports_sdpa else "sdpa"
+        model.set_attn_implementation(implementation)
+        if model.config._computes_as_base:
+            assert model.config._attn_implementation == implementation
+        torch.testing.assert_close(hidden(model), expected, atol=1e-4, rtol=0)
+
+
+def test_a_registered_implementation_runs_full_attention() -> None:
+    model = built("gpt2", long_attention={"mechanism": "full"})
+    expected = hidden(model)
+    model.set_attn_implementation("mine_with_mask")
+    assert model.config._attn_implementation == "mine_with_mask"
+    torch.testing.assert_close(hidden(model), expected, atol=1e-5, rtol=0)
+    with pytest.raises(BackendError, match="'mine_with_mask' does not compute the mechanism 'window'"):
+        model.config.long_attention = WINDOW
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [{"mechanism": "full", "relative": "alibi"}, {"mechanism": "full", "layers": {1: WINDOW}}, {"mechanism": "window", "window": 10**6}],
+)
+def test_one_other_layer_or_a_relative_term_refuses_implementations(attention: dict[str, Any]) -> None:
+    with pytest.raises(BackendError, match="'mine' does not compute"):
+        config_of("gpt2", long_attention=attention, attn_implementation="mine")
+
+
+def test_layers_with_windows_of_the_base_take_its_implementation() -> None:
+    model = built("mistral", sliding_window=8, long_attention=None)
+    expected = hidden(model)
+    model.set_attn_implementation("sdpa")
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(hidden(model), expected, atol=1e-4, rtol=0)
+    with pytest.raises(BackendError, match="'mine' does not compute the mechanism 'full'"):
+        config_of("mistral", sliding_window=8, long_attention={"mechanism": "full"}, attn_implementation="mine")
+
+
+def test_a_long_decoder_beside_an_encoder_refuses_implementations() -> None:
+    with pytest.raises(BackendError, match="'mine' does not compute"):
+        config_of("bart", long_attention={"mechanism": "full"}, decoder_long_attention=WINDOW, attn_implementation="mine")
+
+
+def test_an_implementation_named_in_a_config_file_is_refused(tmp_path: Path) -> None:
+    model = built("bert")
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"architectures"', '"_attn_implementation": "mine",\n  "architectures"'))
+    with pytest.raises(BackendError, match="'mine' does not compute"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_plain_class_with_a_long_config_is_refused() -> None:
+    from transformers import BertModel
+
+    model = BertModel(config_of("bert")).eval()
+    with pytest.raises(BackendError, match="carries no mechanism"):
+        hidden(model)
+
+
+RECOGNISERS = {
+    *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES.values(), *modeling_auto.MODEL_FOR_TDT_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_RNNT_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
+}  # fmt: skip
+QUESTION = "which key ?"
+WORDS = [f"{first}{second}" for first in "abcdefgh" for second in "klmnopqrst"]
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def layoutlm(folder: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *QUESTION.split(), *WORDS]
+    BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512).save_pretrained(folder)
+    LayoutLMForQuestionAnswering(LayoutLMConfig(vocab_size=len(pieces), **SHAPE)).save_pretrained(folder)
+
+
+def page(count: int) -> list[tuple[str, list[int]]]:
+    """Words with their boxes, as the pipeline takes them."""
+    return [(WORDS[7 * n % 80], [90 * (n % 10), 9 * (n // 10) % 900, 90 * (n % 10) + 80, 9 * (n // 10) % 900 + 8]) for n in range(count)]
+
+
+def test_answers_about_a_page_are_those_of_the_base(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layoutlm(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=1024, max_length=2048, verify=False)
+    model, tokenizer = load_qa_model(str(tmp_path / "long"))
+    carry_question(model, tokenizer)  # as a training leaves it, so that the model itself makes the question global
+    model.save_pretrained(tmp_path / "long")
+    base, long = (pipeline("document-question-answering", model=str(tmp_path / name), device="cpu") for name in ("short", "long"))
+    assert long.model.config.model_type == "long_layoutlm"
+    expected, answers = (answer({"question": QUESTION, "word_boxes": page(100)}, top_k=5) for answer in (base, long))
+    assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in expected], rel=1e-3)
+
+
+@pytest.mark.thorough
+def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path) -> None:
+    """Of other encoder-decoders, transformers puts the texts of overlapping chunks one after the other."""
+    save_whisper(tmp_path / "short")
+    whisper_processor(16, 1).save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", verify=False)
+    sound = torch.randn(40_000, generator=torch.Generator().manual_seed(0)).numpy()
+    heard = {}
+    for name in ("short", "long"):
+        recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / name), chunk_length_s=1, device="cpu")
+        heard[name] = (recognise.type, recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}))
+    assert heard["long"] == heard["short"]
+    assert heard["long"][0] == "seq2seq_whisper"
+
+
+@pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.spec.reads == "sound"])
+def test_recognisers_decode_as_their_bases(base: str) -> None:
+    """transformers knows those that write by ``generate`` by their model type, and reads others as CTC."""
+    family = FAMILIES[base]
+    for head in {*family.model_classes} & RECOGNISERS:
+        model = small_model(base, head)
+        long = family.model_class(head)(family.config_class.from_dict({**model.config.to_dict(), "model_type": f"long_{base}"}))
+        found, expected = (recogniser(of, feature_extractor=Wav2Vec2FeatureExtractor()).type for recogniser, of in (
+            (SpeechRecognitionPipeline, long), (AutomaticSpeechRecognitionPipeline, model),
+        ))  # fmt: skip
+        assert (found, long.config.model_type) == (expected, f"long_{base}")

@@ -306,8 +306,8 @@ def softmax_forward(
         tensors = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
         into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
         for part in scope.parts:
-            inputs = [side.of(x) for side, x in zip((part.queries, part.keys, part.keys), tensors, strict=True)]
-            results = part_forward(part, (number, *part.label), *inputs, scale, drops)
+            rows, of_keys, of_values = part.queries.of(tensors[0]), part.keys.of(tensors[1]), part.keys.of(tensors[2])
+            results = part_forward(part, (number, *part.label), rows, of_keys, of_values, scale, drops)
 
             # The kernel's own tensors are the result if they cover the batch in the layout of the result: a copy less.
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():

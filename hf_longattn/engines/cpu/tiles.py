@@ -7,10 +7,11 @@ on the tile and on numbers such as lengths, not on q, k and v. It is cached as l
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -268,11 +269,13 @@ class TokenTable:
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
 
+@dataclasses.dataclass
 class _Viewed(Side):
     """Runs of tokens of one batch item, for some heads."""
 
-    def __init__(self, item: int, heads: slice, runs: Runs) -> None:
-        self.at, self.runs = (slice(item, item + 1), heads), runs
+    at: tuple[slice, slice]
+    """Slices of the batch axis and of the heads."""
+    runs: Runs
 
     def of(self, x: TokenTable) -> Tensor:
         return self.runs.of(x.x[self.at])
@@ -287,15 +290,19 @@ class _Viewed(Side):
         return first + (torch.arange(runs.size, dtype=torch.int32) * runs.stride + runs.start)
 
 
+@dataclasses.dataclass
 class _Gathered(Side):
     """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
 
-    copies = True
+    item: int
+    heads: slice
+    listed: Tensor
+    holes: bool
+    """Whether some slots are empty."""
+    indices: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
+    """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
 
-    def __init__(self, item: int, chunk: Chunk, listed: Tensor) -> None:
-        self.item, self.heads, self.listed, self.holes = item, chunk.heads, listed, chunk.holes
-        self.indices: dict[tuple[int, ...], Tensor] = {}
-        """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
+    copies: ClassVar[bool] = True
 
     def index(self, x: TokenTable) -> Tensor:
         if x.steps not in self.indices:
@@ -403,9 +410,9 @@ class Tiles(Source):
 def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> _Viewed | _Gathered:
     """The queries or the keys of a chunk."""
     if runs is not None:
-        return _Viewed(item, chunk.heads, runs)
+        return _Viewed((slice(item, item + 1), chunk.heads), runs)
     heads = chunk.heads if index.shape[1] > 1 else slice(None)
-    return _Gathered(item, chunk, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0))
+    return _Gathered(item, chunk.heads, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0), chunk.holes)
 
 
 def chunk_mask(

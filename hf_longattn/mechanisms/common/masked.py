@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +70,23 @@ class MaskedMechanism(Mechanism):
 
     drawn_by_layer: ClassVar[bool] = False
     """Whether the mask differs between layers with equal options."""
+    forward_is_mask: bool = True
+    """Whether ``forward`` attends over the mask on its engine, and does nothing else."""
+    definition_is_mask: bool = True
+    """Whether an output depends on exactly the keys in its row of the mask."""
+    chunks: tuple[int, int] | None = None
+    """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else ``None``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A class with its own forward or definition may do more than mask. If it does not, it says so itself.
+        for method, attribute in (("forward", "forward_is_mask"), ("dense_weights", "definition_is_mask")):
+            if method in vars(cls) and attribute not in vars(cls):
+                setattr(cls, attribute, False)
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
-
-    def for_union(self) -> MaskedMechanism:
-        """This mechanism as a member of a union: a band, possibly with global tokens, or listed tiles."""
-        return self
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
@@ -87,11 +96,6 @@ class MaskedMechanism(Mechanism):
         """The positions of the global tokens in a call without ``global_mask``, in order, each once, counted from each sequence's first
         real token."""
         return ()
-
-    @property
-    def mask_is_reach(self) -> bool:
-        """Whether an output depends on exactly the keys in its row of the mask."""
-        return type(self).dense_weights is MaskedMechanism.dense_weights
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
         """Whether outputs of real tokens are correct with any values in padding. Padding then need not be set to zero."""
@@ -139,7 +143,8 @@ class MaskedMechanism(Mechanism):
         if plain:
             return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         found = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
-        rows, keys = self._places(found, call)
+        start = self._starts(call)
+        rows, keys = (x[None] if start is None else x - start for x in found)
         if call.score_mod is None:
             return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
@@ -158,10 +163,9 @@ class MaskedMechanism(Mechanism):
         if mask is not None:
             places = keys.clamp(max=mask.shape[1] - 1)
             real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, places]
-        hidden = keys > rows[:, None]
-        rows, keys = self._places((rows, keys), call)
-        if tokens is not None and mask is not None and self._counts_from_starts:
-            start = first_real(mask)[:, None]
+        hidden, start = keys > rows[:, None], self._starts(call)
+        rows, keys = (x[None] if start is None else x - start for x in (rows, keys))
+        if tokens is not None and start is not None:
             tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
         if self.capabilities.takes_globals:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
@@ -171,17 +175,10 @@ class MaskedMechanism(Mechanism):
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
         return seen if real is None else seen & real[:, None, None, :]
 
-    @property
-    def _counts_from_starts(self) -> bool:
-        """Whether positions count from each sequence's first real token, not from the first column."""
-        return self.capabilities.position_dependent and self.capabilities.ignores_padding
-
-    def _places(self, columns: tuple[Tensor, Tensor], call: AttentionCall) -> tuple[Tensor, ...]:
-        """Columns ``(Nq,)`` and ``(S,)`` as positions ``(B or 1, Nq)`` and ``(B or 1, S)``, in each sequence if the mechanism counts."""
-        if call.key_mask is None or not self._counts_from_starts:
-            return tuple(x[None] for x in columns)
-        start = first_real(call.key_mask)[:, None]
-        return tuple(x - start for x in columns)
+    def _starts(self, call: AttentionCall) -> Tensor | None:
+        """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are columns."""
+        counts = self.capabilities.position_dependent and self.capabilities.ignores_padding
+        return first_real(call.key_mask)[:, None] if counts and call.key_mask is not None else None
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
@@ -233,7 +230,7 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 
 def attend_step(mechanism: Mechanism) -> AttendStep | None:
     """A function that can replace ``forward`` in decoding steps, if the mechanism is nothing but a mask and no hook changes it."""
-    if not isinstance(mechanism, MaskedMechanism) or not (mechanism.mask_is_reach and mechanism.options.is_mask()):
+    if not isinstance(mechanism, MaskedMechanism) or not (mechanism.definition_is_mask and mechanism.options.is_mask()):
         return None
     plain = mechanism.options.order is None and (mechanism.relative is not None or not has_hooks(mechanism))
     return mechanism.attend_rows if plain else None
@@ -243,6 +240,7 @@ class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
     capabilities = MaskedMechanism.capabilities.but(position_dependent=False)
+    forward_is_mask = True
     finds_starts: bool = False
     """Whether :meth:`resolve_globals` counts from the start of each sequence, wherever that is. On accelerators, rows with left padding
     need not be moved then."""
@@ -268,7 +266,7 @@ class SparseMechanism(MaskedMechanism):
         return by_labels and documents_are_one_call(k, self.pattern(call.causal), call)
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
-        return self.only_pattern() and self.relative is None
+        return self.forward_is_mask and self.relative is None
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
@@ -278,10 +276,6 @@ class SparseMechanism(MaskedMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 
-    def only_pattern(self) -> bool:
-        """Whether ``forward`` only attends over :meth:`pattern`. A class with its own ``forward`` gets False unless it overrides this."""
-        return type(self).forward is SparseMechanism.forward
-
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """The mask for an equivalent single fused call on batch rows without padding. ``key``: ``(B, H_kv, N, D)``.
 
@@ -289,7 +283,7 @@ class SparseMechanism(MaskedMechanism):
         Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
-        if not self.only_pattern() or self.options.order is not None or self.global_token_ids is not None or has_hooks(self):
+        if not self.forward_is_mask or self.options.order is not None or self.global_token_ids is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True
@@ -317,10 +311,7 @@ class GatheredMechanism(MaskedMechanism):
 
     capabilities = MaskedMechanism.capabilities.but(exports="definition")
     listed = True
-
-    def chunks(self) -> tuple[int, int] | None:
-        """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else ``None``."""
-        return None
+    forward_is_mask = True
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -335,14 +326,10 @@ class GatheredMechanism(MaskedMechanism):
         key = (type(self), self.options, self.num_heads, length, causal, device)
         return BYTE_CACHE.get(key, lambda: as_fixed(self.parts(length, causal, device)))
 
-    def only_parts(self) -> bool:
-        """Whether ``forward`` only attends over :meth:`parts`. A class with its own ``forward`` gets False unless it overrides this."""
-        return type(self).forward is GatheredMechanism.forward
-
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
         Otherwise each document becomes a batch row: tiles listed per document would need more calls and synchronisations."""
-        if not accelerated(k) or self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
+        if not accelerated(k) or self.relative is not None or not self.forward_is_mask or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)
         if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:
@@ -352,7 +339,7 @@ class GatheredMechanism(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
-        q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
+        q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks
         term = None if chunks is None or call.score_mod is None else DistanceTerm.of(call.term, q, k)
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None

@@ -179,10 +179,10 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
                 break
     for fused in FUSED_PROJECTIONS:
         module: Any = getattr(attention, fused, None)
-        of_other_layout = (fused == "c_attn" and not isinstance(module, Conv1D)) or (
-            fused == "query_key_value" and isinstance(module, nn.Module) and module.out_features != 3 * module.in_features
-        )
-        if not isinstance(module, nn.Module) or of_other_layout:
+        if not isinstance(module, nn.Module) or (fused == "c_attn" and not isinstance(module, Conv1D)):
+            continue
+        projection: Any = module
+        if fused == "query_key_value" and projection.out_features != 3 * projection.in_features:  # keys and values have fewer heads
             continue
         for index, part in enumerate(SEPARATE_PROJECTIONS):
             for parameter, _ in module.named_parameters():

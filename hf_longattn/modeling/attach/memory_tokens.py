@@ -161,11 +161,14 @@ class Text:
 
     def segments(self, size: int, causal: bool) -> list[Text]:
         """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
+
+        def segment(start: int) -> Text:
+            if causal or start == 0:
+                return self.mapped(lambda x: x[:, start : start + size])
+            return self.mapped(lambda x: torch.cat([x[:, :1], x[:, start : start + size - 1]], 1))
+
         length = self.real.shape[1]
-        if causal:
-            return [self.mapped(lambda x, at=at: x[:, at : at + size]) for at in range(0, length, size)]
-        later = (lambda x, at=at: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1) for at in range(size, length, size - 1))
-        return [self.mapped(lambda x: x[:, :size]), *map(self.mapped, later)]
+        return [segment(start) for start in (range(0, length, size) if causal else (0, *range(size, length, size - 1)))]
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -84,6 +84,7 @@ class BucketedAttention(nn.Module):
     """
 
     config: Any
+    dropout: float
     q: nn.Linear
     k: nn.Linear
     v: nn.Linear

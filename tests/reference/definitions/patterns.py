@@ -220,7 +220,7 @@ def draw_options_transformer_xl(random: Random, length: int) -> dict[str, Any]:
 def define_recurrent_memory(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Recurrent memory transformer: Bulatov et al. 2022, section 3.2. A layer's part is full attention inside one segment.
 
-    Memory tokens are tokens of the model's input, and passing them on is the model's work; ``tests/modeling/test_memory_tokens.py`` runs
+    Memory tokens are tokens of the model's input, and passing them on is the model's work; ``tests/modeling/test_memories.py`` runs
     it.
     """
     padding_mask = call.padding_mask

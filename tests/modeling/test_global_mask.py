@@ -1,4 +1,4 @@
-"""A model that answers questions finds the question's tokens by itself: everything before the document is global."""
+"""Global tokens of a call: by mask, by their ids, and in models that pass none on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_longattn import enable_long_attention, list_mechanisms
-from hf_longattn.errors import InputError
+from hf_longattn.errors import InputError, OptionError
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.global_mask import carry_question, global_token_ids, global_tokens_of, question_separator
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
-from tests.reference.small_models import HEADS, long_model, plain_model, tokens
+from tests.reference.small_models import HEADS, long_model, padding, plain_model, tokens
 
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
@@ -193,3 +194,33 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
                 model(ids, global_attention_mask=mask[:, :1])
     mixed = built({"mechanism": "window", "window": 4, "layers": {1: {"mechanism": "longformer", "window": 4}}})
     assert mixed(ids, global_attention_mask=mask).last_hidden_state.shape[:2] == ids.shape
+
+
+BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
+WITHOUT = {
+    "union": {"mechanism": "union", "of": "window:window=8+window:window=16"},
+}
+"""Composites that compute a window of 16."""
+WITH = {
+    "union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"},
+    "longformer": {"mechanism": "longformer"},
+}
+
+
+@pytest.mark.thorough
+@every_case("name", WITHOUT)
+@every_case("base", BASES)
+def test_families_without_global_tokens_run_unions_without_them(base: str, name: str) -> None:
+    ids, mask = tokens(3, 60), padding(3, 60)
+    window, composite = (long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name]))
+    composite.load_state_dict(window.state_dict())
+    with torch.no_grad():
+        expected, out = (model(ids, attention_mask=mask).last_hidden_state[mask.bool()] for model in (window, composite))
+    torch.testing.assert_close(out, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+@every_case("name", WITH)
+@every_case("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "annotates_globals", False)])
+def test_families_without_global_tokens_refuse_mechanisms_that_need_them(base: str, name: str) -> None:
+    with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
+        long_model(base, None, WITH[name])

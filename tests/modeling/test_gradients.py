@@ -1,0 +1,423 @@
+"""Gradients of Long models: stopped at hidden states, in compiled graphs, with sharded weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+import hf_longattn
+from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn.engines import block_sparse
+from hf_longattn.errors import BackendError, InputError
+from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.attach.attention_sites import attention_sites
+from tests.cases import every_case
+from tests.grids import grid, quickly
+from tests.ranks import Ranks
+from tests.reference.small_models import BASES, base_class, in_float64, long_like, long_model, padding, plain_model, tokens
+from tests.shared_code import kind_of_family
+
+SIZE, MEMORY, LENGTH = 24, 16, 72
+XL = {"mechanism": "transformer_xl", "segment_length": SIZE, "memory_length": MEMORY}
+
+
+def model(base: str, head: str | None = None, **options: Any) -> Any:
+    return in_float64(long_like(plain_model(base, head), base, {**XL, **options}))
+
+
+def gradients_of(module: Any, inputs: dict[str, Tensor], rows: slice, of: list[Tensor], **given: Any) -> tuple[Tensor | None, ...]:
+    out = module(**inputs, **given)[0][:, rows]
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    return torch.autograd.grad((out * weight).sum(), of, allow_unused=True)
+
+
+def projections(module: Any) -> list[Tensor]:
+    """The parameters of the last attention that has the mechanism; none where other layers share them."""
+    last = [site for site in attention_sites(module) if site.mechanism.name == "transformer_xl"][-1]
+    return [] if last.shared else list(last.module.parameters())
+
+
+def embedded(module: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    width = module.get_input_embeddings().weight.shape[1]
+    return torch.randn(2, LENGTH, width, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+@every_case(
+    "base",
+    [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
+    of=9,
+    code=kind_of_family,
+)
+def test_gradients_of_a_memory_stop_at_hidden_states_and_reach_projections(base: str) -> None:
+    """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""
+    found = {}
+    for name, options in (("paper", {}), ("crossing", {"bptt": True}), ("keys_values", {"stop_gradient": "keys_values"})):
+        long, rows = model(base, **options), slice(LENGTH - SIZE, LENGTH)
+        embeddings = embedded(long)
+        found[name] = gradients_of(long, {"inputs_embeds": embeddings}, rows, [embeddings, *projections(long)])
+    own, crossing, keys_values = found["paper"], found["crossing"], found["keys_values"]
+    assert own[0] is not None
+    if all(site.mechanism.name == "transformer_xl" for site in attention_sites(long)):  # ModernBERT keeps its windows
+        assert (own[0][:, : LENGTH - SIZE] == 0).all(), "gradients reach the own segment alone"
+    assert (own[0][:, LENGTH - SIZE :] != 0).any()
+    for mine, theirs in zip(own[1:], crossing[1:], strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)  # some norms compute in float32
+    pairs = [(a, b) for a, b in zip(own[1:], keys_values[1:], strict=True) if a is not None]
+    assert not pairs or any(b is None or not torch.allclose(a, b, rtol=1e-3) for a, b in pairs), (
+        "keys and values that are constants teach nothing"
+    )
+
+
+def of_segments(attention: Any, hidden: Tensor, keys_and_values: Any, queries: Any) -> Tensor:
+    """Transformer-XL as the paper writes it: for every segment, keys and values of [SG(memory) ∘ segment]."""
+    outs = []
+    for first in range(0, hidden.shape[1], SIZE):
+        start, stop = max(0, first - MEMORY), min(first + SIZE, hidden.shape[1])
+        states = torch.cat([hidden[:, start:first].detach(), hidden[:, first:stop]], 1)
+        q, (k, v) = queries(hidden[:, first:stop], slice(first, stop)), keys_and_values(states, slice(start, stop))
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if attention.is_causal:
+            ahead = torch.arange(start, stop) > torch.arange(first, stop)[:, None]
+            scores = scores.masked_fill(ahead, float("-inf"))
+        outs.append((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    return torch.cat(outs, 1)
+
+
+def heads_of(x: Tensor, width: int) -> Tensor:
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def by_the_paper(plain: Any, base: str) -> Any:
+    """A copy of the plain model whose attention is :func:`of_segments`."""
+    plain = copy.deepcopy(plain).double()
+
+    def bert(attention: Any, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
+        width = attention.attention_head_size
+        key_value = lambda h, at: [heads_of(p(h), width) for p in (attention.key, attention.value)]  # noqa: E731
+        return of_segments(attention, hidden, key_value, lambda h, at: heads_of(attention.query(h), width)), None
+
+    def gpt2(attention: Any, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
+        parts = lambda h: [heads_of(x, attention.head_dim) for x in attention.c_attn(h.contiguous()).chunk(3, -1)]  # noqa: E731
+        out = of_segments(attention, hidden, lambda h, at: parts(h)[1:], lambda h, at: parts(h)[0])
+        return attention.c_proj(out), None
+
+    def llama(attention: Any, hidden_states: Tensor, position_embeddings: Any, **_: Any) -> tuple[Tensor, None]:
+        def rotated(x: Tensor, at: slice) -> Tensor:
+            return apply_rotary_pos_emb(x, x, *(table[:, at] for table in position_embeddings))[0]
+
+        def key_value(h: Tensor, at: slice) -> list[Tensor]:
+            k, v = (heads_of(p(h), attention.head_dim) for p in (attention.k_proj, attention.v_proj))
+            return [rotated(k, at), v]
+
+        queries = lambda h, at: rotated(heads_of(attention.q_proj(h), attention.head_dim), at)  # noqa: E731
+        return attention.o_proj(of_segments(attention, hidden_states, key_value, queries)), None
+
+    forward = {"bert": bert, "gpt2": gpt2, "llama": llama}[base]
+    for site in attention_sites(plain):
+        site.module.forward = forward.__get__(site.module)
+    return plain
+
+
+@pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
+def test_transformer_xl_models_have_the_gradients_of_the_paper(base: str) -> None:
+    plain = plain_model(base)
+    long, explicit = long_like(plain, base, XL).double(), by_the_paper(plain, base)
+    ids, rows = {"input_ids": tokens(2, LENGTH)}, slice(0, LENGTH)
+    torch.testing.assert_close(long(**ids)[0], explicit(**ids)[0], atol=1e-9, rtol=1e-7)
+    own, theirs = dict(long.named_parameters()), dict(explicit.named_parameters())
+    assert own.keys() == theirs.keys()
+    found = gradients_of(long, ids, rows, list(own.values()))
+    wanted = gradients_of(explicit, ids, rows, list(theirs.values()))
+    for name, mine, expected in zip(own, found, wanted, strict=True):
+        assert (mine is None) == (expected is None), name
+        if mine is not None:
+            torch.testing.assert_close(mine, expected, atol=1e-8, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"])
+def test_a_cache_and_checkpointing_change_no_gradient_of_transformer_xl(base: str) -> None:
+    head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
+    long, ids, rows = model(base, head), {"input_ids": tokens(2, LENGTH)}, slice(0, LENGTH)
+    wanted = gradients_of(long, ids, rows, list(long.parameters()), use_cache=False)
+    cached = gradients_of(long, ids, rows, list(long.parameters()), use_cache=True)
+    long.train()
+    long.activation_checkpointing_enable({"use_reentrant": False})
+    for module in long.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    again = gradients_of(long, ids, rows, list(long.parameters()), use_cache=False)
+    for a, b, c in zip(wanted, cached, again, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(c, a, atol=1e-9, rtol=1e-7)
+
+
+def test_transformer_xl_projects_once_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = model("llama")
+    projection, calls = attention_sites(long)[0].module.k_proj, []
+    projection.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        long(tokens(1, LENGTH))
+    assert len(calls) == 1
+    long(tokens(1, SIZE))
+    assert len(calls) == 2, "one segment has no memory"
+    long(tokens(1, LENGTH))
+    assert len(calls) == 4
+
+
+def test_stopped_gradients_are_refused_without_hidden_states() -> None:
+    module = attention_sites(model("llama"))[0].module
+    with pytest.raises(BackendError, match="stop_gradient=keys_values"):
+        module(states=torch.zeros(1, LENGTH, 64, dtype=torch.float64, requires_grad=True))
+
+
+COMPILED_LENGTH = 300
+"""More tokens than a masked call over all pairs takes on the CPU."""
+ENCODERS = list_mechanisms(causal=False, grid=False)
+LONGFORMER = {"mechanism": "longformer", "window": 32}
+WITH_GLOBALS: dict[str, dict[str, Any]] = {
+    "global token of the config": LONGFORMER,
+    "no global token in the config": {**LONGFORMER, "global_tokens": ()},
+    "separate projections": {**LONGFORMER, "separate_global": True},
+    "separate projections and a term": {**LONGFORMER, "separate_global": True, "relative": "alibi"},
+    "a term of queries": {**LONGFORMER, "relative": "shaw:clip=8"},
+    "global ids": {**LONGFORMER, "global_token_ids": (7,)},
+    "sinks": {"mechanism": "window", "window": 32, "num_sinks": 2},
+    "sinks and a term": {"mechanism": "window", "window": 32, "num_sinks": 2, "relative": "t5_buckets"},
+    "blocks": {"mechanism": "bigbird", "block_size": 16},
+}
+
+
+def bert(long_attention: dict[str, Any], dropout: float) -> Any:
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return long_model("bert", "BertForMaskedLM", long_attention, num_hidden_layers=1, **rates).train()
+
+
+def batch(*, padded: bool, global_tokens: int) -> dict[str, Tensor]:
+    """Inputs of two rows. The second has no global token."""
+    inputs = {"input_ids": tokens(2, COMPILED_LENGTH), "labels": tokens(2, COMPILED_LENGTH)}
+    if padded:
+        inputs["attention_mask"] = padding(2, COMPILED_LENGTH)
+        inputs["labels"] = inputs["labels"].masked_fill(inputs["attention_mask"] == 0, -100)  # outputs at padding mean nothing
+    if global_tokens:
+        inputs["global_attention_mask"] = torch.zeros(2, COMPILED_LENGTH, dtype=torch.long)
+        inputs["global_attention_mask"][0, 5 : 5 + global_tokens] = 1
+    return inputs
+
+
+def gradients(model: Any, run: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    model.zero_grad()
+    torch.manual_seed(3)
+    run(**inputs).loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def compiled_gradients(model: Any, inputs: dict[str, Tensor], *, fullgraph: bool = True) -> list[Tensor]:
+    """Gradients of a compiled step, which must be one graph without a break."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    graphs = []
+
+    def eager(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    found = gradients(model, torch.compile(model, backend=eager, fullgraph=fullgraph), inputs)
+    assert len(graphs) == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    return found
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for gradient, wanted in zip(found, expected, strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+
+
+@every_case(("fullgraph", "global_tokens"), grid([(True, 3), (False, 0)], lambda fullgraph, global_tokens: fullgraph))
+def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(fullgraph: bool, global_tokens: int) -> None:
+    model, inputs = bert(LONGFORMER, 0.1), batch(padded=True, global_tokens=global_tokens)
+    expected = gradients(model, model, inputs)
+    assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
+
+
+@pytest.mark.thorough
+def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> None:
+    model = bert(WITH_GLOBALS["separate projections"], 0.1)
+    found = compiled_gradients(model, batch(padded=True, global_tokens=3), fullgraph=False)
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+@every_case("marked", quickly([True, False], [True]))
+def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
+    """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have global tokens."""
+    module = build_mechanism("longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400)))
+    x, global_mask = torch.randn(2, 2, COMPILED_LENGTH, 4), torch.zeros(2, COMPILED_LENGTH, dtype=torch.bool)
+    global_mask[0, 3:6] = True
+
+    def run(x: Tensor) -> Tensor:
+        return attend(x, x, x, module, score_mod=lambda s, b, h, i, j: s - 0.01 * (i * j), global_mask=global_mask if marked else None)
+
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    torch._dynamo.reset()
+    outs = [f(leaf) for f, leaf in zip((run, torch.compile(run, backend="eager", fullgraph=True)), leaves, strict=True)]
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+    assert_equal([torch.autograd.grad(outs[1].sin().sum(), leaves[1])[0]], [torch.autograd.grad(outs[0].sin().sum(), leaves[0])[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WITH_GLOBALS)
+@every_case(("fullgraph", "padded", "global_tokens"), [(True, True, 3), (False, False, 1), (False, True, 0)])
+def test_global_tokens_of_every_kind_are_in_the_graph(kind: str, fullgraph: bool, padded: bool, global_tokens: int) -> None:
+    options = WITH_GLOBALS[kind]
+    if global_tokens and "num_sinks" in options:
+        pytest.skip("sinks are no global tokens of a mask")
+    inputs = batch(padded=padded, global_tokens=global_tokens)
+    assert all(gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=fullgraph))
+    model = bert(options, 0.0)
+    assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), gradients(model, model, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ENCODERS)
+def test_every_mechanism_of_encoders_trains_as_one_graph(mechanism: str) -> None:
+    options = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
+    inputs = batch(padded=True, global_tokens=0)
+    assert all(gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=False))
+    model = bert(options, 0.0)
+    assert_equal(compiled_gradients(model, inputs), gradients(model, model, inputs))
+
+
+@pytest.mark.slow
+@every_case("options", [LONGFORMER, {**LONGFORMER, "separate_global": True}], ids=str)
+def test_inductor_trains_with_dropout_and_global_tokens(options: dict[str, Any]) -> None:
+    model, inputs = bert(options, 0.1), batch(padded=True, global_tokens=3)
+    torch._dynamo.reset()
+    found = gradients(model, torch.compile(model, fullgraph=True), inputs)
+    assert all(gradient.isfinite().all() for gradient in found)
+    assert any(gradient.any() for gradient in found)
+
+
+def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weights() -> None:
+    """Over many seeds, the mean output is the output without dropout; of one seed, gradients are those of finite differences."""
+    from hf_longattn.engines.global_rows import separate_rows
+
+    x = torch.randn(3, 1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+    chosen = torch.tensor([[True, False, False, True, False, False]])
+
+    def rows(x: Tensor, dropout: float = 0.3, seed: int | None = 1) -> Tensor:
+        return separate_rows(*x, None, chosen, False, 0.5, dropout, None if seed is None else torch.tensor(seed))
+
+    assert torch.autograd.gradcheck(rows, (x,))
+    with torch.no_grad():
+        mean = sum(rows(x, seed=seed) for seed in range(2000)) / 2000
+        torch.testing.assert_close(mean, rows(x, 0.0, None), atol=0.1, rtol=0)
+        assert not rows(x, dropout=1.0).any()
+
+
+def test_tracing_shows_the_error_of_an_engine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError("this engine failed")
+
+    for name in ("attend_parts", "blockwise_attention", "dense_attention"):
+        monkeypatch.setattr(block_sparse, name, fail)
+    module, x = build_mechanism("window", num_heads=2, head_dim=4, window=8), torch.randn(1, 2, COMPILED_LENGTH, 4)
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="this engine failed"):
+        torch.compile(lambda x: attend(x, x, x, module), backend="eager", fullgraph=True)(x)
+
+
+SETTINGS: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
+RECURRENT = {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}
+SHARDED: list[dict[str, Any]] = [
+    {"mechanism": "longformer", "window": 32, "separate_global": True},
+    {"mechanism": "hybrid", "window": 16},
+    {"mechanism": "adaptive_span", "max_span": 40},
+    {"mechanism": "linformer", "rank": 16},
+    RECURRENT,
+]
+TOLERANCE = 1e-8
+
+
+def models(attention: dict[str, Any]) -> tuple[Any, Any]:
+    """A model, its copy with a share of the weights in each process, and the processes."""
+    torch.set_default_dtype(torch.float64)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    torch.manual_seed(5)
+    config = hf_longattn.LongBertConfig(**SETTINGS, long_attention=attention)
+    sharded: Any = hf_longattn.LongBertForMaskedLM(config).train()
+    plain = copy.deepcopy(sharded)
+    for layer in sharded.base_model.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    return plain, sharded
+
+
+def compare(attention: dict[str, Any], folder: str) -> None:
+    plain, sharded = models(attention)
+    ids = torch.randint(5, 99, (2, 203))
+    batch = {"input_ids": ids, "labels": ids.masked_fill(torch.rand(ids.shape) < 0.5, -100)}
+    expected = plain(**batch)
+    expected.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+
+    def check(loss: torch.Tensor) -> None:
+        loss.backward()
+        assert abs(loss.item() - expected.loss.item()) < TOLERANCE
+        for name, parameter in sharded.named_parameters():
+            if name in gradients:
+                assert (parameter.grad.full_tensor() - gradients[name]).abs().max() < TOLERANCE, name
+        sharded.zero_grad()
+
+    check(sharded(**batch).loss)
+    state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        plain.save_pretrained(folder, state_dict=state)
+        again = type(plain).from_pretrained(folder, dtype=torch.float64).train()
+        assert abs(again(**batch).loss.item() - expected.loss.item()) < TOLERANCE
+
+
+def pass_different_lengths() -> None:
+    _, sharded = models(RECURRENT)
+    ids = torch.randint(5, 99, (2, 203))
+    with pytest.raises(InputError, match="through 1 segments in one process and through 4 in another"):
+        sharded(input_ids=ids[:, : 50 if dist.get_rank() else 203])
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as processes:
+        yield processes
+
+
+@pytest.mark.parametrize("attention", quickly(SHARDED, SHARDED[::2]), ids=lambda attention: attention["mechanism"])
+def test_fully_sharded_models_have_the_loss_and_gradients_of_one_process(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(compare, attention, str(tmp_path / "saved"))
+
+
+def test_memory_tokens_need_as_many_segments_in_every_process(ranks: Ranks) -> None:
+    ranks.run(pass_different_lengths)
