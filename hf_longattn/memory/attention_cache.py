@@ -22,6 +22,7 @@ from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism, attention_weights
+from ..mechanisms.common.capabilities import Stateful
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND, TESTED, warn_missing
@@ -237,7 +238,7 @@ class SparseCacheLayer(AttentionCacheLayer):
 
 
 class StateLayer(AttentionCacheLayer):
-    """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
+    """The state that :meth:`Stateful.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"
     computes_attention = True  # the layer holds no keys
@@ -282,6 +283,7 @@ class StateLayer(AttentionCacheLayer):
         self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
         refuse_restricted_pairs(call)
+        assert isinstance(mechanism, Stateful)
         total = int(self.cumulative_length)
         before = total - q.shape[2]
         if call.key_mask is not None:
@@ -347,6 +349,7 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
                 stays_in_place(tensor)
             return out, weights
         refuse_restricted_pairs(call)
+        assert isinstance(mechanism, Stateful)
         if call.batch is not None and (mask := call.batch.mask) is not None:
             count, total = q.shape[2], self.cumulative_length
             new = call.batch.cached(

@@ -70,11 +70,6 @@ class RelativePositions(nn.Module, ABC):
                 f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
             )
 
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        """Maximum text length, in tokens, for which the term is zero in a converted checkpoint; ``None``: at every length."""
-        return 0 if cls.changes_every_text else None
-
     @abstractmethod
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         """The definition: the term added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
@@ -346,10 +341,6 @@ class SelfExtend(RelativePositions):
     rotation: Rotation | Callable[[], Rotation] | None = None
     """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: :meth:`Rotation.usual`."""
 
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return None if settings["group"] == 1 else settings["window"]
-
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys for distant pairs, then those for distant later keys. Shapes stay."""
         window, group = self.values["window"], self.values["group"]
@@ -428,14 +419,14 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     Raises:
         OptionError: unknown kind or setting (the message names the nearest), or an impossible value.
     """
-    cls, settings = settings_in(value)
-    cls.check(_complete(cls, settings))
-    written = ",".join(f"{name}={number}" for name, number in settings.items())
+    cls, given, settings = settings_in(value)
+    cls.check(settings)
+    written = ",".join(f"{name}={number}" for name, number in given.items())
     return f"{cls.name}:{written}" if written else cls.name
 
 
-def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions], dict[str, int]]:
-    """The class and the settings of a choice, which are not yet checked together.
+def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions], dict[str, int], dict[str, int]]:
+    """The class of a choice, the settings that it gives, and all settings. They are not yet checked together.
 
     Raises:
         OptionError: as in :func:`read_relative`.
@@ -450,16 +441,16 @@ def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions]
                 "relative='t5_buckets:num_buckets=32'."
             )
         kind, texts = value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}
-    cls, settings = relative_class(kind), dict[str, int]()
+    cls, given = relative_class(kind), dict[str, int]()
     for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
             raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
         try:
-            settings[name] = int(str(number))
+            given[name] = int(str(number))
         except ValueError:
             raise OptionError(f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number.") from None
-    return cls, settings
+    return cls, given, {name: default for name, (default, _) in cls.settings.items()} | given
 
 
 def relative_class(value: str) -> type[RelativePositions]:
@@ -476,15 +467,13 @@ def relative_class(value: str) -> type[RelativePositions]:
 
 def unchanged_tokens(choice: str) -> int | None:
     """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint; ``None``: any."""
-    cls, settings = settings_in(choice)
-    return cls.unchanged_tokens(_complete(cls, settings))
+    cls, _, settings = settings_in(choice)
+    if cls is SelfExtend:
+        return None if settings["group"] == 1 else settings["window"]
+    return 0 if cls.changes_every_text else None
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
     """The module for a choice that :func:`read_relative` has checked."""
-    cls, settings = settings_in(choice)
-    return cls(num_heads, head_dim, hidden_size, _complete(cls, settings))
-
-
-def _complete(cls: type[RelativePositions], settings: Mapping[str, int]) -> dict[str, int]:
-    return {**{name: default for name, (default, _) in cls.settings.items()}, **settings}
+    cls, _, settings = settings_in(choice)
+    return cls(num_heads, head_dim, hidden_size, settings)

@@ -107,7 +107,7 @@ def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> 
 
 
 def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    _, given = settings_in(f"self_extend:{value}")
+    _, given, _ = settings_in(f"self_extend:{value}")
     window = given.get("window", old_length // 4)
     if window >= old_length:
         raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -466,3 +467,36 @@ def test_small_forecasts_are_not_equal_because_they_are_small(tmp_path: Path) ->
     assert check.status == "needs training"
     assert "equal" not in check.detail
     assert check.values["max_abs_difference"] < 1e-4 < check.values["relative_difference"]
+
+
+def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    check = check_of(report, "equal at the old length with full attention")
+    assert check.status == "passed"
+    assert check.values["outputs"] == ["last_hidden_state"]
+
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+@pytest.mark.thorough
+def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_path: Path) -> None:
+    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
+    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
+        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
+    losses, reports = {}, {}
+    for positions in ("tile", "random"):
+        reports[positions] = convert_checkpoint(
+            CHECKPOINTS / "bert-python-512", tmp_path / positions, mechanism="window", window=256, max_length=1024, positions=positions,
+            verify_text=argparse.__file__,
+        )  # fmt: skip
+        check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
+        losses[positions] = check.values["buckets"][-1]
+    assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
+    assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
+    assert reports["tile"].verified
+    assert not reports["tile"].needs_training
+    assert reports["random"].train_command

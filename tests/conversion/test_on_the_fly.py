@@ -24,8 +24,7 @@ from tests.grids import grid
 from tests.reference.small_models import plain_model
 from tests.shared_code import code_of_family
 
-from .conftest import LENGTH
-from .every_family import Short, head_of
+from .conftest import LENGTH, Short, head_of
 
 NEW = 150
 

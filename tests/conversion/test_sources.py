@@ -21,8 +21,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.loading import read_config
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
-from tests.conversion.every_family import source_config
+from tests.conversion.conftest import change_config, source_config
 from tests.hub_server import serve
 from tests.hub_state import Hub
 

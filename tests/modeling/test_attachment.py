@@ -22,7 +22,7 @@ from hf_longattn.modeling.attach.attention_sites import attention_projections, a
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
-from tests.conversion.every_family import config_of
+from tests.conversion.conftest import config_of
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, long_model, plain_config, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]

@@ -1,4 +1,4 @@
-"""Long configs: what they add, how they are written and read, and files of format 1 (``stored_formats.json``)."""
+"""Long configs: reading, writing, validating, and what they say about the decode cache."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
-from safetensors.torch import save_file
 from transformers import AutoConfig, Qwen2Config
 from transformers.utils import logging
 
@@ -17,7 +15,6 @@ import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.files import FORMAT_FIELD as FIELD
 from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
 from hf_longattn.names import LOGGER
@@ -160,39 +157,3 @@ def test_a_window_without_a_token_is_refused(width: int) -> None:
         CheckpointError, match=f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null"
     ):
         own_windows(transformers.MistralConfig(sliding_window=width))
-
-
-STORED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8"))
-SINCE = ("transformers_version", FIELD)
-"""Fields that say who wrote a file, and in which format."""
-
-
-def written(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in SINCE}
-
-
-@every_case("name", STORED["configs"])
-def test_a_stored_config_is_read_and_written_again(name: str, tmp_path: Path) -> None:
-    values = STORED["configs"][name]
-    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert config.long_attention.to_dict() == values["long_attention"]
-    config.save_pretrained(tmp_path / "again")
-    assert written(json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))) == written(values)
-
-
-@pytest.mark.parametrize("name", STORED["checkpoints"])
-def test_a_stored_checkpoint_is_loaded_whole(name: str, tmp_path: Path) -> None:
-    stored = STORED["checkpoints"][name]
-    generator = torch.Generator().manual_seed(0)
-    tensors = {key: torch.randn(shape, generator=generator) for key, shape in stored["tensors"].items()}
-    if name == "recurrent_memory":
-        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()  # tied
-    (tmp_path / "config.json").write_text(json.dumps(stored["config"]), encoding="utf-8")
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model, report = getattr(hf_longattn, stored["class"]).from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    loaded = model.state_dict()
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())

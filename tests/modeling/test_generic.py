@@ -17,7 +17,7 @@ from hf_longattn.modeling.attach.attention_sites import CAUSAL_BY_CALL, attentio
 from hf_longattn.modeling.generic import towers_of
 from scripts.dev.tools.every_config import model_class, other_inputs, small_config
 from tests.cases import every_case
-from tests.conversion.test_architectures import FRAMES
+from tests.conversion.test_generic import FRAMES
 from tests.generic import load_generic
 from tests.reference.small_models import plain_model, tokens
 from tests.unsupported import CHANNELS_OF_SOUND, SYNTHESIS
@@ -199,11 +199,7 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
     assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
     model = load_generic(tmp_path / "long")
     parts = towers_of(model)
-    assert {name: mechanisms(part) for name, part in parts.items()} == {
-        "backbone": {"window"},
-        "depth_decoder": set(),
-        "codec": set(),
-    }
+    assert {name: mechanisms(part) for name, part in parts.items()} == {"backbone": {"window"}, "depth_decoder": set(), "codec": set()}
     assert {name: part.config._attn_implementation for name, part in parts.items()} == {
         "backbone": "longattn",
         "depth_decoder": "sdpa",

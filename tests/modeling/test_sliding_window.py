@@ -24,7 +24,7 @@ from scripts.dev.tools.small_models import small_values
 from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
 
-from .test_other_implementations import IDS, built, config_of, hidden
+from .test_mixin import IDS, built, config_of, hidden
 
 WIDTH = 24
 LAST = {"sliding_window": WIDTH, "use_sliding_window": True, "max_window_layers": 1}

@@ -265,7 +265,7 @@ def calls(file: Path) -> None:
 
 @stand_in("sesame/csm-1b")
 def csm(folder: Path) -> None:
-    from tests.conversion.test_architectures import FRAMES
+    from tests.conversion.test_generic import FRAMES
 
     codebook = {"vocab_size": 64, "codebook_pad_token_id": 63}  # frames that the codec can decode, whatever random weights choose
     decoder = {**FRAMES["depth_decoder_config"], "vocab_size": 64}
@@ -294,7 +294,7 @@ def videomae(folder: Path) -> None:
 
 @stand_in("google/timesfm-2.5-200m-transformers")
 def timesfm(folder: Path) -> None:
-    from tests.conversion.test_architectures import STEPS
+    from tests.conversion.test_generic import STEPS
 
     steps = {**STEPS, "patch_length": 32, "context_length": 16384, "num_hidden_layers": 20}
     save("TimesFm2_5ModelForPrediction", transformers.TimesFm2_5Config(**steps), folder)

@@ -1,14 +1,36 @@
-"""The script that finds servers which cut texts off, and the page that shows it."""
+"""The programs in examples/ do what their pages say."""
 
 from __future__ import annotations
 
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
+import hf_longattn
+from examples.patch_features import main
 from tests.examples.embedding_server import serving_embeddings
 from tests.fresh_processes import run_fresh
+
+Pillow = pytest.importorskip("PIL.Image")
+
+
+def test_patch_features_writes_a_drawing_of_the_size_of_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    hf_longattn.convert_checkpoint(tmp_path / "vit", tmp_path / "long", mechanism="window2d", image_size="64x96", verify=False)
+    Pillow.effect_noise((120, 80), 80).save(tmp_path / "photo.png")
+    monkeypatch.setattr(sys, "argv", ["patch_features.py", *(str(tmp_path / name) for name in ("long", "photo.png", "drawing.png"))])
+    main()
+    drawing = Pillow.open(tmp_path / "drawing.png")
+    assert drawing.size == (120, 80)
+    assert len(drawing.convert("RGB").getcolors(10_000)) > 10
+
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "server_reach.py"
 READS: dict[str, tuple[int | None, int | None, str]] = {

@@ -1,22 +1,16 @@
-"""Maximum lengths: texts longer than the position table, configs shorter than the checkpoint, and models without positions."""
+"""Texts longer than the position table, and configs shorter than the checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
-import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.modeling.family.definition import known_length
-from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
-from scripts.dev.tools.derived import WITHOUT_POSITIONS
-from tests.cases import every_case
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}
@@ -93,63 +87,3 @@ def test_known_length_reads_the_fields_of_led_mpt_and_bloom() -> None:
     assert known_length(transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None) == 64
     assert known_length(transformers.MptConfig(max_seq_len=96), None) == 96
     assert known_length(transformers.BloomConfig(), None) is None
-
-
-def short(base: str, folder: Path, **config: Any) -> Any:
-    auto, model = small_model(base)
-    if config:
-        for name, value in config.items():
-            setattr(model.config, name, value)
-        model = auto.from_config(model.config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-@pytest.mark.thorough
-@every_case("base", WITHOUT_POSITIONS, of=2)
-def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str, tmp_path: Path) -> None:
-    stock = short(base, tmp_path / "short")
-    report = hf_longattn.convert_checkpoint(
-        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 2 * LONG}, max_length=LONG, verify=False
-    )
-    assert report.plan["positions"] == "absent"
-    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
-    assert long.config.max_position_embeddings == LONG
-    ids = torch.randint(5, 150, (2, LONG), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected, found = stock(ids).logits, long(ids).logits
-        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-        assert decoded(long, ids[:, :90], found[:, :90], prompt=70) < 1e-3
-
-
-def test_positions_are_refused_for_models_without_them(tmp_path: Path) -> None:
-    short("jamba", tmp_path / "short")
-    with pytest.raises(OptionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
-        hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
-
-
-@pytest.mark.thorough
-@every_case(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
-def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
-    stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
-    report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=LONG)
-    assert report.plan["positions"] == "rope:yarn"
-    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
-    kept = hf_longattn.convert_checkpoint(
-        tmp_path / "short", tmp_path / "kept", mechanism="window", options={"window": 16}, max_length=LONG
-    )
-    assert kept.plan["positions"] == "rope:none"
-    ids = torch.randint(5, 150, (2, TOKENS), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert not torch.allclose(stock(ids).logits, long(ids).logits, atol=1e-6)
-
-
-def test_packed_documents_are_refused_for_recurrent_layers(tmp_path: Path) -> None:
-    short("jamba", tmp_path / "short")
-    hf_longattn.convert_checkpoint(
-        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG, verify=False
-    )
-    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
-    ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
-    with pytest.raises(InputError, match="recurrent layers of this model read across their borders; give each document its own row"):
-        long(ids, documents=documents)

@@ -1,12 +1,10 @@
-"""Every architecture is converted: each family, its heads, and trained checkpoints."""
+"""Conversions of classes that have no Long class (--generic), and of models in which mechanisms were enabled."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +266,8 @@ def test_conversion_refuses_layers_of_timm(tmp_path: Path) -> None:
 
 class TestLoading:
     def test_loading_refuses_a_generic_folder_without_a_mechanism(self, tmp_path: Path) -> None:
-        broken = unnamed(
-            saved(DETECTOR, tmp_path / "plain"), model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"}
-        )
-        unnamed(broken, model_type=f"long_generic_{IMAGE_TYPE}", architectures=[f"LongGeneric{IMAGES}Model"], long_attention=None)
+        broken = saved(DETECTOR, tmp_path / "plain")
+        change_config(broken, model_type=f"long_generic_{IMAGE_TYPE}", architectures=[f"LongGeneric{IMAGES}Model"], long_attention=None)
         with pytest.raises(OptionError, match="long_attention names no mechanism"):
             transformers.AutoModel.from_pretrained(broken)
 
@@ -348,45 +344,3 @@ def test_enabled_model_is_saved_and_loaded_with_its_mechanisms(tmp_path: Path) -
     for load in (load_generic, transformers.AutoModelForCausalLM.from_pretrained):
         with torch.no_grad():
             assert torch.equal(load(tmp_path / "long")(ids).logits, expected)
-
-
-def unnamed(folder: Path, **values: object) -> Path:
-    return change_config(folder, architectures=None, **values)
-
-
-def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    source = checkpoint("BertModel")
-    tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
-    [check] = [check for check in report.checks if check.name == "equal at the old length with full attention"]
-    assert check.status == "passed"
-    assert check.values["outputs"] == ["last_hidden_state"]
-
-
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
-
-
-@pytest.mark.thorough
-def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_path: Path) -> None:
-    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
-    if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
-        pytest.skip("model_cards/bert-python-512 has not been trained here yet")
-    losses, reports = {}, {}
-    for positions in ("tile", "random"):
-        reports[positions] = convert_checkpoint(
-            CHECKPOINTS / "bert-python-512",
-            tmp_path / positions,
-            mechanism="window",
-            window=256,
-            max_length=1024,
-            positions=positions,
-            verify_text=argparse.__file__,
-        )
-        check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
-        losses[positions] = check.values["buckets"][-1]
-    assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
-    assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
-    assert reports["tile"].verified
-    assert not reports["tile"].needs_training
-    assert reports["random"].train_command
