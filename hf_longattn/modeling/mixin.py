@@ -418,9 +418,9 @@ class LongBaseModelMixin(LongAttentionMixin):
         if any(mechanism.capabilities.recursion is not None for mechanism in layers):
             self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv1d)]
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        mixing = recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules())
-        self.mixes_beside_attention = mixing and self.family.spec.counts_tokens
+        self.mixes_beside_attention = bool(convolutions or recurrent) and self.family.spec.counts_tokens
         self.takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
