@@ -14,7 +14,7 @@ from hf_longattn import attend, build_mechanism, enable_long_attention, referenc
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.bigbird import BigBird
 from tests.cases import every_case
-from tests.mechanisms.listed import visible
+from tests.mechanisms.definition import visible
 
 SMALL = {"block_size": 4, "num_random_blocks": 2}
 

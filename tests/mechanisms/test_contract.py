@@ -1,8 +1,12 @@
-"""The contract that every registered mechanism keeps; a new one is tested on arrival."""
+"""The contract that every registered mechanism keeps, with second derivatives; a new one is tested on arrival."""
+
+from __future__ import annotations
 
 import copy
 import math
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, OptionError
-from hf_longattn.mechanisms.common.base import attention_weights
+from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
 from tests.cases import every_case
@@ -52,7 +57,7 @@ GRAPHS = ("compiled", "exported")
 
 def quick_graph(name: str, causal: bool, graph: str) -> bool:
     """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_window2d.py, and that
-    of routing in test_routing.py."""
+    of routing in test_buckets.py."""
     engine = mechanism_info(name).engine
     if name in GRID_NAMES or name == "routing":
         return False
@@ -61,11 +66,6 @@ def quick_graph(name: str, causal: bool, graph: str) -> bool:
     turn = sorted({engine for engine, _ in ENGINES}).index(engine)
     in_turn = causal == (turn % 4 > 1) or (engine, not causal) not in ENGINES
     return name == ENGINES[engine, causal] and in_turn and graph == GRAPHS[turn % 2]
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
 
 
 def small_options(name: str) -> dict[str, Any]:
@@ -379,3 +379,67 @@ def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: 
         out, expected = (run(q, k, v, name, padding_mask=mask, grid=where, **options) for run in (attend, reference_attend))
         assert out.isfinite().all()
         torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
+
+
+STOPPED = "transformer_xl without gradients into its memory"
+OPTIONS = {
+    **{name: (name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)},
+    STOPPED: ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+}
+DIFFERENTIATED = [
+    (name, causal) for causal in (False, True) for name in OPTIONS if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)
+]
+LENGTHS = (11, 290)
+"""With a mask over all pairs, and beyond the pairs for which one is taken."""
+Inputs = tuple[Tensor, ...]
+
+
+class Case:
+    """A mechanism on some inputs, in fused or plain kernels and by its definition, both as numbers."""
+
+    def __init__(self, name: str, causal: bool, length: int) -> None:
+        self.module: Mechanism = mechanism_from(*OPTIONS[name], num_heads=2, head_dim=4, max_length=300).double().eval()
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter) * (name != "adaptive_span"))
+        self.inputs: Inputs = torch.randn(3, 2, 2, length, 4, dtype=torch.float64).unbind()
+        self.tangents: Inputs = torch.randn(3, 2, 2, length, 4, dtype=torch.float64).unbind()
+        self.arguments: dict[str, Any] = {"causal": causal}
+        if self.module.capabilities.takes_hidden_states:
+            self.arguments["hidden_states"] = torch.randn(2, length, 8, dtype=torch.float64)
+        self.weight = torch.randn(2, 2, length, 4, dtype=torch.float64)
+
+    def fast(self, *inputs: Tensor) -> Tensor:
+        return (attend(*inputs, self.module, **self.arguments) * self.weight).sum()
+
+    def defined(self, *inputs: Tensor) -> Tensor:
+        return (reference_attend(*inputs, self.module, **self.arguments) * self.weight).sum()
+
+    def second(self, run: Callable[..., Tensor]) -> Inputs:
+        """The product of the second derivatives and the tangents, by two backward passes."""
+        inputs = [x.clone().requires_grad_() for x in self.inputs]
+        first = torch.autograd.grad(run(*inputs), inputs, create_graph=True)
+        along = sum((x * y).sum() for x, y in zip(first, self.tangents, strict=True))
+        return torch.autograd.grad(along, inputs, allow_unused=True, materialize_grads=True)
+
+
+def assert_equal(outs: Inputs, expected: Inputs) -> None:
+    for x, y in zip(outs, expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
+
+
+@every_case(
+    ("name", "causal"),
+    grid(DIFFERENTIATED, lambda name, causal: (name, not causal) not in DIFFERENTIATED or ([*OPTIONS].index(name) + causal) % 2 == 0),
+    of=9,
+    code=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
+    ids=str,
+)
+def test_second_derivatives_equal_the_definition_or_are_refused(name: str, causal: bool) -> None:
+    for length in LENGTHS:
+        case = Case(name, causal, length)
+        expected = case.second(case.defined)
+        with sdpa_kernel(SDPBackend.MATH):
+            assert_equal(case.second(case.fast), expected)
+        with suppress(RuntimeError):  # PyTorch's own: a fused kernel has no second derivative
+            assert_equal(case.second(case.fast), expected)

@@ -39,11 +39,6 @@ def turn(forms: Sequence[Any], form: Any, values: Sequence[Any]) -> Any:
     return values[forms.index(form) % len(values)]
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def qkv(length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, width: int = 16, grad: bool = False) -> list[Tensor]:
     sizes = (size, size, 1.0)
     drawn = [x * torch.randn(2, heads, length, width, dtype=torch.float64) for heads, x in zip((4, 2, 2), sizes, strict=True)]

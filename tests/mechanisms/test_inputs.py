@@ -26,11 +26,6 @@ GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def built(name: str) -> Mechanism:
     return mechanism_from(name, mechanism_class(name).about.sample, num_heads=4, head_dim=16, max_length=300).eval()
 

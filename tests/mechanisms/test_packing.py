@@ -1,7 +1,9 @@
-"""Several documents packed into one row: every mechanism gives what it gives on each document alone, by ``attend`` and in models."""
+"""Packed documents give what they give alone, by ``attend`` and in models. Padding and packing cost what real tokens cost."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -365,3 +367,69 @@ def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: s
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
     for got, wanted in zip((out, *gradients), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+TIMED_LENGTH, ROUNDS = 4096, 9
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "longformer": {"global_tokens": (0,)},
+    "bigbird": {},
+    "linear": {},
+    "full": {},
+}
+
+
+def fastest(*runs: Callable[[], Any]) -> list[float]:
+    """The least CPU time of each, in turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for number in range(ROUNDS + 1):
+        for run, own in zip(runs, times, strict=True):
+            begin = time.process_time()
+            run()
+            if number:  # the first round fills the caches
+                own.append(time.process_time() - begin)
+    return [min(own) for own in times]
+
+
+def built(name: str) -> tuple[Mechanism, list[Tensor]]:
+    module = build_mechanism(name, num_heads=4, head_dim=64, max_length=TIMED_LENGTH, **MECHANISMS[name]).eval()
+    return module, [torch.randn(2, TIMED_LENGTH, 4, 64).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def once(module: Mechanism, tensors: list[Tensor], **arguments: Any) -> Callable[[], Any]:
+    """Forward and backward."""
+    grad = torch.randn_like(tensors[0])
+    return lambda: torch.autograd.grad(attend(*tensors, module, causal=module.name == "linear", **arguments), tensors, grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_a_padded_batch_costs_what_its_real_tokens_cost(name: str) -> None:
+    module, tensors = built(name)
+    kept = TIMED_LENGTH * 6 // 10
+    places = torch.arange(TIMED_LENGTH).expand(2, -1)
+    full, right, left = fastest(
+        once(module, tensors),
+        once(module, tensors, padding_mask=places < kept),
+        once(module, tensors, padding_mask=places >= TIMED_LENGTH - kept),
+    )
+    assert left <= 1.08 * right, "the tolerance is for the clock"
+    assert right <= 0.7 * full
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_packed_documents_cost_what_they_cost_one_by_one(name: str) -> None:
+    module, tensors = built(name)
+    sizes = [700, 1000, 350, TIMED_LENGTH - 2050]
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes)).expand(2, -1)
+    alone = [[x[row : row + 1, :, start : start + size].detach().requires_grad_() for x in tensors] for row in range(2)
+             for start, size in zip([0, 700, 1700, 2050], sizes, strict=True)]  # fmt: skip
+    runs = [once(module, one) for one in alone]
+
+    def one_by_one() -> None:
+        for run in runs:
+            run()
+
+    packed, separately = fastest(once(module, tensors, documents=documents), one_by_one)
+    assert packed <= 1.1 * separately

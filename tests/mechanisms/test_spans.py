@@ -13,8 +13,7 @@ from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.transformer_xl import TransformerXL, TransformerXLOptions
 from tests.cases import every_case
-from tests.mechanisms.definition import assert_equals_its_definition
-from tests.mechanisms.listed import visible
+from tests.mechanisms.definition import assert_equals_its_definition, visible
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 

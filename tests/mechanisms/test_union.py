@@ -17,7 +17,7 @@ from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.common.registry import check_options, mechanism_class
 from tests.cases import every_case
-from tests.mechanisms.listed import visible
+from tests.mechanisms.definition import visible
 
 LENGTH = 300
 MASKS = [

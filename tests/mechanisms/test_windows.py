@@ -1,16 +1,17 @@
-"""`window`: what sinks, sides and dilation let a token see."""
+"""Masks of windows, segments and strides: what a token sees, their parts, their number of pairs, and the definition."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
+from hf_longattn.mechanisms.common.masked import GatheredMechanism
 from tests.cases import every_case
-from tests.mechanisms.definition import assert_equals_its_definition
-from tests.mechanisms.listed import image, visible
+from tests.mechanisms.definition import assert_equals_its_definition, image, listed, visible
 
 
 def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: int = 2, **options) -> torch.Tensor:
@@ -139,3 +140,91 @@ def test_sinks_of_a_grid_are_its_first_real_cells_as_in_the_definition() -> None
     options: dict[str, Any] = {"window": 32, "num_sinks": 4, "order": "raster", "grid": (384,), "padding_mask": real}
     difference = attend(q, k, v, "window", **options) - reference_attend(q, k, v, "window", **options)
     assert difference[real[:, None].expand(2, 2, -1)].abs().max() < 1e-12
+
+
+@every_case("causal", [False, True], pairs=True)
+@every_case("side", ["left", "right", "inside"])
+@every_case("integration", ["none", "previous", "pooled", "attention"])
+def test_every_integration_of_segmented_equals_the_definition(integration: str, side: str, causal: bool) -> None:
+    length = 300
+    q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
+    padding = torch.ones(2, length, dtype=torch.bool)
+    padding[0, {"left": slice(90), "right": slice(200, None), "inside": slice(50, 140)}[side]] = False
+    module = build_mechanism("segmented", num_heads=4, head_dim=16, block_size=24, integration=integration)
+    assert_equals_its_definition(module, q, k, v, padding, causal=causal, scaling=0.3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_summaries_of_segmented_in_half_precision_are_rounded_once(causal: bool) -> None:
+    """Weights in half precision would add up to something other than 1, and scores of this size double the error."""
+    torch.manual_seed(0)
+    q, k, v = (scale * torch.randn(2, 4, 260, 16, dtype=torch.float64) for scale in (4.0, 4.0, 1.0))
+    options = {"block_size": 24, "integration": "attention"}
+    for dtype in (torch.bfloat16, torch.float16):
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        found, expected = (
+            attend(*inputs, "segmented", causal=causal, **options),
+            reference_attend(*inputs, "segmented", causal=causal, **options),
+        )
+        fused = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=causal)
+        exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in inputs), is_causal=causal)
+        error, of_fused = ((a - b).norm() / b.norm() for a, b in ((found, expected), (fused, exact)))
+        assert error < 2.7 * of_fused
+
+
+CPU = torch.device("cpu")
+PATTERNS: list[tuple[str, dict[str, Any]]] = [
+    ("strided", {"window": 6, "stride": 4}),
+    ("strided", {"window": 1, "stride": 7}),
+    ("strided", {"window": 32, "stride": 3}),
+    ("strided", {"window": 6, "stride": 4, "columns": "absolute"}),
+    ("strided", {"window": 40, "stride": 9, "columns": "absolute"}),
+    ("strided", {"window": 16, "stride": 512, "columns": "absolute"}),  # beyond most texts
+    ("fixed", {"block_size": 8, "num_summary": 1}),
+    ("fixed", {"block_size": 150, "num_summary": 7}),
+    ("fixed", {"block_size": 5, "num_summary": 3}),
+    ("segmented", {"block_size": 8, "integration": "none"}),
+    ("segmented", {"block_size": 140, "integration": "none"}),
+    ("segmented", {"block_size": 8, "integration": "previous"}),
+    ("segmented", {"block_size": 1, "integration": "previous"}),
+    ("segmented", {"block_size": 133, "integration": "previous"}),
+]
+LENGTHS = (1, 2, 7, 8, 9, 31, 64, 65, 129, 300, 600)
+
+
+def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
+    seen = visible(mechanism, length, causal)
+    return seen.expand(1, mechanism.num_heads, length, length)[0]
+
+
+@every_case("causal", [False, True])
+@every_case(("name", "options"), PATTERNS, ids=str)
+def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any], causal: bool) -> None:
+    mechanism = build_mechanism(name, num_heads=1, head_dim=4, **options)
+    assert isinstance(mechanism, GatheredMechanism)
+    for length in LENGTHS:
+        seen = mask_of(mechanism, length, causal)[0]
+        if not mechanism.covers(length, causal):
+            assert torch.equal(listed(mechanism.parts(length, causal, CPU), length, length), seen.long()), length
+        assert mechanism.covers(length, causal) <= torch.equal(
+            seen, mask_of(build_mechanism("full", num_heads=1, head_dim=4), length, causal)[0]
+        )
+        assert mechanism.pairs(length, causal) == seen.sum(), length
+
+
+@every_case("causal", [False, True])
+@every_case("length", [1, 2, 7, 20])
+@every_case("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
+def test_pairs_of_window_and_full_are_the_number_of_visible_keys(options: dict, length: int, causal: bool) -> None:
+    mechanism = build_mechanism("window" if options else "full", num_heads=1, head_dim=4, **options)
+    seen = visible(mechanism, length, causal)
+    assert mechanism.pairs(length, causal) == seen.expand(1, 1, length, length).sum()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_pairs_of_longformer_are_a_bound_that_is_never_beyond_full_attention(causal: bool) -> None:
+    mechanism = build_mechanism("longformer", num_heads=1, head_dim=4, window=4, global_tokens=(0, 30))
+    seen = visible(mechanism, 64, causal)
+    exact = int(seen.expand(1, 1, 64, 64).sum())
+    assert exact <= mechanism.pairs(64, causal) <= exact + 2 * 2 * 5 + 64
+    assert mechanism.pairs(2, causal) == (3 if causal else 4)
