@@ -105,7 +105,7 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
         "input": "" if model.apart else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
-        "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
+        "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
         "global tokens": "all of texts, none of images" if model.text_global else "",

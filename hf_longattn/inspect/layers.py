@@ -70,11 +70,6 @@ class Inspection(WithTowers):
         """Whether the layers are causal."""
         return self.shape.causal
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return self.parameters * self.shape.element_bytes
-
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The mechanism of every layer."""
@@ -104,7 +99,7 @@ class Inspection(WithTowers):
             "max_length": self.max_length,
             **self.inputs.new.values,
             "parameters": self.parameters,
-            "bytes": self.nbytes,
+            "bytes": self.parameters * self.shape.element_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **({"text_global": True} if self.text_global else {}),
             **self.by_tower(lambda tower: tower.to_dict()),
