@@ -104,13 +104,13 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.apart else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
-        "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
+        "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
+        "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
         "global tokens": "all of texts, none of images" if model.text_global else "",
     }
-    if model.apart:
+    if model.towers:
         for name, tower in model.towers.items():
             yield Styled(f"\ntower {name}", "bold")
             yield from _inspection_report(tower)

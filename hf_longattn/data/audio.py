@@ -1,4 +1,6 @@
-"""Sound as the samples that a model hears, in one channel and at its sampling rate, or refused with one sentence.
+"""Audio files as the samples that a model reads: one channel, at the model's sampling rate.
+
+Damaged, cut, silent and empty files are refused with one sentence.
 
 Files are read by soundfile (WAV, FLAC, OGG, MP3, AIFF …); neither torchaudio nor torchcodec is needed.
 """

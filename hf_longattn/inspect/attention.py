@@ -385,7 +385,8 @@ class MeasuredLayers:
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        sums = self.sums.setdefault(number, RowSums(layer.furthest, layer.heads, len(readings)))
+        furthest = layer.length - 1 if self.layout is None else max(self.layout.sizes) - 1  # the largest distance of two tokens
+        sums = self.sums.setdefault(number, RowSums(furthest, layer.heads, len(readings)))
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
         self.names[number] = (layer.name, layer.mechanism)

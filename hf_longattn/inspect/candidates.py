@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..engines.token_grid import Grid
@@ -49,12 +49,16 @@ class Candidate:
     by_user: bool = False
 
     @classmethod
-    def read(cls, text: str) -> Candidate:
-        """Read ``window:window=512``; raises :class:`OptionError`."""
+    def read(cls, text: str, by_user: bool = True) -> Candidate:
+        """Read ``window:window=512``.
+
+        Raises:
+            OptionError: the mechanism or an option does not exist.
+        """
         values = read_choice(text)
         name = mechanism_class(values.pop("mechanism")).name
         check_options(name, values)
-        return cls(name, values, by_user=True)
+        return cls(name, values, by_user)
 
     def __str__(self) -> str:
         options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
@@ -67,7 +71,7 @@ class Candidate:
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
     """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
-    usual = built_in_candidates((*USUAL, *USUAL_CAUSAL * causal))
+    usual = read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False)
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
@@ -86,7 +90,7 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
         for candidate in chosen:
             modality.check_mechanism(candidate.mechanism, candidate.options)
         return chosen
-    usual = built_in_candidates(USUAL_ON_GRIDS if modality.drawn else USUAL_FOR_SOUND)
+    usual = read_candidates(USUAL_ON_GRIDS if modality.drawn else USUAL_FOR_SOUND, by_user=False)
     fitting = []
     for candidate in usual if modality.drawn else [*usual, *usual_candidates()]:
         with suppress(OptionError):
@@ -95,14 +99,9 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
     return fitting
 
 
-def built_in_candidates(texts: Iterable[str]) -> list[Candidate]:
-    """Candidates that the user did not name."""
-    return [replace(Candidate.read(text), by_user=False) for text in texts]
-
-
-def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
+def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> list[Candidate]:
     """Candidates from texts such as ``window:window=512``, without duplicates; raises as :meth:`Candidate.read`."""
-    return unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
+    return unique_candidates(Candidate.read(text, by_user) if isinstance(text, str) else text for text in texts)
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -65,12 +65,6 @@ class LayerAttention:
         """H."""
         return self.q.shape[1]
 
-    @property
-    def furthest(self) -> int:
-        """The largest distance between two tokens."""
-        grid = self.call.grid
-        return max(grid.sizes) - 1 if isinstance(grid, Grid) else self.length - 1
-
     def distance(self, rows: Tensor) -> Tensor:
         """Distances from the queries at ``rows (n,)`` to all keys, ``(n, N)``."""
         tokens, grid = torch.arange(self.length, device=rows.device), self.call.grid

@@ -70,11 +70,6 @@ class Inspection(WithTowers):
         """Whether the layers are causal."""
         return self.shape.causal
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return self.parameters * self.shape.element_bytes
-
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The mechanism of every layer."""
@@ -104,7 +99,7 @@ class Inspection(WithTowers):
             "max_length": self.max_length,
             **self.inputs.new.values,
             "parameters": self.parameters,
-            "bytes": self.nbytes,
+            "bytes": self.parameters * self.shape.element_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **({"text_global": True} if self.text_global else {}),
             **self.by_tower(lambda tower: tower.to_dict()),
@@ -135,7 +130,7 @@ def _inspect(source: Source) -> Inspection:
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
     modality = modality_in(source.config)
-    if modality.apart:
+    if modality.towers:
         bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
         texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)

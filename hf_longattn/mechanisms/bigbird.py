@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..engines.accelerator import accelerated
+from ..engines import accelerator
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, as_fixed
@@ -199,7 +199,7 @@ class BigBird(MaskedMechanism):
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
-        return call.padding_values == "finite" and accelerated(k)
+        return call.padding_values == "finite" and accelerator.accelerated(k)
 
     def _zeroes_padding(self, length: int) -> bool:
         """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""
@@ -217,7 +217,7 @@ class BigBird(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        one_call = accelerated(q)  # takes any number of global tokens, also in a graph
+        one_call = accelerator.accelerated(q)  # takes any number of global tokens, also in a graph
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens is not None and not one_call}
         path = choose("pairs", q, k, call, **about)
         if path == "dense":

@@ -93,7 +93,9 @@ class Nystrom(Mechanism):
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
         f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
+        a = softmax_over(
+            scale * q_marks @ k_marks.transpose(-1, -2), (filled[..., None] & filled[:, :, None]).expand(-1, q.shape[1], count, -1)
+        )
         b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
@@ -138,9 +140,13 @@ class Nystrom(Mechanism):
                 out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
         if self.options.conv_kernel is None:
             return out
-        if real is None:
-            return out + convolve(self.conv, v)
-        return out + convolve(self.conv, v * real[:, None, :, None]) * real[:, None, :, None]
+        kernel, size = self.conv, self.options.conv_kernel
+        if not of_any_length(length) and size // 2 >= length:  # the outer weights would meet nothing but zeros
+            outer = size // 2 - length + 1
+            kernel, size = kernel[:, outer : size - outer], 2 * length - 1
+        values = v if real is None else v * real[:, None, :, None]
+        convolved = F.conv2d(values, kernel.to(v.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
+        return out + (convolved if real is None else convolved * real[:, None, :, None])
 
     def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, call: AttentionCall) -> Tensor:
         """``F A⁺ (B V)``, for texts with more tokens than landmarks."""
@@ -153,7 +159,10 @@ class Nystrom(Mechanism):
             filled = (means > 0).any(2)[:, 0]
             q_marks, k_marks = project_length(means, q), project_length(means, k)
         scores = q_marks @ k_marks.transpose(-1, -2) * scale
-        middle = scores.softmax(-1) if filled is None else softmax_over(scores, between(filled).expand(scores.shape))
+        if filled is None:
+            middle = scores.softmax(-1)
+        else:  # empty landmarks would change the norm of the batch
+            middle = softmax_over(scores, (filled[:, None, :, None] & filled[:, None, None]).expand(scores.shape))
         inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         values = inverse @ dense_attention(q_marks, k, v, call)
         if means is not None and real is not None:  # where every token is a landmark, nothing is approximated
@@ -167,20 +176,6 @@ class Nystrom(Mechanism):
         """Queries × landmark keys, landmark queries × keys, and landmarks × landmarks."""
         count = min(self.options.num_landmarks, length)
         return length * length if length <= self.options.num_landmarks else count * (2 * length + count)
-
-
-def between(filled: Tensor) -> Tensor:
-    """Mask ``(B, 1, M, M)`` of the pairs of landmarks in ``filled (B, M)``. Empty landmarks would change the norm of the batch."""
-    return filled[:, None, :, None] & filled[:, None, None, :]
-
-
-def convolve(kernel: Tensor, x: Tensor) -> Tensor:
-    """Depthwise convolution of ``x (B, H, N, D)`` along the length with ``kernel (H, S)``, S odd. ``x`` is padded with zeros."""
-    (heads, size), length = kernel.shape, x.shape[2]
-    if not of_any_length(length) and size // 2 >= length:  # the outer weights would meet nothing but zeros
-        outer = size // 2 - length + 1
-        kernel, size = kernel[:, outer : size - outer], 2 * length - 1
-    return F.conv2d(x, kernel.to(x.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
 
 
 def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:

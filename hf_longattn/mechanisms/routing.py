@@ -40,10 +40,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.accelerator import accelerated
+from ..engines import accelerator
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
+from ..engines.score_terms import add_term
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.capabilities import About, NeedsWholeBatch
@@ -224,16 +225,17 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
         return met
 
-    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
+    def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         if not self.learned:
-            return None
+            return super().counted(q, k, call, count)
         offset = self.offsets(k, call)
         share = self.shares(k, offset, exact=False).transpose(-1, -2)
-        return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
+        affinity = share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))  # log p_j(c(i))
+        return call.replace(score_mod=add_term(call.score_mod, lambda *_: affinity))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         # with a learned router or a window, clusters choose among the keys of one document
-        return accelerated(k) and call.causal and not self.learned and not self.options.window
+        return accelerator.accelerated(k) and call.causal and not self.learned and not self.options.window
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)
@@ -257,8 +259,14 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
                 is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1))
                 keys = torch.where(is_real.view(len(real), *keys.shape[1:]), keys, -1)
             parts.append(dataclasses.replace(near, queries=queries, keys=keys))
-        if self.learned:
-            parts = [self._with_affinity(part, cluster, k, offset) for part in parts]
+        if self.learned:  # log p_j(c(i)) is the bias of a pair
+            share = self.shares(k, offset, exact=False).flatten(2)
+            for number, part in enumerate(parts):
+                queries, keys = (x.expand(*cluster.shape[:2], -1, -1) for x in (part.queries, part.keys))
+                index = keys.clamp(min=0)[..., None, :] * self.num_clusters + taken(cluster, queries)[..., :, None]
+                bias = share.gather(2, index.flatten(2)).view(index.shape)
+                bias = bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf"))
+                parts[number] = dataclasses.replace(part, bias=bias)
         return tuple(parts), no_visible_key
 
     @torch.no_grad()
@@ -266,15 +274,6 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         """:meth:`shares`, transposed to ``(B, H, clusters, Nk)``, with -inf for padding."""
         ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
-
-    def _with_affinity(self, part: GatherTile, cluster: Tensor, k: Tensor, offset: Tensor | None) -> GatherTile:
-        """``part`` with log p_j(c(i)) as its bias."""
-        batch, heads = cluster.shape[:2]
-        share = self.shares(k, offset, exact=False).flatten(2)
-        queries, keys = (x.expand(batch, heads, -1, -1) for x in (part.queries, part.keys))
-        index = keys.clamp(min=0)[..., None, :] * self.num_clusters + taken(cluster, queries)[..., :, None]
-        bias = share.gather(2, index.flatten(2)).view(index.shape)
-        return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.needs_one_call() and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
@@ -284,16 +283,18 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
                     clusters = self.clusters(self.vectors(x), None)
                     sums.append(cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real))
-            q, k, v = after_backward((q, k, v), lambda: self._follow(torch.stack(sums)))
-        return super().forward(q, k, v, call)
 
-    @torch.no_grad()
-    def _follow(self, sums: Tensor) -> None:
-        """Move the centroids by :func:`cluster_sums` of queries and keys. Among several processes, remember these sums."""
-        if processes() > 1:
-            earlier, unshared = self._unshared or (self.centroids.clone(), 0)
-            self._unshared = earlier, unshared + sums
-        self.centroids.copy_(moved(self.centroids, sums, self.options.decay))
+            @torch.no_grad()
+            def follow() -> None:
+                """Move the centroids by the sums. Among several processes, remember these sums."""
+                both = torch.stack(sums)
+                if processes() > 1:
+                    earlier, unshared = self._unshared or (self.centroids.clone(), 0)
+                    self._unshared = earlier, unshared + both
+                self.centroids.copy_(moved(self.centroids, both, self.options.decay))
+
+            q, k, v = after_backward((q, k, v), follow)
+        return super().forward(q, k, v, call)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.num_clusters == 1 and self.size >= length and not self.options.normalise

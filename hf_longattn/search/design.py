@@ -14,7 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import LongAttentionError, OptionError
 from ..inputs.modality import InputSizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CAUSAL, built_in_candidates, unique_candidates
+from ..inspect.candidates import USUAL_CAUSAL, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
@@ -42,10 +42,10 @@ FULL = Candidate("full")
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
     if not sizes.modality.drawn:
-        return unique_candidates([*built_in_candidates((*USUAL, *USUAL_CAUSAL * causal)), FULL])
+        return unique_candidates([*candidates_from((*USUAL, *USUAL_CAUSAL * causal), by_user=False), FULL])
     side = min(sizes.old.grid.sizes)
     own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
-    named = built_in_candidates((*own_windows, *USUAL_ON_GRIDS))
+    named = candidates_from((*own_windows, *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])

@@ -26,7 +26,7 @@ from scripts.dev.tools.small_models import small_towers_config
 from tests.cases import every_case
 from tests.generic import load_generic
 from tests.grids import quickly
-from tests.modeling.test_generic_towers import build, mechanisms, output
+from tests.modeling.test_generic import build_towers, mechanisms, output
 from tests.reports import statuses
 from tests.towers import SHAPE, save_clip
 
@@ -174,7 +174,7 @@ CASES = ["siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
-    model, inputs = build(case)
+    model, inputs = build_towers(case)
     model.save_pretrained(tmp_path / "plain")
     text = {"mechanism": "window", "window": 8}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}})
@@ -199,7 +199,7 @@ def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, 
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "plain")
+    build_towers(case)[0].save_pretrained(tmp_path / "plain")
     full = {"mechanism": "full"}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full})
     assert not report.needs_training
@@ -211,7 +211,7 @@ def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_
 
 @pytest.mark.thorough
 def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) -> None:
-    build("llava")[0].save_pretrained(tmp_path / "plain")
+    build_towers("llava")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 64}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
     assert (report.plan["old_length"], report.plan["new_length"]) == (2048, 8192)
@@ -220,7 +220,7 @@ def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) 
 
 @pytest.mark.thorough
 def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    build_towers("siglip")[0].save_pretrained(tmp_path / "plain")
     towers = "text=full,vision=window:window=8,dilation=2"
     shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), "--generic", "--towers", towers])
     assert shown.exit_code == 0, shown.output
@@ -243,7 +243,7 @@ def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> 
     ],
 )
 def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path)
+    build_towers("siglip")[0].save_pretrained(tmp_path)
     with pytest.raises(LongAttentionError, match=sentence) as caught:
         plan_conversion(tmp_path, generic=True, **settings)
     assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "plain")
+    build_towers(case)[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
@@ -272,7 +272,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     inspected = inspect_checkpoint(tmp_path / "long")
     assert list(inspected.towers) == ["vision"]
     assert inspected.other_towers == ("text",)
-    assert (inspected.generic, inspected.class_name) == (True, type(build(case)[0]).__name__)
+    assert (inspected.generic, inspected.class_name) == (True, type(build_towers(case)[0]).__name__)
     assert inspected.towers["vision"].parameters == vision.parameters
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "long")])
     said = " ".join(shown.output.split())
@@ -282,7 +282,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
 
 def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
     """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
-    model, inputs = build("llava")
+    model, inputs = build_towers("llava")
     model.save_pretrained(tmp_path / "plain")
     words = [f"w{number}" for number in range(190)]
     BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
@@ -298,7 +298,7 @@ def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
 
 
 def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) -> None:
-    model, inputs = build("llava")
+    model, inputs = build_towers("llava")
     hf_longattn.enable_long_attention(model, {"towers": {"text": {"mechanism": "longformer", "window": 8}}, "text_global": True})
     model.save_pretrained(tmp_path / "long")
     assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
@@ -306,7 +306,7 @@ def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) ->
 
 
 def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    build_towers("siglip")[0].save_pretrained(tmp_path / "plain")
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)
     inspected = inspect_checkpoint(tmp_path / "long")
     assert (inspected.towers, inspected.attention.mechanism, inspected.class_name) == ({}, "window", "SiglipModel")
@@ -314,7 +314,7 @@ def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Pat
 
 @pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
 def test_search_refuses_several_towers_and_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "model")
+    build_towers(case)[0].save_pretrained(tmp_path / "model")
     folder = tmp_path / "model"
     if settings:
         convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)

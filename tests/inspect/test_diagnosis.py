@@ -107,7 +107,6 @@ def test_distances_on_a_grid_are_the_larger_of_rows_and_columns() -> None:
     grid = Grid((3, 4), prefix=1)
     attention = layer(13)
     attention = dataclasses.replace(attention, call=attention.call.replace(grid=grid))
-    assert attention.furthest == 3
     distance = attention.distance(torch.tensor([0, 1, 6]))
     assert distance[0].tolist() == [0] * 13
     assert distance[1].tolist() == [0, 0, 1, 2, 3, 1, 1, 2, 3, 2, 2, 2, 3]

@@ -49,7 +49,7 @@ from hf_longattn.training.tasks.ctc import (
     output_frames,
     read_utterances,
 )
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, checkpoint, start_task, write_rows
 from tests.training.speech import RATE, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 from tests.whisper import whisper_checkpoint
 
@@ -168,7 +168,7 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
     table = Dataset.from_dict({"path": [str(file.relative_to(recordings)) for file in files], "sentence": texts})
     table.to_csv(str(recordings / "table.csv"), index=False)
     manifest = [{"audio_filepath": str(file), "text": text, "duration": 1.0} for file, text in zip(files, texts, strict=True)]
-    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    write_rows(manifest, tmp_path / "manifest.jsonl")
     encoded = [{"path": None, "bytes": file.read_bytes()} for file in files]
     features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
     stored = Dataset.from_dict({"audio": encoded, "text": texts}, features=features).cast_column("audio", Audio())

@@ -59,10 +59,6 @@ class BucketedMechanism(Mechanism):
         q, k: ``(B, H, N, D)``.
         """
 
-    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The affinity a_ij, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys; ``None`` without one."""
-        return None
-
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
         return q, repeat_heads(k, q.shape[1])
@@ -90,7 +86,7 @@ class BucketedMechanism(Mechanism):
         raw_keys = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         count = self.multiplicity(q, raw_keys, call)
-        return softmax_over(scaled_scores(q, k, self._counted(q, k, call, count)), count > 0)
+        return softmax_over(scaled_scores(q, k, self.counted(q, k, call, count)), count > 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
@@ -102,7 +98,7 @@ class BucketedMechanism(Mechanism):
         q, k = self.prepared(q, k)
         if path == "dense-masked":
             count = self.multiplicity(q, raw_keys, call)
-            counted_call = self._counted(q, k, call, count).replace(causal=False, batch=None)
+            counted_call = self.counted(q, k, call, count).replace(causal=False, batch=None)
             return dense_attention(q, k, v, counted_call, mask_mod=lambda *_: count > 0)
 
         q = pad_queries(q, kv_len)
@@ -114,15 +110,15 @@ class BucketedMechanism(Mechanism):
             out = torch.where(no_visible_key[..., None], own_value, out)
         return out[:, :, kv_len - q_len :]
 
-    def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with the affinity in its score term and, if duplicates count, the log of the multiplicity ``count``."""
-        score_mod, affinity = call.score_mod, self.affinity(q, k, call)
-        if affinity is not None:
-            score_mod = add_term(score_mod, lambda *_: affinity)
-        if self.count_duplicates:
-            logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
-            score_mod = add_term(score_mod, lambda *_: logarithm)
-        return call.replace(score_mod=score_mod)
+    def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
+        """``call`` with a score term for dense attention over :meth:`prepared` queries and keys.
+
+        If duplicates count, the term is the log of the multiplicity ``count``. A mechanism with an affinity a_ij adds that.
+        """
+        if not self.count_duplicates:
+            return call
+        logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
+        return call.replace(score_mod=add_term(call.score_mod, lambda *_: logarithm))
 
 
 def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:

@@ -138,7 +138,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
 
 def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
-    """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages."""
+    """Training and held-out utterances. Columns: ``audio`` (path or bytes), ``text`` (one line), ``name`` (for messages)."""
     change_case, parts = CASES[args.letter_case], read_rows(args, seed, UtteranceArguments.roles)
     return each_part(
         lambda data: data.remove_columns("text").add_column("text", [change_case(" ".join(text.split())) for text in data["text"]]), *parts
@@ -154,7 +154,7 @@ def output_frames(model: Any, length: int) -> int:
 
 
 def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, refused unless its padding is the blank of the model's head."""
+    """The tokenizer of a checkpoint. Its padding must be the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -184,7 +184,7 @@ def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 
 
 def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
-    """A new vocabulary: CTC's blank, an unknown token, a space between words, and all characters of some transcripts, sorted."""
+    """A new vocabulary of CTC's blank, an unknown token, the space between words, and the characters of transcripts."""
     characters = sorted({*"".join(texts)} - {" "})
     if "|" in characters:
         raise DataError("Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them.")

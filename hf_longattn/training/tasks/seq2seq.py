@@ -72,7 +72,7 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
         return self.label_smoother(outputs, inputs["labels"]), outputs
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Seq2SeqTrainer``'s; autocast holds for the encoder, too, and converts weights once a batch, not once a token."""
+        """As ``Seq2SeqTrainer``'s, under one autocast for encoder and decoder, which converts weights once a batch."""
         with self.accelerator.autocast():
             return super().prediction_step(*args, **kwargs)
 
@@ -134,7 +134,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
 
 def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None) -> Dataset:
-    """Tokens of documents after ``prefix`` and of summaries, as in ``run_summarization``, both cut to what fits."""
+    """Tokens of documents, after ``prefix``, and of summaries, both cut, as in ``run_summarization``."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
         documents = call_tokenizer(tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
@@ -168,7 +168,9 @@ def utterances(
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
-    """Let a multilingual model write in one language: Whisper in ``language``, mBART in the tokenizer's ``src_lang``, which it reads.
+    """Let a multilingual model write in one language.
+
+    Whisper writes in ``language``, mBART in the language that it reads, the tokenizer's ``src_lang``.
 
     Labels begin or end with its code, and so does decoding, where the config does not say how.
     """
