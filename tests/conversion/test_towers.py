@@ -12,14 +12,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, BertTokenizer
+from transformers import AutoModel, BertTokenizer
 from typer.testing import CliRunner
 
 import hf_longattn
 from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, search_design
 from hf_longattn.cli import main
 from hf_longattn.cli.app import app
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.generic import towers_of
 from scripts.dev.tools.small_models import small_towers_config
@@ -109,12 +109,6 @@ def test_conversion_of_clip_refuses_settings_that_do_not_fit(
     with pytest.raises(LongAttentionError, match=sentence):
         convert_checkpoint(short("apart"), tmp_path / "long", **settings)
     assert not (tmp_path / "long").exists()
-
-
-def test_plan_refuses_towers_for_a_model_of_one_stack(tmp_path: Path) -> None:
-    transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)).save_pretrained(tmp_path)
-    with pytest.raises(LongAttentionError, match="--towers is for models of several towers, but a BertModel reads texts; leave it out"):
-        plan_conversion(tmp_path, towers=TOWERS)
 
 
 def run(arguments: list[str]) -> None:
@@ -218,20 +212,6 @@ def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) 
     assert load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
 
 
-@pytest.mark.thorough
-def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> None:
-    build_towers("siglip")[0].save_pretrained(tmp_path / "plain")
-    towers = "text=full,vision=window:window=8,dilation=2"
-    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), "--generic", "--towers", towers])
-    assert shown.exit_code == 0, shown.output
-    assert "tower text" in shown.output
-    assert "tower vision" in shown.output
-    done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), "--generic", "--towers", towers, "--json"])
-    assert done.exit_code == 0, done.output
-    written = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["towers"]
-    assert written == {"text": {"mechanism": "full"}, "vision": {"mechanism": "window", "window": 8, "dilation": [2]}}
-
-
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -247,13 +227,6 @@ def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, A
     with pytest.raises(LongAttentionError, match=sentence) as caught:
         plan_conversion(tmp_path, generic=True, **settings)
     assert "\n" not in str(caught.value)
-
-
-def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="but a BertModel reads texts; leave it out"):
-        plan_conversion(tmp_path, towers={"text": WINDOW})
 
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
@@ -289,6 +262,8 @@ def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
         tmp_path / "plain"
     )
     arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full"]
+    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *arguments])
+    assert (shown.exit_code, "tower text" in shown.output, "tower vision" in shown.output) == (0, True, True), shown.output
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
     assert done.exit_code == 0, done.output
     assert "transformers' Trainer on pairs" not in done.output
