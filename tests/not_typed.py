@@ -25,8 +25,8 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
-        '"""Genomes': SHOWN_ELSEWHERE + "tests/inputs/test_new_modality.py",
-        "from ..modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/inputs/test_new_modality.py",
+        '"""Genomes': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
+        "from ..modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
     },
     "docs/performance.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,

@@ -1,4 +1,4 @@
-"""Batches: padded, packed or of a number of tokens, with masks of language models, and the processes that share them."""
+"""Batches of padded or packed rows, of a number of rows or tokens, and with the masks of language models."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """Padded batches: transformers' ``DataCollatorWithPadding`` for rows that may also have ``labels`` of tokens (padded with -100) or a
-    ``global_attention_mask``, 1 = global.
+    """transformers' ``DataCollatorWithPadding`` for rows that may have ``labels`` of tokens or a ``global_attention_mask``.
 
-    Padding is never global. Models whose config says which tokens are global (question answering) need no such column.
+    Labels are padded with -100. In the mask, 1 = global; padding is never global. Models whose config says which tokens are global
+    (question answering) need no such column.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """One row ``(1, T)`` of all columns, and ``documents (1, T)``, the number of each token's row.
+    """All columns as one row ``(1, T)``, with ``documents (1, T)``, the number of each token's row.
 
     A Long model restarts positions at each document, and no mechanism lets documents see each other. ``attention_mask`` is left out.
     """
@@ -128,7 +128,7 @@ class DataCollatorWithPacking:
 
 @contextmanager
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
-    """Let the pooling of a packed row ``(1, T)`` read the first token of each document; ``lengths (B,)``."""
+    """Within the context, the pooling of a packed row ``(1, T)`` reads the first token of each document, by ``lengths (B,)``."""
     starts = lengths.cumsum(0) - lengths
     module: Any = pooling_module(model)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
@@ -139,7 +139,7 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
-    """The module that receives all hidden states and reads the first token; ``None`` if the model selects the token itself."""
+    """The module that reads the first token of all hidden states; ``None`` if the model selects the token itself."""
     modules = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
     module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
     return None if isinstance(module, nn.Linear) else module
@@ -175,7 +175,7 @@ class EpochSampler(Sampler[Any]):
 
 
 class TokenBudget(EpochSampler):
-    """Batches of rows of similar length that hold at most a number of tokens, in an order that depends on the seed and the epoch.
+    """Batches of rows of similar length, of a limited number of tokens. Their order depends on the seed and the epoch.
 
     Args:
         budget: maximum tokens of a batch. A longer row gets its own batch.
@@ -213,7 +213,7 @@ MASKED = 0.15
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids of any shape with a share :data:`MASKED` masked, and labels, which are :data:`.tokenization.IGNORED` elsewhere.
+    """Token ids with a share :data:`MASKED` masked, and their labels: the ids at masked tokens, else :data:`.tokenization.IGNORED`.
 
     For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
     other token is.
@@ -228,8 +228,10 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 
 
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
-    """transformers' collator of language models with masks that depend on the seed, on ``epoch`` and on the tokens of the
-    batch alone. Resumed runs and other numbers of workers therefore draw the same masks.
+    """transformers' collator of language models with repeatable masks.
+
+    They depend on the seed, on ``epoch`` and on the tokens of the batch alone, so that resumed runs and other numbers of workers draw the
+    same masks.
 
     At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
     padding token is the end token (GPT-2, Llama).

@@ -86,8 +86,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
 
 
 class ImageCollator(EpochAwareCollator):
-    """Batches of images and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole images, and
-    ``labels (B,)``.
+    """Batches of ``pixel_values (B, 3, H, W)``, made by the image processor, and ``labels (B,)``.
 
     An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs and other numbers of workers therefore draw the
     same augmentations. Evaluations draw none.
@@ -124,8 +123,9 @@ class ImageCollator(EpochAwareCollator):
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
-    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for "none", and, with a warning, for ""
-    without torchvision.
+    """The augmentation of a training, as in transformers' ``run_image_classification``.
+
+    ``None`` for "none", and also, with a warning, for "" if torchvision is not installed.
 
     Args:
         name: one of :data:`AUGMENTATIONS`; "" = the first one.

@@ -1,4 +1,4 @@
-"""A question and a document as model inputs: whole, or in overlapping windows; and as batches with their targets."""
+"""Questions about documents as model inputs, whole or in overlapping windows, and as batches with targets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def qa_inputs(
 
 
 def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
-    """First and last token of each answer that lies completely in this window; [(0, 0)], "no answer", without one."""
+    """First and last token of each answer that lies completely in this window; [(0, 0)], "no answer", if none does."""
     inside = [token for token, (start, _) in enumerate(offsets) if start >= 0]
     firsts = [offsets[token][0] for token in inside]
 

@@ -144,7 +144,10 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
 
 
 def _spans(answers: Any) -> list[tuple[str, Any]]:
-    """Each answer with a text, and its first character or ``None``: of {text, answer_start} with one or several of each, or of texts."""
+    """Each answer with a text, and its first character or ``None``.
+
+    ``answers``: {text, answer_start} with one or several of each, or texts.
+    """
     if isinstance(answers, list):
         return [span for each in answers for span in _spans(each)]
     if not isinstance(answers, Mapping):
@@ -236,7 +239,7 @@ def normalise(text: str) -> str:
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """SQuAD's answers: the occurrences of ``texts`` in ``context`` as whole words or, if there are none, anywhere.
+    """SQuAD's answers: where ``texts`` occur in ``context`` as whole words, or else anywhere.
 
     Scripts without spaces have no whole words, so that every occurrence counts. Case, kind of space and Unicode normalisation form do not
     matter. With ``normalised``, whole words alone count, and punctuation and articles between them are ignored, as in TriviaQA's script.
@@ -267,7 +270,7 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
 
 
 def _goes_on(context: str, position: int, step: int) -> bool:
-    """Whether the word at a character goes on at the next character, or with step -1 at the previous one."""
+    """Whether the word at a position goes on at the next character (step 1) or the previous one (step -1)."""
     if not 0 <= position + step < len(context):
         return False
     here, there = context[position], context[position + step]

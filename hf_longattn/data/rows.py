@@ -1,4 +1,4 @@
-"""Rows for a task: the columns that it needs, as texts, labels, scores, words or files, and which rows are held out.
+"""Rows with the columns that a task needs: texts, labels, scores, words or files. Some rows are held out.
 
 Rows have a column for each of a task's ``roles``; see :class:`~hf_longattn.training.arguments.DataArguments`, also about ``named``.
 """
@@ -104,7 +104,7 @@ def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
 def split_held_out(
     parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "", classes: str = ""
 ) -> tuple[Dataset, Dataset]:
-    """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
+    """Divide data into training rows and held-out rows, a tenth of every source, drawn by the seed.
 
     A source of two units or more gives at least one; if none has two, the last one drawn is held out.
 
@@ -159,7 +159,7 @@ def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str
 
 
 def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, leave_out: bool = True, option: str = COLUMNS) -> Dataset:
-    """The rows of a source with a column for each role: texts, names of labels, numbers, lists of words or tags, files.
+    """The rows of a source with a column for each role. Cells are texts, numbers, names of labels, lists or files.
 
     Rows of files have a ``name`` for messages.
 
@@ -225,7 +225,7 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
 
 
 def _label(value: Any, names: Sequence[str] | None) -> str | None:
-    """The name of a label: a text as it stands, a whole number, true or false, or the name of a class; ``None`` for anything else."""
+    """The name of a label that is a text, a whole number, a truth value or the number of a class; else ``None``."""
     if names is not None:
         return names[value] if value is not None and 0 <= value < len(names) else None
     if isinstance(value, bool):
@@ -236,7 +236,7 @@ def _label(value: Any, names: Sequence[str] | None) -> str | None:
 
 
 def as_number(value: Any) -> float | None:
-    """The finite number that a value of JSON or a cell of a table holds, also as text; ``None`` for anything else."""
+    """A value of JSON or a cell of a table as a finite number; ``None`` if it is none."""
     try:
         number = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
@@ -245,7 +245,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
-    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``."""
+    """The unread files of a column in the column ``role``, with names for messages in the column ``name``."""
     feature = data.features[column]
     if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         data = data.rename_columns({} if column == role else {column: role})

@@ -124,7 +124,7 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
 
 
 def files_of(path: Path, modality: str) -> list[Path]:
-    """The files of a modality in a folder and its sub-folders, sorted by name; or the file itself."""
+    """The files of a modality in a folder and its sub-folders, sorted by name. A file is returned itself."""
     endings = f"{'audio file' if modality == 'audio' else modality}s ({', '.join(SUFFIXES[modality][:4])} …)"
     if path.is_file():
         return [path]
@@ -140,7 +140,7 @@ def files_of(path: Path, modality: str) -> list[Path]:
 
 
 def located(source: str, split: str, modality: str) -> str:
-    """A source; of a folder of images or audio files the folder of the split, and its table of metadata where there is one."""
+    """A source, or for a folder of images or audio files the split's folder or its table of metadata."""
     path = Path(source)
     if modality == "text" or not path.is_dir() or saved_by_datasets(path):
         return source
@@ -151,7 +151,7 @@ def located(source: str, split: str, modality: str) -> str:
 
 
 def _read_folder(root: Path, modality: str) -> Dataset:
-    """The files of a folder, with their sub-folders as labels, and the .txt file beside each audio file as its text."""
+    """The files of a folder. Sub-folders are labels, and a .txt file beside an audio file is its text."""
     files = files_of(root, modality)
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
@@ -166,7 +166,7 @@ def _read_folder(root: Path, modality: str) -> Dataset:
 
 
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
-    """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
+    """The rows of text files, CSV or JSON. ``datasets`` caches them until a file or this package changes.
 
     Options are no lists, which ``datasets`` would divide into shards.
     """

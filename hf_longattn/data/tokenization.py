@@ -1,4 +1,4 @@
-"""Token ids: special tokens around a text, documents for language models, lists of words, and how long an input may be.
+"""Token ids of texts with special tokens, of documents and of lists of words, and the longest input of a model.
 
 Training reads the ids of ``tokenizer(text)``, as inference does (``run_mlm``, ``run_clm``, ``run_ner``). Documents of a language model also
 get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so that the model learns where texts end.
@@ -50,15 +50,17 @@ def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """Token ids ``(B, L)`` of pieces of a text, each with special tokens: ``before`` and ``after`` (see :func:`special_ids`) replace its
-    first and last tokens."""
+    """Token ids ``(B, L)`` of pieces of a text, whose first and last tokens are replaced by special tokens.
+
+    ``before`` and ``after`` are those of :func:`special_ids`.
+    """
     chunks, rest = chunks.clone(), chunks.shape[-1] - len(after)
     chunks[..., : len(before)], chunks[..., rest:] = chunks.new_tensor(before), chunks.new_tensor(after)
     return chunks
 
 
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokens of whole documents with the tokenizer's special tokens, and the end token if it adds none after a text."""
+    """Tokens of whole documents with special tokens. The end token is added if the tokenizer adds nothing after a text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     added = [] if special_ids(tokenizer)[1] or end is None else [end]
     encoded = call_tokenizer(tokenizer, list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
@@ -66,7 +68,7 @@ def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """``input_ids`` of whole documents, one row each; ``data`` is a ``datasets`` dataset with the column ``text``, streamed or not.
+    """``input_ids`` of whole documents, one row each. ``data`` has the column ``text``, and may be streamed.
 
     Documents without a token to predict are left out.
     """
@@ -79,7 +81,7 @@ def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
-    """Documents one after the other, cut into inputs of ``length`` tokens, as ``run_mlm`` and ``run_clm`` cut them.
+    """Documents one after the other, cut into inputs of ``length`` tokens as in ``run_mlm`` and ``run_clm``.
 
     A document longer than an input continues in the next one. The remaining tokens of every 200 documents form a shorter input, so that
     short texts are not lost. Inputs without a target are left out.
@@ -103,7 +105,7 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
 
 
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
-    """Whether a list of words gets the same ids as the text, as tokenised by ``original`` if it is given."""
+    """Whether a list of words gets the ids that ``original``, by default ``tokenizer``, gives the text."""
     lead = call_tokenizer(original or tokenizer, LEAD, add_special_tokens=False)["input_ids"]
     for word in WORDS:
         ids = call_tokenizer(original or tokenizer, f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
@@ -148,7 +150,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
 
 
 def decoder_length(model: PreTrainedModel) -> int | None:
-    """Maximum number of tokens that the decoder of an encoder-decoder reads, and so writes; ``None`` without a limit."""
+    """Maximum number of tokens that the decoder of an encoder-decoder reads and writes; ``None`` without a limit."""
     config: Any = model.config
     if hasattr(config, "decoder"):  # two models in one, such as SpeechEncoderDecoder
         return longest_of_config(config.decoder)

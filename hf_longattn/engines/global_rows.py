@@ -10,6 +10,7 @@ one CPU thread).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -38,8 +39,11 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
-    waits for the device. A graph cannot wait, and takes the number of ``call.global_positions``."""
+    """:func:`global_index` of a call's global tokens, padding excluded.
+
+    It is cached for all layers of a forward pass, since finding the tokens waits for the device. A graph cannot wait, and takes the
+    number of ``call.global_positions``.
+    """
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
     known = call.global_positions is not None and not torch.compiler.is_exporting()
@@ -157,10 +161,6 @@ def separate_rows_backward(
     return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype)
 
 
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
-
-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, global_mask, *ctx.settings, seed = inputs
     ctx.save_for_backward(q, k, v, key_mask, global_mask, seed)
@@ -171,8 +171,9 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return (*separate_rows_backward(grad, *tensors, *ctx.settings, seed), *[None] * 6)
 
 
-separate_rows.register_fake(lambda q, *_: _like(q)[0])
-separate_rows_backward.register_fake(lambda _grad, q, k, v, *_: _like(q, k, v))
+empty_like = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
+separate_rows.register_fake(lambda q, *_: empty_like(q))
+separate_rows_backward.register_fake(lambda _grad, q, k, v, *_: (empty_like(q), empty_like(k), empty_like(v)))
 separate_rows.register_autograd(_backward, setup_context=_setup_context)
 
 

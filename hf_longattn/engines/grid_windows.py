@@ -121,7 +121,10 @@ def window_attention(
     for region, part in zip(itertools.product(*axes), cut, strict=True):
         out = _region(part, region, prefix, call, _bias(call, region, prefix), recorded=True)
         outs.append(out.reshape(out.shape[0], *(run.windows * run.size for run in region), *out.shape[-2:]))
-    cells = _assembled(outs, [len(along) for along in axes]).flatten(1, grid.rank)
+    for axis, along in reversed([*enumerate(axes, 1)]):  # join the regions, the last axis first
+        if (count := len(along)) > 1:
+            outs = [torch.cat(outs[at : at + count], axis) for at in range(0, len(outs), count)]
+    cells = outs[0].flatten(1, grid.rank)
     return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)
 
 
@@ -231,11 +234,3 @@ def _bias(call: AttentionCall, region: Sequence[WindowRun], prefix: Sequence[Ten
         return term
     front = bias.table[:, 1 - PREFIX_PAIRS, None, None] if bias.has_prefix else term.new_zeros(())
     return torch.cat([front.expand(*term.shape[:-1], prefix[0].shape[2]), term], -1)
-
-
-def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Join the outputs of all regions. ``counts``: regions along every axis."""
-    for axis, count in reversed([*enumerate(counts, 1)]):
-        if count > 1:
-            outs = [torch.cat(list(outs[at : at + count]), axis) for at in range(0, len(outs), count)]
-    return outs[0]

@@ -238,8 +238,8 @@ class DistanceTerm(ScoreTerm):
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
 
-        def taken(x: Tensor | None, axis: int) -> Tensor | None:
-            """The chosen heads of ``x``. Tables may have one head for all."""
+        def taken(x: Any, axis: int) -> Any:
+            """The chosen heads of the tensor ``x``, if any. Tables may have one head for all."""
             return x if x is None or (axis == 0 and len(x) == 1) else take_heads(x, chosen, axis)
 
         return dataclasses.replace(

@@ -1,6 +1,6 @@
-"""Evaluation: metrics that load without a network, and a reader that answers questions about long documents.
+"""Metrics that load without a network, a reader of long documents, and vectors of documents.
 
-Below training, which uses the same inputs and metrics.
+Training uses the same inputs and metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Vectors of documents in Parquet files: one for each document, several, one for each passage, or one for each token.
+"""Vectors of documents, of their parts, passages or tokens, in Parquet files.
 
 A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be resumed. Processes share
 the files.

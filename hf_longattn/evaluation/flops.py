@@ -94,7 +94,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The bytes of one layer's decode cache, and of each further token: 0 if the size is constant."""
+    """The bytes of one layer's decode cache, and of each further token, which are 0 if the size is constant."""
 
     bytes: int
     per_token: int
@@ -134,7 +134,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 def _measured(mechanism: Any, shape: ModelShape) -> int:
     """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
-    layer = type(mechanism)(*mechanism.sizes, mechanism.options).to(dtype)  # the given one may be on the meta device
+    layer = type(mechanism)(*mechanism.sizes, mechanism.options).to(dtype)  # ``mechanism`` may be on the meta device
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
@@ -145,7 +145,7 @@ def _measured(mechanism: Any, shape: ModelShape) -> int:
 
 
 def element_bytes(config: Any) -> int:
-    """Bytes of a number in the weights of a model with this config; fp32 if it does not say."""
+    """Bytes of one weight of a model with this config; fp32 if its dtype is not set."""
     return (getattr(config, "dtype", None) or torch.float32).itemsize
 
 
@@ -169,7 +169,7 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
 
 
 def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:
-    """The shape of a plain model with mechanisms or of a tower, from its first layer and the whole model's config."""
+    """The shape of a plain model with mechanisms, or of a tower. ``whole``: the config of the whole model."""
     sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module

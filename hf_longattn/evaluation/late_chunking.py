@@ -53,7 +53,7 @@ def late_chunks(
     overlap: int | None = None,
     normalize: bool = True,
 ) -> list[list[Chunk]]:
-    """Embed every document in one pass, and average the states of each of its passages: the paper's equation 2.
+    """Embed every document in one pass, and average the states of each passage (the paper's equation 2).
 
     An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as a query, is averaged
     with special tokens and prefix, as in sentence-transformers' ``encode``.
@@ -65,7 +65,7 @@ def late_chunks(
         spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
             themselves. A token belongs to the passage in which it starts. Default: passages of ``chunk_tokens`` tokens; the last one may be
             shorter.
-        prefix: the model's prompt for documents, such as "search_document: "; in no passage that is a part of a text.
+        prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: tokens shared by windows of a longer document; default: 128, and at most a quarter of a window. Each state comes from the
             window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
@@ -130,7 +130,7 @@ class Tokens(NamedTuple):
 
 
 def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
-    """Tokenise a text, in pieces if it is long: Python's lists of tokens take a hundred times its memory."""
+    """Tokenise a text, a long one in pieces, since Python's lists of tokens take a hundred times its memory."""
     frame = call_tokenizer(tokenizer, "")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []

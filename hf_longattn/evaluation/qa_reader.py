@@ -71,7 +71,7 @@ class QAReader:
         return self.read([example])[0].text
 
     def read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers with their candidates, in the order of ``examples``; inputs of similar length share a forward pass.
+        """Answers with their candidates, in the order of ``examples``. Inputs of similar length share a forward pass.
 
         Raises:
             OptionError: an example has no ``question`` or no ``context``.
@@ -89,8 +89,8 @@ class QAReader:
                 raise OptionError(f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
         columns = {name: [example[name] for example in examples] for name in ("question", "context")}
         columns["answers"] = [example.get("answers") or {"text": [], "answer_start": []} for example in examples]
-        inputs = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
-        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+        windows = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
+        rows = [dict(zip(windows, values, strict=True)) for values in zip(*windows.values(), strict=True)]
 
         # The longest inputs first: rows of a batch then have similar lengths, and too little memory shows at once.
         longest_first, device = sorted(rows, key=lambda row: -row["length"]), self.model.device
@@ -144,11 +144,11 @@ class Answer:
 
     @property
     def score(self) -> float:
-        """By how much the best span is above "no answer"; SQuAD 2's null score difference with the opposite sign."""
+        """The margin of the best span over "no answer": the negative of SQuAD 2's null score difference."""
         return self.spans[0].score if self.spans else -float("inf")
 
     def above(self, threshold: float | None) -> str:
-        """The answer, "" where the best span's score is below ``threshold``; ``None`` = there must be one."""
+        """The best answer, or "" if its score is below ``threshold``; ``None`` = there must be an answer."""
         return "" if threshold is not None and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
@@ -286,9 +286,10 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
 
 
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
-    """Merge the documents of a question (TriviaQA) into one example with the best-scored answer, as Joshi et al. (2017, section 5.2) choose
-    it. It has the candidates and the total length of all documents, and the position of the first right answer. All other examples stay as
-    they are.
+    """Merge the documents of a question (TriviaQA) into one example with the best-scored answer.
+
+    Joshi et al. (2017, section 5.2) choose it in this way. The answer has the candidates and the total length of all documents, and the
+    position of the first right answer. All other examples stay as they are.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):

@@ -30,7 +30,7 @@ def mean_and_error(values: Sequence[float]) -> Estimate:
 
 
 def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
-    """Sum of the first numbers / sum of the second, with its standard error over pairs (Cochran 1977, §2.11)."""
+    """Sum of the first numbers / sum of the second numbers, with its standard error (Cochran 1977, §2.11)."""
     count, total = len(pairs), max(1, sum(size for _, size in pairs))
     ratio = sum(part for part, _ in pairs) / total
     spread = sum((part - ratio * size) ** 2 for part, size in pairs)

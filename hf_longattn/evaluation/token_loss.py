@@ -1,6 +1,6 @@
-"""The loss of a language model token by token, before and after a change of the model, with the standard error of the difference.
+"""Losses of a language model token by token, and their change with its standard error.
 
-Also the distance of two models' predictions, and the texts on which they are compared.
+Also the divergence of two models' predictions, and the texts on which they are compared.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LossChange:
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor) -> LossChange | None:
-        """From the losses ``(N,)`` of the same tokens, nan where a token is not predicted; ``None`` if no token is predicted by both."""
+        """From two losses ``(N,)`` of the same tokens, nan at unpredicted tokens; ``None`` if both predict no token."""
         both = ~(before.isnan() | after.isnan())
         if not both.any():
             return None
@@ -57,7 +57,7 @@ class LossChange:
 
     @property
     def worse(self) -> bool:
-        """Whether the loss grew by more than twice its standard error, and by more than :data:`NEGLIGIBLE`; also if it is not finite."""
+        """Whether the loss grew by more than :data:`NEGLIGIBLE` and twice its standard error, or is not finite."""
         return not self.change <= max(NEGLIGIBLE, math.inf if self.error is None else 2 * self.error)
 
     def to_dict(self) -> dict[str, Any]:

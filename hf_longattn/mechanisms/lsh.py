@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.accelerator import accelerated
+from ..engines import accelerator
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
@@ -208,7 +208,8 @@ class LSH(BucketedMechanism):
         return met
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return accelerated(k) and call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
+        # Bidirectional chunks start at each document's first sorted token and wrap around.
+        return accelerator.accelerated(k) and call.causal
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         key_buckets, shared = self.hashes(k), self.options.shared_qk

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.accelerator import accelerated
+from ..engines import accelerator
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
@@ -129,7 +129,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         if not self.logarithms:
             return (k @ directions.mT).relu()
         squares = k.square().sum(-1, keepdim=True)
-        if not accelerated(k):
+        if not accelerator.accelerated(k):
             return torch.add(k @ directions.mT, squares, alpha=-scale / 2)
         squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns in the product add -|x'|²/2
         return torch.cat((k, squares), -1) @ F.pad(directions, (0, COLUMNS), value=-scale / (2 * COLUMNS)).mT

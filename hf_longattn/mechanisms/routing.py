@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.accelerator import accelerated
+from ..engines import accelerator
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
@@ -235,7 +235,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         # with a learned router or a window, clusters choose among the keys of one document
-        return accelerated(k) and call.causal and not self.learned and not self.options.window
+        return accelerator.accelerated(k) and call.causal and not self.learned and not self.options.window
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)

@@ -1,4 +1,4 @@
-"""The arguments of every task: its model, its data, and transformers' ``TrainingArguments`` with a few more.
+"""The arguments of every task: model, data, and transformers' ``TrainingArguments`` with a few more.
 
 ``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses what it extends or whose defaults it changes.
 A missing or contradictory value raises an OptionError.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +28,8 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
     return HfArg(default=default, help=help, aliases=aliases)
 
 
-def batch_size_argument(default: int) -> Any:
-    """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
-    return argument(default, "Inputs per forward pass and process.", ["--batch-size"])
+batch_size_argument = partial(argument, help="Inputs per forward pass and process.", aliases=["--batch-size"])
+"""A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``, with its default."""
 
 
 def check_least(arguments: Any, **minima: float) -> None:

@@ -1,4 +1,7 @@
-"""Continued training of a language model on long text: the tasks mlm and clm, and what other tasks on plain text share with them."""
+"""Continued training of language models on long text, the tasks mlm and clm.
+
+Other tasks on plain text use their arguments and :func:`load_lm`. Documents may be read segment by segment, with a memory.
+"""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations

@@ -79,7 +79,7 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
 
 
 def recipe_words(recipe: str, command: str = "") -> list[str]:
-    """The values of a recipe as words of a command line, as they are written: a ``no`` or a ``1e-5``."""
+    """The values of a recipe as words of a command line. They stay as they are written: a ``no`` or a ``1e-5``."""
     values, written = (read_recipe(recipe, command=command, loader=loader) for loader in ("SafeLoader", "BaseLoader"))
     words = []
     for name, value in values.items():

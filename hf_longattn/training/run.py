@@ -1,4 +1,6 @@
-"""The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
+"""The run of every task: begin, train or resume, evaluate, and save the model with its log and card.
+
+Errors are reported as one sentence.
 
 `docs/extending.md` and ``examples/extend/score.py`` show a task. ``compute_metrics`` (or ``measure=``) returns scores by name, with
 ``NAME_se`` for standard errors and ``n`` for the number of rows. Scores with names in :data:`METRICS` are in per cent.
@@ -52,7 +54,7 @@ FULL = ("No space left on device", "Disk quota exceeded", "File too large", "Pyt
 
 
 def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
-    """Refuse an output with another model before anything slow, find the checkpoint to resume from, and set the seed.
+    """Check the output before anything slow, find the checkpoint to resume from, and set the seed.
 
     Raises:
         OptionError: the output is the folder of the model, or holds a model, checkpoints or scores.
@@ -172,9 +174,9 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def load_renamed(model: Any, folder: Path) -> None:
-    """Load a checkpoint whose weights have other names than the model's parameters, as ``from_pretrained`` does; Trainer does not.
+    """Load a checkpoint as ``from_pretrained`` does if its weights have other names than the model's parameters.
 
-    transformers saves a ViT, a mixture of experts and others under older names.
+    transformers saves a ViT, a mixture of experts and others under older names, which Trainer leaves out.
     """
     names: set[str] = set()
     for path in folder.glob("model*.safetensors"):
@@ -241,7 +243,7 @@ BESIDE_UPDATES = "trained_beside_updates"
 
 @contextmanager
 def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
-    """Train LoRA updates of the attention projections within the context, scaled by 2, and merge them on exit.
+    """Within the context, train LoRA updates of the attention projections, scaled by 2; merge them on exit.
 
     Also trained are the mechanisms' parameters, poolers and heads, but no head that predicts tokens.
 
@@ -337,7 +339,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
 
 
 def complete_folder(folder: Path, source: str) -> None:
-    """Add the files of a model's source that a training does not save: licence, processors, and the modules of a sentence encoder."""
+    """Copy what a training does not save from the model's source: licence, processors, modules of a sentence encoder."""
     from hf_longattn.conversion import write_modules
 
     try:
@@ -362,18 +364,18 @@ def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metric_of(name: str) -> str | None:
-    """The key of :data:`METRICS` that a score's name is or ends with; ``None`` for other scores."""
+    """The metric of a score by its name, ``METRIC`` or ``HEAD_METRIC``, as a key of :data:`METRICS`; ``None`` for other scores."""
     return max((key for key in METRICS if name == key or name.endswith(f"_{key}")), key=len, default=None)
 
 
 def shown(scores: Mapping[str, Any]) -> list[str]:
-    """The names of the scores to report: those in per cent, or the loss where there is none."""
+    """The names of the scores to report: scores in per cent, or else the loss."""
     names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
     return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
 
 
 def describe(log: Mapping[str, Any]) -> str:
-    """The metrics of a log in words: "held out (100 rows): accuracy 50.0 % before, 91.2 ± 2.8 % after"."""
+    """The metrics of a log in words, such as "held out (100 rows): accuracy 50.0 % before, 91.2 ± 2.8 % after"."""
     before, after, rows = log["metrics"]["before"], log["metrics"]["after"], log["scored_rows"]
     parts = []
     for name in shown(after):

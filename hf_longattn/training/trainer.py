@@ -1,4 +1,7 @@
-"""The Trainer of every task: transformers' own, with the loss of a step as one mean, a time limit, and batches of a number of tokens."""
+"""The Trainer of every task.
+
+It is transformers' Trainer with the loss of a step as one mean, a time limit, and batches of a number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ class LongTrainer(Trainer):
         return prepared
 
     def train_batches(self) -> Any:
-        """A sampler of batches, of ``tokens_per_batch`` tokens or of rows of similar length; ``None`` = Trainer's own."""
+        """A sampler of batches of ``tokens_per_batch`` tokens, or of rows of similar length; ``None`` = Trainer's own."""
         args, budget = self.args, getattr(self.args, "tokens_per_batch", 0)
         if not budget and not self.groups_by_length:
             return None
@@ -145,7 +148,7 @@ class LongTrainer(Trainer):
         return batches, mean  # gradients are averaged over the processes
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
-        """The number of labels over which :meth:`mean_loss` averages, or of rows if the head averages over rows."""
+        """The number of labels, or else rows, over which :meth:`mean_loss` averages."""
         count = label_count(self.head, inputs)
         return batch_rows(inputs) if count is None else count
 
@@ -160,7 +163,7 @@ class LongTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:  # Trainer's signature
-        """The batch's share of the mean over all labels of a step; in evaluations, the mean over the batch."""
+        """In training, the batch's share of the mean over all labels of a step; otherwise the mean over the batch."""
         labels = label_count(self.head, inputs)
         training = num_items_in_batch is not None and model.training  # Trainer counts for a loss function in evaluations, too
         items = self.items_of(inputs) if training else None  # before label smoothing takes the labels out
@@ -182,7 +185,7 @@ class LongTrainer(Trainer):
         return scheduler
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``.
+        """As Trainer's, with the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``.
 
         Batches without a label have no loss.
         """
@@ -205,7 +208,7 @@ class LongTrainer(Trainer):
 
 
 class Minutes(TrainerCallback, ExportableState):
-    """The time limit of a training and its learning rate, and an end where a loss is not finite.
+    """The time limit and learning rate of a training, which ends if a loss is not finite.
 
     All processes use the first one's time at the last step, so they stop after the same step, with the same learning rate. A resumed run
     counts the minutes before. ``limit`` is in minutes; ``None`` = no limit.
@@ -217,7 +220,7 @@ class Minutes(TrainerCallback, ExportableState):
         self.logged = 0.0
 
     def fraction(self) -> float:
-        """Spent fraction of the time between the first step and the limit, the same in all processes."""
+        """Spent fraction of the time from the first step to the limit. Equal in all processes."""
         if self.limit is None:
             return 0.0
         start = self.first_step or 0.0
@@ -284,7 +287,7 @@ class Minutes(TrainerCallback, ExportableState):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the collator and of the sampler, which accelerate forgets when several processes resume."""
+    """Sets the epoch of collator and sampler. accelerate forgets the sampler's when several processes resume."""
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loader = kwargs.get("train_dataloader")
@@ -328,7 +331,7 @@ def row_lengths(data: Any) -> list[int]:
 
 
 def batch_rows(inputs: Mapping[str, Any]) -> int:
-    """The rows of a batch; of a packed one with a label for each document, its documents."""
+    """The number of rows in a batch, or of documents in a packed batch with a label for each document."""
     values = [inputs.get("labels"), *inputs.values()]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
 

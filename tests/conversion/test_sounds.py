@@ -202,14 +202,6 @@ def test_plan_of_a_sound_model_refuses_settings_that_do_not_apply(
         plan_conversion(saved(processor=False), **settings, **choose)
 
 
-def test_plan_of_a_text_model_refuses_settings_of_sounds(tmp_path: Path) -> None:
-    bert = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=99)
-    transformers.BertModel(bert).save_pretrained(tmp_path / "bert")
-    for setting in ({"audio_seconds": 60}, {"verify_audio": "talk.wav"}):
-        with pytest.raises(OptionError, match="but a BertModel reads texts; "):
-            plan_conversion(tmp_path / "bert", **setting)
-
-
 class TestDamage:
     def test_conversion_refuses_a_file_that_is_no_recording(self, saved: Checkpoint, tmp_path: Path) -> None:
         (tmp_path / "talk.wav").write_bytes(b"RIFF")

@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from hf_longattn import LongAttentionConfig
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.batching import (
     DataCollatorForPackedText,
     DataCollatorWithGlobals,
@@ -59,7 +58,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.training.tasks import task_names
 from tests.training import test_options
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, converted, start_task, write_rows
 from tests.training.speech import spoken
 from tests.training.test_options import DATA
 
@@ -142,10 +141,7 @@ def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None
 def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The loss of rows that hold several documents is that of the documents in separate rows."""
     torch.manual_seed(0)
-    convert_checkpoint(
-        checkpoint(kind, tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False
-    )
-    model = loader.from_pretrained(tmp_path / "long").eval()
+    model = loader.from_pretrained(converted(kind, tmp_path, tokenizer, window=16)).eval()
     texts = ["one two three", "def read(path):\n    return path", "for each line in file: pass"]
     data = to_inputs(Dataset.from_dict({"text": texts}), tokenizer, 128, pack=True)
     assert len(data) == 1
@@ -166,10 +162,7 @@ def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, 
 
 
 def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    convert_checkpoint(
-        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False
-    )
-    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "long", num_labels=3).eval()
+    model = AutoModelForTokenClassification.from_pretrained(converted("mlm", tmp_path, tokenizer, window=16), num_labels=3).eval()
     data = [{**row, "labels": [token % 3 for token in row["input_ids"]]} for row in documents()]
     found = model(**DataCollatorWithPacking()(data))
     rows_ = padded(data)
@@ -181,15 +174,14 @@ def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokeni
 
 @pytest.mark.thorough
 def test_language_model_training_packs_converted_models_by_default(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = checkpoint("clm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
+    long, short = converted("clm", tmp_path, tokenizer, window=16), str(tmp_path / "short")
     given = {"output_dir": str(tmp_path / "out"), "data": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
-    assert start_task("clm", model=str(tmp_path / "long"), **given)["packed"]
+    assert start_task("clm", model=long, **given)["packed"]
     assert not start_task("clm", model=short, **given)["packed"]
     with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
         start_task("clm", model=short, packing=True, **given)
     with pytest.raises(OptionError, match="rows of known length"):
-        start_task("clm", model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given)
+        start_task("clm", model=long, segments=16, tokens_per_batch=500, **given)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -252,21 +244,16 @@ FURTHER: dict[str, dict[str, Any]] = {
 """What a task is given beside its model and its data."""
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def settings_of(task: str, models: dict[str, str], folder: Path) -> dict[str, Any]:
     """A model and data in files, of which all rows are trained on; texts fill up to 30 inputs of 16 tokens."""
-    data = write(DATA[task][: ROWS * BATCHES], folder / "data.jsonl")
+    data = write_rows(DATA[task][: ROWS * BATCHES], folder / "data.jsonl")
     given: dict[str, Any] = {"model": models[task], **FURTHER.get(task, {})}
     if task == "distill":
         given["teacher"] = models["short"]
     if task == "ctc":
         spoken(folder, ROWS * BATCHES)
     if task == "multitask":
-        words = write(DATA["tokens"][: ROWS * BATCHES], folder / "words.jsonl")
+        words = write_rows(DATA["tokens"][: ROWS * BATCHES], folder / "words.jsonl")
         return {**given, "tasks": [f"topic=classify:{data}", f"names=tokens:{words}"], "validation": [f"topic={data}", f"names={words}"]}
     if DATA[task] is DATA["mlm"]:
         return {**given, "data": [data], "validation": data, "max_length": 16, "max_train_samples": 30}

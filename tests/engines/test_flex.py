@@ -1,8 +1,4 @@
-"""flex_attention where there is no GPU: its block lists, and the CUDA paths on the CPU's kernel, also compiled, at changing lengths.
-
-The CPU's compiled kernel has no backward pass and no log-sum-exp: training, and global columns outside of a graph, which are merged by it,
-are tested uncompiled only.
-"""
+"""flex_attention without a GPU: block lists, bands and tables of blocks on the CPU's kernel or in plain operations, also compiled."""
 
 from __future__ import annotations
 
@@ -14,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
-from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention, plain_gathered
 from hf_longattn.engines.byte_cache import _tensors
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, as_fixed, rows_of
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, BlockTable, Lists, band_block_mask, flex_block_table
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -29,6 +26,8 @@ from tests.cases import every_case
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
+
+# ---- Block lists and bands.
 
 
 def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
@@ -288,3 +287,167 @@ def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], pa
         attend(q, k, v, name, causal=name == "linear", **options)
     assert answers[-1] == path
     assert not [answer for answer in answers if answer.startswith("cpu")]
+
+
+# ---- A band with global tokens, padding, packed documents and grouped heads is one call.
+
+
+LENGTH = 700
+COMPILED = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+"""PyTorch's kernel for the CPU, which has a forward pass only."""
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "longformer": {"mechanism": "longformer", "window": 128},
+    "five positions": {"mechanism": "longformer", "window": 100, "global_tokens": (0, 1, 2, 7, 300)},
+    "uneven window": {"mechanism": "longformer", "left": 200, "right": 30},
+    "sinks": {"mechanism": "window", "window": 90, "num_sinks": 4},
+}
+PADDING = ("none", "right", "left", "holes", "a whole row")
+
+
+def real_tokens(padding: str) -> Tensor | None:
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    if padding == "right":
+        real[1, LENGTH - 200 :] = False
+    elif padding == "left":
+        real[1, :333] = False
+    elif padding == "holes":
+        real[1, :5], real[1, 300:350], real[0, 2] = False, False, False
+    elif padding == "a whole row":
+        real[1] = False
+    return None if padding == "none" else real
+
+
+def calls(
+    name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int, width: int = 16
+) -> tuple[Any, list[Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    options = dict(MECHANISMS[name])
+    module = build_mechanism(options.pop("mechanism"), num_heads=4, head_dim=width, **options).eval()
+    sizes = (4, heads, heads)
+    tensors = [torch.randn(2, h, LENGTH, width, generator=generator, dtype=torch.float64, requires_grad=True) for h in sizes]
+    arguments: dict[str, Any] = {"causal": causal, "padding_mask": real_tokens(padding)}
+    if tokens == "scattered":
+        arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.02
+    elif tokens == "question":
+        arguments["global_mask"] = (torch.arange(LENGTH) < 40).expand(2, -1)
+    if packed:
+        arguments["documents"] = torch.bucketize(torch.arange(LENGTH), torch.tensor([[130, 384, 390]][0])).expand(2, -1)
+    return module, tensors, arguments
+
+
+CELLS = [
+    *itertools.product(["longformer"], PADDING, [False, True], ["positions", "scattered", "question"], [False, True], [4, 2]),
+    *itertools.product([*MECHANISMS][1:], PADDING, [False, True], ["positions"], [False, True], [2]),
+]
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@every_case(("name", "padding", "causal", "tokens", "packed", "heads"), CELLS, of=10)
+def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int) -> None:
+    module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads)
+    paths: list[str] = []
+    with observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(*tensors, module, **arguments)
+    assert [path for path in paths if path not in ("unchanged",)] == ["flex"]
+    expected = reference_attend(*tensors, module, **arguments)
+    real = real_tokens(padding)
+    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
+    torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
+    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
+        torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+
+
+KERNELS = [
+    ("longformer", "left", False, "scattered", False), ("longformer", "holes", True, "question", False),
+    ("longformer", "right", False, "positions", True), ("sinks", "none", True, "positions", False),
+    ("five positions", "a whole row", False, "positions", True), ("uneven window", "none", False, "positions", True),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize(("name", "padding", "causal", "tokens", "packed"), KERNELS)
+def test_block_masks_of_one_call_serve_pytorchs_compiled_kernel(
+    name: str, padding: str, causal: bool, tokens: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "fused_flex", lambda kind, *tensors, **settings: COMPILED(*tensors, **settings))
+    module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads=2)
+    with torch.no_grad():
+        out = attend(*(x.float() for x in tensors), module, **arguments).double()
+        expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
+    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double()
+    torch.testing.assert_close(out * rows, expected * rows, atol=5e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@every_case(("padding", "packed"), [("left", False), ("holes", False), ("right", True)])
+def test_infinite_values_in_padding_change_no_output_of_one_call(padding: str, packed: bool) -> None:
+    module, tensors, arguments = calls("longformer", padding, False, "positions", packed, heads=2)
+    real = real_tokens(padding)
+    assert real is not None
+    tensors = [x.detach() for x in tensors]
+    filled = [x.masked_fill(~real[:, None, :, None], float("nan")) for x in tensors]
+    out, expected = (attend(*x, module, **arguments) for x in (filled, tensors))
+    assert torch.equal(out[real[:, None].expand(out.shape[:3])], expected[real[:, None].expand(out.shape[:3])])
+
+
+# ---- Tables of blocks: BigBird's blocks, with padding, global tokens and blocks that count twice, are one call.
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "blocks of 64": {"block_size": 64, "num_random_blocks": 1},
+    "blocks of 16": {"block_size": 16},
+    "blocks of 128": {"block_size": 128, "num_random_blocks": 0},
+    "blocks of 256": {"block_size": 256, "num_random_blocks": 0, "num_window_blocks": 1, "num_global_blocks": 0},
+    "as transformers": {"block_size": 16, "random_pattern": "hf_eval", "blocks_over": "input"},
+    "counted twice": {"block_size": 32, "random_pattern": "hf_eval", "num_random_blocks": 2},
+}
+BLOCK_TABLES_CELLS = [
+    (name, padding, causal, tokens, packed)
+    for name, padding, causal, tokens, packed in itertools.product(OPTIONS, PADDING, [False, True], [False, True], [False, True])
+    if not (causal and "random_pattern" in OPTIONS[name]) and not (packed and (tokens or padding == "none"))
+]
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@every_case(("name", "padding", "causal", "tokens", "packed"), BLOCK_TABLES_CELLS, of=12)
+def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: bool, tokens: bool, packed: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    module = build_mechanism("bigbird", num_heads=4, head_dim=16, **OPTIONS[name]).eval()
+    tensors = [torch.randn(2, heads, LENGTH, 16, generator=generator, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    arguments: dict[str, Any] = {"causal": causal, "padding_mask": real_tokens(padding)}
+    if tokens:
+        arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.01
+    if packed:
+        arguments["documents"] = torch.bucketize(torch.arange(LENGTH), torch.tensor([130, 384])).expand(2, -1)
+    paths: list[str] = []
+    with observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(*tensors, module, **arguments)
+    if not packed:
+        assert [path for path in paths if path not in ("unchanged", "aligned", "sparse")] == ["flex"]
+    expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
+    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
+    weights = torch.randn(out.shape, generator=generator, dtype=out.dtype) * rows
+    torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
+    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
+        torch.testing.assert_close(grad, exact, atol=1e-5, rtol=0)
+
+
+def test_tables_of_one_length_are_kept_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def attention(kind: object, q: torch.Tensor, *tensors: object, block_mask: Any, **settings: object) -> torch.Tensor:
+        devices.append(block_mask.kv_indices.device.type)
+        return q
+
+    monkeypatch.setattr(flex, "fused_flex", attention)
+    monkeypatch.setattr(flex, "same_dtype", lambda *tensors: tensors)  # autocast knows no meta device
+    for device in ("cpu", "meta"):
+        q = torch.zeros(1, 2, 300, 16, device=device)
+
+        def table(device: str = device) -> BlockTable:
+            return BlockTable(torch.ones(1, 1, 5, 5, dtype=torch.bool, device=device), None)
+
+        flex_block_table(q, q, q, ("a table of each device",), table, 64, AttentionCall())
+    assert devices == ["cpu", "meta"]

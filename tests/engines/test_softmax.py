@@ -1,14 +1,28 @@
-"""The CPU's softmax engine: rows of tokens are read and added to one by one, and its operator is well formed for every source."""
+"""The CPU's softmax engine and sinks: rows of tokens are read and added to one by one; a sink is one more column without a value."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
-import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.engines import call as calls
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
+from hf_longattn.engines.cuda import flash_band
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.common.base import attention_weights
+from hf_longattn.mechanisms.common.masked import attend_step
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
+from tests.grids import pairwise
+
+# ---- The CPU's softmax engine, whose operator is well formed for every source.
 
 
 @every_case("runs", [
@@ -61,3 +75,245 @@ def test_the_cpu_softmax_operator_is_well_formed_for_every_source(name: str) -> 
     for found, expected, leaf in zip(torch.autograd.grad(compiled.square().sum(), leaves), gradients, leaves, strict=True):
         torch.testing.assert_close(found, expected)
         assert found.shape == leaf.shape
+
+
+# ---- Sinks. The reference concatenates the column, as transformers' GptOss does.
+
+
+SINKS = torch.tensor([0.5, -1.0, 2.0, 4.0])
+
+
+def takes_sinks(name: str) -> bool:
+    return bool(mechanism_class(name).capabilities.takes_sinks)
+
+
+WITH_SINKS = [name for name in list_mechanisms() if takes_sinks(name)]
+
+
+def inputs(length: int = 80, groups: int = 4, dtype: torch.dtype = torch.float64, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(2, 4, length, width), (2, groups, length, width), (2, groups, length, width)]
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    return q, k, v
+
+
+def with_column(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sinks: Tensor, scale: float | None = None) -> Tensor:
+    """transformers' ``eager_attention_forward`` of gpt_oss in float64; rows that see no key are 0."""
+    q, k, v, sinks = (x.double() for x in (q, k, v, sinks))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    column = sinks.reshape(1, -1, 1, 1).expand(len(q), -1, q.shape[2], -1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+
+
+def band(q_len: int, length: int, window: int, causal: bool) -> Tensor:
+    i, j = torch.arange(length - q_len, length)[:, None], torch.arange(length)
+    return ((i - j < window) & (j <= i)) if causal else (i - j).abs() <= window // 2
+
+
+@pytest.fixture(params=["dense", "engines"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Short inputs by dense calls, or by the engines for long inputs."""
+    if request.param == "engines":
+        monkeypatch.setattr(calls, "DENSE_CELLS", 0)
+    return request.param
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("name", ["full", "window", "longformer"])
+def test_bands_with_sink_scores_equal_gpt_oss(name: str, groups: int, causal: bool, path: str) -> None:
+    q, k, v = inputs(groups=groups)
+    options: dict[str, Any] = {"full": {}, "window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16, "global_tokens": (0,)}}[
+        name
+    ]
+    seen = torch.ones(80, 80, dtype=torch.bool) if name == "full" else band(80, 80, 16, causal)
+    if name == "window":
+        seen[:, :2] = True
+    if name == "longformer":
+        seen[0], seen[:, 0] = True, True
+    seen = seen.tril() if causal else seen
+    real = torch.ones(2, 80, dtype=torch.bool)
+    real[0, 60:] = False
+    real[1, :7] = False
+    expected = with_column(q, k, v, seen & real[:, None, None], SINKS)
+    if name != "full":  # the first keys of the second row are padding, and its first tokens come after
+        expected = expected[:1]
+        q, k, v, real = q[:1], k[:1], v[:1], real[:1]
+    found = attend(q, k, v, name, causal=causal, padding_mask=real, sink_scores=SINKS, **options)
+    assert (found - expected)[real[:, None].expand(-1, 4, -1)].abs().max() < 1e-9
+    plain = attend(q, k, v, name, causal=causal, padding_mask=real, **options)
+    assert (found - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", WITH_SINKS)
+def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causal: bool, path: str) -> None:
+    kind = mechanism_class(name)
+    if kind.causal not in ("both", causal):
+        pytest.skip("one form only")
+    q, k, v = inputs()
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
+    found = attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)
+    assert (found - reference_attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)).abs().max() < 1e-9
+    # The weights with a sink are those without, times sigmoid(lse - sink). Any visible pair gives the lse.
+    weights = attention_weights(mechanism, q, k, AttentionCall(causal=causal))
+    best, at = weights.max(-1)
+    lse = ((q @ k.mT) * 8**-0.5).gather(-1, at[..., None])[..., 0] - best.log()
+    expected = weights * torch.sigmoid(lse - SINKS[:, None])[..., None]
+    assert (attention_weights(mechanism, q, k, AttentionCall(causal=causal, sink_scores=SINKS)) - expected).abs().max() < 1e-6
+    assert (found - expected.double() @ v).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", WITH_SINKS)
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_len: int, path: str) -> None:
+    kind = mechanism_class(name)
+    if kind.causal is False or not kind.capabilities.takes_fewer_queries:
+        pytest.skip("no decoding")
+    q, k, v = inputs()
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
+    whole = attend(q, k, v, mechanism, causal=True, sink_scores=SINKS)
+    last = attend(q[:, :, -q_len:], k, v, mechanism, causal=True, sink_scores=SINKS)
+    assert (last - whole[:, :, -q_len:]).abs().max() < 1e-9
+    if (attend_last := attend_step(mechanism)) is not None:
+        step = attend_last(q[:, :, -q_len:], k, v, AttentionCall(causal=True, sink_scores=SINKS))
+        assert (step - last).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["full", "window", "bigbird", "strided", "top_k", "block_top_k"])
+def test_gradients_of_sink_scores_equal_the_definition(name: str, causal: bool, path: str) -> None:
+    q, k, v = (x[:1, :, :24].clone().requires_grad_() for x in inputs())
+    sinks = SINKS.double().requires_grad_()
+    options = {
+        "window": {"window": 8},
+        "bigbird": {"block_size": 4},
+        "top_k": {"num_keys": 5},
+        "block_top_k": {"block_size": 4, "num_blocks": 2},
+    }
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, **options.get(name, {})).eval()
+
+    def run(*x: Tensor) -> Tensor:
+        return attend(*x[:3], mechanism, causal=causal, sink_scores=x[3])
+
+    if path == "dense" or name in ("top_k", "block_top_k"):  # the CPU's kernel is only differentiated numerically here
+        assert torch.autograd.gradcheck(run, (q, k, v, sinks), fast_mode=True, atol=1e-4)
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = torch.autograd.grad(run(q, k, v, sinks), (q, k, v, sinks), grad)
+    definition = reference_attend(q, k, v, mechanism, causal=causal, sink_scores=sinks)
+    expected = torch.autograd.grad(definition, (q, k, v, sinks), grad)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_sink_scores_of_long_texts_in_half_precision_are_near_gpt_oss(dropout: float) -> None:
+    q, k, v = inputs(700, groups=2, dtype=torch.bfloat16, width=16)
+    for causal in (False, True):
+        torch.manual_seed(0)
+        found = attend(q, k, v, "window", window=64, causal=causal, sink_scores=SINKS.bfloat16(), dropout_p=dropout)
+        expected = with_column(q, k, v, band(700, 700, 64, causal), SINKS)
+        off = (found - expected).abs()
+        assert (off.mean() if dropout else off.max()) < (0.2 if dropout else 0.03)
+
+
+def test_dropout_with_sink_scores_keeps_the_mean() -> None:
+    q, k, v = inputs(700)
+    v = torch.ones_like(v)
+    torch.manual_seed(0)
+    expected = with_column(q, k, v, band(700, 700, 64, False), SINKS)
+    found = attend(q, k, v, "window", window=64, sink_scores=SINKS, dropout_p=0.3)
+    assert (found.mean((0, 2)) - expected.mean((0, 2))).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_documents_with_sink_scores_are_as_alone(causal: bool) -> None:
+    q, k, v = inputs(400)
+    documents = (torch.arange(400) >= 150).long().expand(2, -1)
+    for name, options in (("window", {"window": 32}), ("longformer", {"window": 32, "global_tokens": (0,)})):
+        found = attend(q, k, v, name, causal=causal, documents=documents, sink_scores=SINKS, **options)
+        for at in (slice(0, 150), slice(150, 400)):
+            alone = attend(*(x[:, :, at] for x in (q, k, v)), name, causal=causal, sink_scores=SINKS, **options)
+            assert (found[:, :, at] - alone).abs().max() < 1e-9
+
+
+ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
+    "band": ("window", {"window": 32}),
+    "band and columns": ("window", {"window": 32, "num_sinks": 3}),
+    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}),
+    "everything": ("full", {}),
+    "tiles": ("strided", {"window": 16, "stride": 16}),
+    "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
+    "selected keys": ("top_k", {"num_keys": 9}),
+}
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")
+@pytest.mark.parametrize(("visited", "flash", "documents", "causal"), pairwise([*ON_GPUS], *[(False, True)] * 3))
+def test_sink_scores_on_the_paths_of_gpus_equal_the_definition(
+    visited: str, flash: bool, documents: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not flash:
+        monkeypatch.setattr(flash_band, "why_not", lambda _: "there is none")
+        monkeypatch.setattr(flash_band, "_tried", lambda *_: "there is none")
+    name, options = ON_GPUS[visited]
+    leaves = [x.requires_grad_() for x in (*inputs(300, 4 if documents else 2), SINKS.double())]
+    numbers = ((torch.arange(300) >= 170).long() if documents else torch.zeros(300).long()).expand(2, -1)
+    arguments: dict[str, Any] = {"causal": causal, "documents": numbers, "sink_scores": leaves[3]}
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, **options).eval()
+    found = attend(*leaves[:3], mechanism, **arguments)
+    expected = reference_attend(*leaves[:3], mechanism, **arguments)
+    assert (found - expected).abs().max() < 1e-9
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), leaves) for x in (found, expected)), strict=True):
+        assert (one - other).abs().max() < 1e-8
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("causal", [False, True])
+def test_sink_scores_compile_to_one_graph(causal: bool) -> None:
+    q, k, v = (x.detach().requires_grad_() for x in inputs(300, 2, torch.float32))
+    sinks = SINKS.clone().requires_grad_()
+    mechanism = build_mechanism("window", num_heads=4, head_dim=8, window=32).eval()
+
+    def run(*x: Tensor) -> Tensor:
+        return attend(*x[:3], mechanism, causal=causal, sink_scores=x[3])
+
+    plain, compiled = run(q, k, v, sinks), torch.compile(run, backend="aot_eager", fullgraph=True)(q, k, v, sinks)
+    assert (plain - compiled).abs().max() < 1e-6
+    for one, other in zip(*(torch.autograd.grad(x.sum(), (q, k, v, sinks)) for x in (plain, compiled)), strict=True):
+        assert (one - other).abs().max() < 1e-4
+
+
+def test_padding_has_no_effect_beside_sink_scores() -> None:
+    q, k, v = inputs(300)
+    real = torch.zeros(2, 300, dtype=torch.bool)
+    real[:, :250] = True
+    v = v.masked_fill(~real[:, None, :, None], 1e6)
+    found = attend(q, k, v, "full", padding_mask=real, sink_scores=SINKS)
+    assert found[:, :, :250].abs().max() < 10
+
+
+def test_mechanisms_without_one_softmax_refuse_sink_scores() -> None:
+    q, k, v = inputs()
+    with pytest.raises(OptionError, match="not one softmax"):
+        attend(q, k, v, "linear", sink_scores=SINKS)
+    with pytest.raises(OptionError, match=r"sink_scores has shape \(3,\)"):
+        attend(q, k, v, "window", sink_scores=torch.zeros(3))
+    with pytest.raises(OptionError, match="has no option 's_aux'"):
+        attend(q, k, v, "window", s_aux=SINKS)
+
+
+def test_the_page_of_families_lists_the_mechanisms_that_take_sink_scores() -> None:
+    page = Path("docs/families.md").read_text(encoding="utf-8").partition("their attention has sinks")[2].partition("\n- ")[0]
+    assert {*re.findall(r"`(\w+)`", page)} == {*WITH_SINKS, "union"}
+
+
+def test_a_union_with_sink_scores_equals_its_definition() -> None:
+    q, k, v = inputs()
+    mechanism = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=8+strided:stride=8").eval()
+    for causal in (False, True):
+        found = attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)
+        assert (found - reference_attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)).abs().max() < 1e-9

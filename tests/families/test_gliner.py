@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from hf_longattn.conversion import ConversionConfig, convert_checkpoint
-from tests.stand_ins.gliner import SMALL
+from tests.stand_ins.text import GLINER
 from tests.test_pages import pip_install
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def save_small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
     pip_install("--no-deps", "--target", str(folder), f"gliner=={VERSION}")
     sys.path.insert(0, str(folder))
     names: dict[str, Any] = {}
-    exec(SMALL, names)
+    exec(GLINER, names)
     yield names["save_small"]
     sys.path.remove(str(folder))
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.engines.test_fla import chunk_simple_gla
+from tests.engines.test_linear_attention import chunk_simple_gla
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
+import subprocess
+import sys
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import load_task
 from tests.byte_tokenizer import train_tokenizer
+from tests.ranks import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
@@ -85,6 +94,34 @@ def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> s
         LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
+    """A checkpoint of :func:`checkpoint` in ``short``, converted into ``long``; by default a window and 128 tokens."""
+    short = checkpoint(kind, folder / "short", tokenizer)
+    convert_checkpoint(short, folder / "long", **{"mechanism": "window", "max_length": 128, "verify": False, **settings})
+    return str(folder / "long")
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
+    """Write rows as JSON lines, and return the file's name."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def losses(run: dict[str, Any] | Path) -> list[float]:
+    """The losses of a log, or of the log in a folder."""
+    log = json.loads((run / LOG_NAME).read_text()) if isinstance(run, Path) else run
+    return [entry["loss"] for entry in log["history"] if "loss" in entry]
+
+
+def launched(words: Sequence[str], folder: Path, processes: int = 2) -> None:
+    """Run ``longattn WORDS`` in a folder, in several processes on the CPU."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())] * (processes > 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, "-m", "hf_longattn", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def start_task(name: str, **values: Any) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from transformers import (
 
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.cli.train import train
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data import images as images_module
 from hf_longattn.data.images import (
     Augmentation,
@@ -43,7 +42,7 @@ from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import classify
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, encode_documents, label_names, read_labelled
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, checkpoint, converted, start_task, write_rows
 
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
 
@@ -56,14 +55,7 @@ def rows(count: int = 40) -> list[dict[str, str]]:
 
 
 def table(folder: Path, data: list[dict[str, Any]], name: str = "data.jsonl") -> str:
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in data))
-    return str(folder / name)
-
-
-def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    short = checkpoint(kind, folder / "short", tokenizer)
-    convert_checkpoint(short, folder / "long", mechanism="window", max_length=128, window=32, verify=False)
-    return str(folder / "long")
+    return write_rows(data, folder / name)
 
 
 @pytest.mark.thorough
@@ -74,7 +66,7 @@ def test_converted_model_learns_two_classes_of_documents(
     said: list[str] = []
     monkeypatch.setattr(classify.logger, "warning", said.append)
     run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3, "data": [table(tmp_path, rows())]}
-    log = start_task("classify", model=converted(kind, tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **run)
+    log = start_task("classify", model=converted(kind, tmp_path, tokenizer, window=32), output_dir=str(tmp_path / "out"), **run)
     assert (log["classes"], log["metrics"]["after"]["n"]) == (["files", "loops"], 4)
     assert any("documents are longer than 128 tokens and are cut" in words for words in said)
     assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)  # of a batch, not of the two that a step has
@@ -89,10 +81,9 @@ def test_converted_model_learns_two_classes_of_documents(
 @pytest.mark.thorough
 def test_question_column_of_classify_is_read_and_global(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = [{"text": "next path", "claim": row["text"], "label": row["label"]} for row in rows()]
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=32, verify=False)
+    model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", window=32)
     run = {**FAST, "max_steps": 60, "learning_rate": 3e-3, "packing": False, "data": [table(tmp_path, data)]}
-    given = {**run, "model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out")}
+    given = {**run, "model": model, "output_dir": str(tmp_path / "out")}
     assert start_task("classify", **given, columns=["question=claim"])["metrics"]["after"]["accuracy"] == 100.0
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     pair = tokenizer("for while", "next path open", return_tensors="pt")
@@ -104,22 +95,18 @@ def test_question_column_of_classify_is_read_and_global(tmp_path: Path, tokenize
         start_task("classify", **given, columns=["question=clame"])
 
 
-def test_classes_keep_the_order_of_the_model() -> None:
-    names = label_names(Dataset.from_dict({"label": ["10", "9", "-1"]}))
+def test_classes_are_sorted_as_whole_numbers_or_as_texts_unless_the_model_has_an_order() -> None:
+    def sorted_labels(*parts: list[str]) -> list[str]:
+        return label_names(*(Dataset.from_dict({"label": labels}) for labels in parts))
+
+    names = sorted_labels(["10", "9", "-1"])
     assert names == ["-1", "9", "10"]
     for known, expected in ((["LABEL_0", "LABEL_1"], names), (["10", "9", "8", "-1"], ["10", "9", "8", "-1"])):
         assert class_names(names, known) == expected
-
-
-def test_classes_include_those_of_the_held_out_documents_alone() -> None:
-    train, held_out = (Dataset.from_dict({"label": labels}) for labels in (["b", "a"], ["c", "1", "01"]))
-    assert label_names(train, held_out) == ["01", "1", "a", "b", "c"]
-    assert label_names(Dataset.from_dict({"label": ["1", "10", "01", "9"]})) == ["01", "1", "9", "10"]
-
-
-def test_labels_of_other_scripts_digits_are_sorted_as_texts() -> None:
-    for labels in (["²", "①", "³"], ["--1", "1", "-"], ["9" * 5000, "1"], ["١", "2"]):
-        assert label_names(Dataset.from_dict({"label": labels})) == sorted(labels)
+    assert sorted_labels(["b", "a"], ["c", "1", "01"]) == ["01", "1", "a", "b", "c"]  # also those of held-out documents alone
+    assert sorted_labels(["1", "10", "01", "9"]) == ["01", "1", "9", "10"]
+    for labels in (["²", "①", "³"], ["--1", "1", "-"], ["9" * 5000, "1"], ["١", "2"]):  # no whole numbers
+        assert sorted_labels(labels) == sorted(labels)
 
 
 def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) -> None:
@@ -150,7 +137,9 @@ def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, to
     monkeypatch.setattr(classify, "load_metric", lambda name: Metric())
     held = rows(10)[::-1]
     given = {"data": [table(tmp_path, rows())], "validation": table(tmp_path, held, "held.jsonl"), "per_device_train_batch_size": 3}
-    start_task("classify", model=converted("mlm", tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST)
+    start_task(
+        "classify", model=converted("mlm", tmp_path, tokenizer, window=32), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST
+    )
     expected = encode_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]

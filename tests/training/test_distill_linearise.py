@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,11 +40,7 @@ from tests.cases import every_case
 from tests.grids import quickly
 from tests.modeling.test_sliding_window import CASES
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
-from tests.training.conftest import FAST, checkpoint, start_task
-
-
-def losses(log: dict[str, Any]) -> list[float]:
-    return [entry["loss"] for entry in log["history"] if "loss" in entry]
+from tests.training.conftest import FAST, checkpoint, launched, losses, start_task
 
 
 def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str:
@@ -341,12 +334,6 @@ def test_distance_from_softmax_attention_is_its_definition_over_real_tokens(caus
     torch.testing.assert_close(layer.loss, first)
 
 
-def test_distance_of_softmax_attention_is_zero() -> None:
-    layer = AttentionTransfer(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8))
-    attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
-    assert float(layer.distances.max()) < 1e-10
-
-
 @every_case("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains and name != "recurrent_memory"])
 def test_attention_transfer_trains_every_mechanism_with_parameters(name: str) -> None:
     cls = mechanism_class(name)
@@ -455,17 +442,10 @@ def test_linearise_refuses_models_without_anything_to_learn(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["hedgehog", "hybrid"])
-def test_linearise_in_two_processes_equals_one(
-    mechanism: str, converted: Callable[..., str], repository: Path, texts: str, tmp_path: Path
-) -> None:
-    script = [str(repository / "scripts" / "train.py"), "linearise", "--model", converted("clm", mechanism), "--data", texts]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), *script]
-    for output, command, size in (("one", [sys.executable, *script], "4"), ("two", launch, "2")):
-        arguments = [*LINE.split(), "--batch-size", size, "--max-steps", "4", "--use-cpu", "--output", str(tmp_path / output)]
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two_processes = (load_file(tmp_path / output / "model.safetensors") for output in ("one", "two"))
+def test_linearise_in_two_processes_equals_one(mechanism: str, converted: Callable[..., str], texts: str, tmp_path: Path) -> None:
+    line = ["train", "linearise", "--model", converted("clm", mechanism), "--data", texts, *LINE.split(), "--max-steps", "4", "--use-cpu"]
+    for processes in (1, 2):
+        launched([*line, "--batch-size", str(4 // processes), "--output", f"of {processes}"], tmp_path, processes)
+    one, two = (load_file(tmp_path / f"of {processes}" / "model.safetensors") for processes in (1, 2))
     for name, tensor in one.items():
-        torch.testing.assert_close(two_processes[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=name)

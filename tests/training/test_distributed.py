@@ -23,11 +23,10 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 import hf_longattn
 from hf_longattn import LongBertForMaskedLM
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.training.recipes import CONFIGS
 from hf_longattn.training.trainer import LongTrainer
 from tests.ranks import Ranks, announce, free_port
-from tests.training.conftest import checkpoint
+from tests.training.conftest import ROOT, checkpoint, converted, losses
 from tests.training.kills import run_rank
 
 SHAPE = {
@@ -93,19 +92,15 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path, attention: dict
     assert steps[1] == pytest.approx(steps[0], abs=1e-4)
 
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_zero_trains_packed_texts_in_2_ranks(stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """The processes' batches hold different numbers of documents, and the loss is measured before training."""
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
+    model = converted("mlm", tmp_path, tokenizer, max_length=256, window=32)
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / f"zero{stage}.yaml")),
-        *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", str(tmp_path / "long")),
+        *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", model),
         *("--data", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
         *("--warmup-steps", "1", "--gradient-accumulation-steps", "1"),
     ]
@@ -153,10 +148,6 @@ class Processes:
             process.kill()
             process.join()
         return codes
-
-
-def losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
 
 
 @pytest.mark.slow

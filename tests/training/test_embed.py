@@ -23,12 +23,7 @@ from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks.embed import EmbedDataArguments, labelled_pairs, prompts_of, relevant_texts, reranking, retrieval
 from scripts import prepare_longembed
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint, start_task
-
-
-def write(rows: list[dict[str, Any]], path: Path) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from tests.training.conftest import FAST, checkpoint, converted, losses, start_task, write_rows
 
 
 @pytest.mark.slow
@@ -43,14 +38,12 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
     reranker = kind == "reranker"
     if reranker:  # wrong documents that can be known by their words alone, which so small a model learns in a few steps
         rows = [{**row, "negative": "import return " * 20} for row in rows]
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
+    model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", window=16)
+    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [write_rows(rows, tmp_path / "pairs.jsonl")]}
     pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
     settings = {**FAST, **pace, "per_device_train_batch_size": 8, "max_length": 100, **({} if kind == "embeddings" else {kind: True})}
     log = start_task("embed", **given, **settings)
-    losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses(log)[-1] < 0.8 * losses(log)[0]
     assert reranker or log["metrics"]["after"]["mrr"] >= log["metrics"]["before"]["mrr"]
     assert {*log["metrics"]["after"]} == {"mrr", "ndcg", "n", *([] if reranker else ["accuracy_at_1"])}
     loader = {"embeddings": "SentenceTransformer", "reranker": "CrossEncoder", "multi_vector": "MultiVectorEncoder"}[kind]
@@ -137,7 +130,7 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
         file.write_text(json.dumps({**json.loads(file.read_text()), field: length}))
     convert_checkpoint(source, long, mechanism="window", max_length=128, window=16, verify=False)
     text = "def tree(node): return node.name " * 40
-    data = write([{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write_rows([{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl")
     given = {"model": str(long), "output_dir": str(out), "data": [data], "max_length": 20, "reranker": reranker, "max_steps": 1}
     start_task("embed", **given, **FAST, per_device_train_batch_size=4)
     assert max(lengths[True]) == 20
@@ -152,7 +145,7 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
 def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write_rows([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     for reranker in (False, True):
         given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
         with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"):
@@ -167,7 +160,7 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(reranker: bool, tmp
     head = {"num_labels": 3, "problem_type": "single_label_classification"} if reranker else {}
     loader = AutoModelForSequenceClassification if reranker else AutoModel
     loader.from_pretrained(folder, **head).half().save_pretrained(folder)
-    data = write([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write_rows([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
     start_task("embed", **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4)
     name = "encoder.layer.0.attention.self.query.weight"
@@ -185,7 +178,7 @@ def pairs(*rows: tuple[str, ...], names: tuple[str, ...] = ("anchor", "positive"
 
 def test_pairs_have_columns_in_the_order_of_the_losses(tmp_path: Path) -> None:
     rows = [{"negative": "c", "positive": "b", "other": 1, "anchor": "a"}]
-    data_args = EmbedDataArguments(data=[write(rows, tmp_path / "rows.jsonl")] * 2)
+    data_args = EmbedDataArguments(data=[write_rows(rows, tmp_path / "rows.jsonl")] * 2)
     assert read_rows(data_args, seed=0)[0].column_names == ["anchor", "positive", "negative"]
 
 
@@ -236,7 +229,7 @@ def test_scored_pairs_are_evaluated_by_correlation(tmp_path: Path, tokenizer: Pr
         {"sentence1": f"{one} {two}", "sentence2": f"{one} {other}", "score": float(two == other)}
         for one in words for two in words for other in words
     ]  # fmt: skip
-    data = write(rows, tmp_path / "scored.jsonl")
+    data = write_rows(rows, tmp_path / "scored.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
     log = start_task("embed", **given, **FAST, max_steps=1)
     assert set(log["metrics"]["after"]) == {"spearman", "pearson", "n"}
@@ -261,7 +254,7 @@ def test_embed_trains_with_the_prompts_of_inference(prompts: dict[str, str], sco
 
 def test_embed_refuses_sources_of_different_columns(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
-    data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
+    data = [write_rows(pairs, tmp_path / "1.jsonl"), write_rows([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
         read_rows(EmbedDataArguments(data=data), seed=0)
 
@@ -269,7 +262,9 @@ def test_embed_refuses_sources_of_different_columns(tmp_path: Path) -> None:
 def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write([{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)], tmp_path / "p.jsonl")
+    data = write_rows(
+        [{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)], tmp_path / "p.jsonl"
+    )
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
     for kind in ("reranker", "multi_vector"):
         with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; leave it out"):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +29,9 @@ from transformers import (
 from hf_longattn.cli.train import evaluate
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import task_names
-from tests.training.conftest import FAST, checkpoint, label_config, start_task
+from tests.training.conftest import FAST, checkpoint, label_config, launched, start_task
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classify import WORDS, rows, table
-from tests.training.test_distributed import ROOT, free_port
 from tests.training.test_multitask import three_tasks
 from tests.training.test_options import DATA
 
@@ -196,16 +192,11 @@ def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp
         "classify": ["--model", named, "--data", tasks[0].partition(":")[2]],
         "mlm": ["--model", text, "--data", tasks[0].partition(":")[2]],
     }
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     wrong = {}
     for task, line in lines.items():
         single, double = tmp_path / f"{task}-1", tmp_path / f"{task}-2"
         assert evaluate(task, [*line, "--output", str(single), *USUAL]) == 0
-        started = [*launcher, "--master_port", str(free_port()), "-m", "hf_longattn"]
-        command = [*started, "evaluate", task, *line, "--output", str(double), *USUAL]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
-        assert not done.returncode, done.stderr[-3000:]
+        launched(["evaluate", task, *line, "--output", str(double), *USUAL], tmp_path)
         scores = [json.loads((folder / "scores.json").read_text())["metrics"]["after"] for folder in (single, double)]
         for numbers in scores:
             numbers.pop("loss_se", None)  # over batches, of which several processes fill the last one

@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +28,15 @@ from hf_longattn.training.lm import SegmentBatches, Segments, SegmentTrainer, lo
 from hf_longattn.training.run import LOG_NAME
 from tests.byte_tokenizer import train_tokenizer
 from tests.grids import quickly
-from tests.ranks import free_port
-from tests.training.conftest import FAST, SOURCES, checkpoint, start_task
+from tests.training.conftest import FAST, SOURCES, checkpoint, converted, launched, losses, start_task, written_texts
 from tests.training.test_classify import rows
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["clm"]))
 def test_converted_language_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = checkpoint(kind, tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [texts], **FAST}
+    model = converted(kind, tmp_path, tokenizer, max_length=256, window=32)
+    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [texts], **FAST}
     log = start_task(kind, **given, max_steps=20, learning_rate=3e-3)
     assert log["input_length"] == 256
     assert log["metrics"]["after"]["loss"] < log["metrics"]["before"]["loss"] - 0.1
@@ -87,7 +82,6 @@ def test_model_without_a_length_needs_max_length(tokenizer: PreTrainedTokenizerB
         tokenizer.model_max_length = usual
 
 
-ROOT = Path(hf_longattn.__file__).parent.parent
 DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
 XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
 
@@ -198,40 +192,19 @@ def checkpoint_with_memory(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
     tokenizer.save_pretrained(folder / "short")
     options = {"segment_length": 32, "memory_length": 32}
     convert_checkpoint(str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options)
-    texts = folder / "texts"
-    texts.mkdir()
-    for number, source in enumerate(SOURCES):
-        (texts / f"{number}.txt").write_text(source[:8000])
+    written_texts(folder / "texts", 8000)
     return str(folder / "long")
 
 
 @pytest.mark.slow
 def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = checkpoint_with_memory(tmp_path, tokenizer)
-    fixed = ["--learning-rate", "3e-3", "--warmup-steps", "1", "--gradient-accumulation-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
-
-    port = free_port()
-
-    def run(output: str, *more: str, processes: int = 2, batch: int = 1) -> dict[str, Any]:
-        # `--cpu` starts a single process, whatever the number; `--multi_gpu` starts them all, and the variable below keeps them on the CPU.
-        how = ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else ["--cpu"]
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py"), "clm", "--model", model,
-            "--data", str(tmp_path / "texts"), "--segments", "32", "--batch-size", str(batch), "--output", str(tmp_path / output),
-            "--logging-steps", "1", *fixed, *more,
-        ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads((tmp_path / output / "training_log.json").read_text())
-
-    two = run("two", "--max-steps", "12", "--save-steps", "6")
-    one = run("one", "--max-steps", "12", processes=1, batch=2)
-    losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (two, one)]
-    assert len(losses[0]) == len(losses[1]) == 12
-    for a, b in zip(*losses, strict=True):  # the same rows, whether in one process or in two
-        assert abs(a - b) < 1e-3, losses
+    line = f"""train clm --segments 32 --max-steps 12 --save-steps 6 --logging-steps 1 --learning-rate 3e-3 --warmup-steps 1
+        --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True --model {model} --data {tmp_path / "texts"}""".split()
+    launched([*line, "--output", "two", "--batch-size", "1"], tmp_path)
+    launched([*line, "--output", "one", "--batch-size", "2", "--use-cpu"], tmp_path, processes=1)
+    assert len(losses(tmp_path / "two")) == 12
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)  # the same rows, in one process or in two
     checkpoints = tmp_path / "two"
     memories = [load_file(checkpoints / "checkpoint-6" / f"segment_memory_{rank}.safetensors") for rank in range(2)]
     assert not torch.equal(memories[0]["0.keys"], memories[1]["0.keys"])
@@ -239,7 +212,7 @@ def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Pat
     for later in (checkpoints / "checkpoint-12").iterdir():
         later.unlink()
     (checkpoints / "checkpoint-12").rmdir()
-    run("two", "--max-steps", "12", "--save-steps", "6", "--resume", "True")
+    launched([*line, "--output", "two", "--batch-size", "1", "--resume", "True"], tmp_path)
     resumed = load_file(tmp_path / "two" / "model.safetensors")
     assert all(torch.allclose(weights[name], resumed[name], atol=1e-5) for name in weights)
 
@@ -265,9 +238,5 @@ def test_plain_trainer_of_the_page_has_the_losses_of_the_command(
     monkeypatch.setattr("transformers.TrainingArguments", lambda *given, **more: TrainingArguments(*given, **{**more, **STEPS}))
     names: dict[str, Any] = {}
     exec(code.replace("max_length=4096", "max_length=128"), names)
-    losses = [
-        [entry["loss"] for entry in history if "loss" in entry]
-        for history in (names["trainer"].state.log_history, json.loads(Path("out/training_log.json").read_text())["history"])
-    ]
-    assert len(losses[0]) == 6
-    assert losses[0] == losses[1]
+    assert len(losses(tmp_path / "out")) == 6
+    assert losses({"history": names["trainer"].state.log_history}) == losses(tmp_path / "out")

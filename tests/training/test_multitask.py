@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +27,7 @@ from transformers import (
 )
 
 from hf_longattn import LongBertConfig, LongBertModel
-from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.audio import Hearing
+from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
@@ -40,10 +36,9 @@ from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask
 from hf_longattn.training.tasks.multitask import MultiTaskDataArguments, MultiTaskModel, TaskBatches
-from tests.ranks import free_port
-from tests.training.conftest import FAST, SCORED, checkpoint, start_task
+from tests.training.conftest import FAST, SCORED, checkpoint, converted, launched, losses, start_task, write_rows
 from tests.training.test_classify import COLOURS, image_of, rows, table
-from tests.training.test_tokens import tagged, write
+from tests.training.test_tokens import tagged
 
 MIXED = {**FAST, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 
@@ -69,16 +64,14 @@ def three_tasks(folder: Path) -> list[str]:
         for n in range(10, 30)
     ]
     save_qa(records, folder / "qa.jsonl")
-    tags = write(tagged(), folder / "tags.jsonl")
+    tags = write_rows(tagged(), folder / "tags.jsonl")
     return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{folder / 'qa.jsonl'}"]
 
 
 @pytest.mark.thorough
 def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    convert_checkpoint(
-        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
-    )
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
+    model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", max_length=160, window=16)
+    given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
     run = {**given, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **MIXED}
     log = start_task("multitask", **run, max_steps=80, save_steps=40)
     before, after = log["metrics"]["before"], log["metrics"]["after"]
@@ -133,9 +126,7 @@ def test_tasks_option_takes_subsets_columns_and_validation_data_per_task() -> No
 
 
 @pytest.mark.slow
-def test_multitask_in_two_processes_equals_one_with_its_evaluations(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, repository: Path
-) -> None:
+def test_multitask_in_two_processes_equals_one_with_its_evaluations(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Of two held-out rows of a task, the second process has none in the last batch."""
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     config = json.loads((tmp_path / "short" / "config.json").read_text())
@@ -143,19 +134,12 @@ def test_multitask_in_two_processes_equals_one_with_its_evaluations(
     (tmp_path / "short" / "config.json").write_text(json.dumps(config))
     line = ["train", "multitask", "--model", model, "--tasks", *three_tasks(tmp_path), "--max-steps", "4", "--max-length", "60"]
     line += ["--no-bf16", "--use-cpu", "--learning-rate", "1e-3", "--logging-steps", "1", "--batch-size", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    logs = []
-    for processes, accumulated in (([], 2), (launcher, 1)):
-        output = tmp_path / f"out{accumulated}"
-        command = [sys.executable, *processes, "-m", "hf_longattn", *line, "--gradient-accumulation-steps", str(accumulated)]
-        command += ["--output", str(output)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        logs.append(json.loads((output / "training_log.json").read_text()))
-    losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in logs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert logs[0]["metrics"]["after"] == pytest.approx(logs[1]["metrics"]["after"])
+    for processes in (1, 2):
+        launched([*line, "--gradient-accumulation-steps", str(2 // processes), "--output", f"of {processes}"], tmp_path, processes)
+    one, two = (tmp_path / f"of {processes}" for processes in (1, 2))
+    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    scores = [json.loads((output / "training_log.json").read_text())["metrics"]["after"] for output in (one, two)]
+    assert scores[0] == pytest.approx(scores[1])
 
 
 def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -196,10 +180,7 @@ def tone(pitch: float, number: int, seconds: float = 0.4, rate: int = RATE) -> n
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
     """A tiny BERT, converted to 160 tokens."""
-    folder = tmp_path_factory.mktemp("backbone")
-    short = checkpoint("mlm", folder / "short", tokenizer)
-    convert_checkpoint(short, folder / "long", mechanism="longformer", max_length=160, window=16, verify=False)
-    return str(folder / "long")
+    return converted("mlm", tmp_path_factory.mktemp("backbone"), tokenizer, mechanism="longformer", max_length=160, window=16)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +231,7 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
         assert all(torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items())
     pixels = AutoImageProcessor.from_pretrained(output)(image_of(COLOURS["red"], 99), return_tensors="pt")
     assert photo.config.id2label[photo(**pixels).logits.argmax().item()] == "red"
-    heard = Hearing(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
+    heard = AudioCollator(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
     assert [sound.config.id2label[number] for number in sound(**heard).logits.argmax(-1).tolist()] == ["low", "high"]
     text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
     assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"

@@ -28,7 +28,7 @@ from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.files import PREDICTIONS
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments
 from hf_longattn.training.tasks import load_task, task_names
-from tests.training.conftest import checkpoint
+from tests.training.conftest import checkpoint, write_rows
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
 
@@ -152,7 +152,7 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if task == "embed":
             pytest.importorskip("sentence_transformers")
         path = tmp_path / "data.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows or DATA[task]))
+        write_rows(rows or DATA[task], path)
         if task == "ctc":
             spoken(tmp_path, len(DATA[task]))
         known = {each.name for kind in load_task(task).ARGUMENTS for each in dataclasses.fields(kind)}
@@ -421,9 +421,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
 
 def written(rows: list[dict[str, Any]], folder: Path) -> str:
     """A file that holds the rows."""
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return write_rows(rows, folder / "data.jsonl")
 
 
 def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -509,11 +507,8 @@ def test_data_without_a_token_to_predict_are_refused_before_training(task: str, 
     assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, "--no-eval-on-start")
     said = sentence(task, bad, "--validation", written(good, tmp_path))
     assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said
-    assert "(held out) is left to evaluate on" in sentence(task, rows)
-
-
-def test_segments_of_texts_without_a_token_are_refused(sentence: Callable[..., str]) -> None:
-    assert "(held out) is left to evaluate on" in sentence("clm", [{"text": "[SEP][CLS]"}] * 4, "--segments", "8")
+    for segments in ([], ["--segments", "8"])[: 1 + (task == "clm")]:
+        assert "(held out) is left to evaluate on" in sentence(task, rows, *segments)
 
 
 def check_refusals(

@@ -33,7 +33,7 @@ from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.run import newest_checkpoint
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
-from tests.training.conftest import FAST, SCORED, start_task
+from tests.training.conftest import FAST, SCORED, losses, start_task, write_rows
 
 
 @pytest.fixture
@@ -57,10 +57,6 @@ def data(tmp_path: Path) -> str:
         records.append({"id": str(number), "question": "what is the module?", "context": context, "answers": found})
     save_qa(records, tmp_path / "data.jsonl")
     return str(tmp_path / "data.jsonl")
-
-
-def losses(log: dict[str, Any]) -> list[float]:
-    return [entry["loss"] for entry in log["history"] if "loss" in entry]
 
 
 @pytest.mark.parametrize(("mechanism", "separated"), [("longformer", True), ("window", False)])
@@ -192,7 +188,7 @@ def test_evaluate_qa_uses_the_no_answer_threshold_of_the_model(checkpoint: str, 
     rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
     for row in rows[::2]:
         row["answers"] = {"text": [], "answer_start": []}
-    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(rows, tmp_path / "some.jsonl")
     model = converted(checkpoint, tmp_path)
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = 1e6

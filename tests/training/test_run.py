@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import write_model_card
 from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
 from tests.permissions import bound_by_permissions
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, checkpoint, converted, losses, start_task
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classify import rows, table
 
@@ -50,10 +49,6 @@ def interrupt() -> None:
 
 
 SHORT: dict[str, Any] = {"save_strategy": "no", "eval_on_start": False, "max_steps": 1}
-
-
-def losses(log: dict[str, Any]) -> list[float]:
-    return [entry["loss"] for entry in log["history"] if "loss" in entry]
 
 
 def test_output_with_a_model_or_checkpoints_is_not_replaced_without_overwrite(start: Start, tmp_path: Path) -> None:
@@ -231,18 +226,12 @@ LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation
 
 @pytest.fixture
 def model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=32, verify=False)
-    return str(tmp_path / "long")
-
-
-def losses_of_files(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
+    return converted("mlm", tmp_path, tokenizer, window=32)
 
 
 def same(one: Path, two: Path) -> None:
     """The losses and the weights, bit for bit."""
-    assert losses_of_files(one) == losses_of_files(two)
+    assert losses(one) == losses(two)
     weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import write_in_one_language
 from tests.trained import tokenizer_of
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, checkpoint, start_task, write_rows
 
 STACKS: dict[str, Any] = {
     "vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
@@ -52,8 +51,7 @@ def pairs(folder: Path, count: int = 20) -> str:
     for _ in range(count):
         word = choose.choice(["tree", "file"])
         rows.append({"document": " ".join([word] * choose.randint(20, 60)), "summary": f"the {word} is here"})
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder / "pairs.jsonl")
+    return write_rows(rows, folder / "pairs.jsonl")
 
 
 @pytest.mark.thorough
@@ -143,7 +141,7 @@ def test_decoder_length_is_that_of_the_decoder_positions() -> None:
 def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were scored against the labels, which are cut: the beginning of a summary was all of it."""
     rows = [{"document": "tree " * 20, "summary": f"line {number}\nthe tree is here"} for number in range(10)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = write_rows(rows, tmp_path / "rows.jsonl")
     scored: list[list[str]] = []
 
     def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
@@ -151,7 +149,6 @@ def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrain
         return {"rouge1": 0.0, "n": len(predictions)}
 
     monkeypatch.setattr(seq2seq, "load_metric", lambda name: SimpleNamespace(compute=compute))
-    source = str(tmp_path / "rows.jsonl")
     given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [source], "validation": source}
     start_task("seq2seq", **given, **FAST, max_steps=1, max_target_length=4, generation_num_beams=1)
     assert scored == [[row["summary"] for row in rows]] * 2

@@ -12,11 +12,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoModelForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
 
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows
-from tests.training.conftest import FAST, checkpoint, start_task
+from tests.training.conftest import FAST, checkpoint, converted, start_task, write_rows
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
 
@@ -30,21 +29,15 @@ def tagged(count: int = 24) -> list[dict[str, Any]]:
     return found
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.mark.thorough
 def test_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=96, window=16, verify=False)
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(tagged(), tmp_path / "data.jsonl")]}
+    model = converted("mlm", tmp_path, tokenizer, max_length=96, window=16)
+    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [write_rows(tagged(), tmp_path / "data.jsonl")]}
     log = start_task("tokens", **given, max_steps=60, learning_rate=2e-2, stride=16, max_length=64, **FAST)
     assert log["packed"]
     assert log["metrics"]["after"]["f1"] > max(80.0, log["metrics"]["before"]["f1"])
-    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
-    assert model.config.id2label == {0: "O", 1: "B-PLACE", 2: "B-THING"}
+    trained = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert trained.config.id2label == {0: "O", 1: "B-PLACE", 2: "B-THING"}
 
 
 def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,8 +50,8 @@ def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(tmp_path: Pat
     settings = json.loads((tmp_path / "left" / "tokenizer_config.json").read_text())
     sides = {"padding_side": "left", "truncation_side": "left"}
     (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps({**settings, **sides}))
-    data = write(tagged(8), tmp_path / "data.jsonl")
-    held = write([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl")
+    data = write_rows(tagged(8), tmp_path / "data.jsonl")
+    held = write_rows([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl")
     logs = []
     for side in ("right", "left"):
         given = {"model": str(tmp_path / side), "output_dir": str(tmp_path / f"{side}-out"), "data": [data], "validation": held}
@@ -78,7 +71,7 @@ def test_tagged_words_are_the_same_from_every_kind_of_file(tmp_path: Path) -> No
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
     coded = [{**row, "ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in rows]
     Dataset.from_list(coded, features=features).save_to_disk(str(tmp_path / "saved"))
-    for source in (tmp_path / "a.conll", tmp_path / "b.conll", tmp_path / "saved", Path(write(rows, tmp_path / "c.jsonl"))):
+    for source in (tmp_path / "a.conll", tmp_path / "b.conll", tmp_path / "saved", Path(write_rows(rows, tmp_path / "c.jsonl"))):
         train, _ = read_tagged(TokenDataArguments(data=[str(source)], validation=str(source)), seed=0)
         assert train["words"][:] == [row["tokens"] for row in rows], source
         assert train["tags"][:] == [row["ner_tags"] for row in rows], source
@@ -170,21 +163,25 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
         (
             DataError,
             "Row 2 .* has 2 words and 1 tags; give a tag for every word",
-            [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")],
+            [write_rows([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")],
         ),
-        (DataError, "All rows .* have the label 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
+        (DataError, "All rows .* have the label 'O'", [write_rows([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
         (DataError, "has no rows", [str(tmp_path / "empty.conll")]),
-        (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")]),
-        (DataError, "Row 2 .* in the column 'tokens'", [write([*good[:1], {"tokens": [None], "ner_tags": ["O"]}], tmp_path / "6.jsonl")]),
+        (OptionError, "only one row", [write_rows(good[:1], tmp_path / "5.jsonl")]),
+        (
+            DataError,
+            "Row 2 .* in the column 'tokens'",
+            [write_rows([*good[:1], {"tokens": [None], "ner_tags": ["O"]}], tmp_path / "6.jsonl")],
+        ),
         (
             DataError,
             "Row 1 .* in the column 'ner_tags', no list of names or whole numbers",
-            [write([{"tokens": ["a"], "ner_tags": [0.5]}], tmp_path / "9.jsonl")],
+            [write_rows([{"tokens": ["a"], "ner_tags": [0.5]}], tmp_path / "9.jsonl")],
         ),
         (
             DataError,
             "Row 2 .* no list of names",
-            [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O", ""]}], tmp_path / "10.jsonl")],
+            [write_rows([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O", ""]}], tmp_path / "10.jsonl")],
         ),
         (DataError, "no format that is read.*.conll, .iob, .bio", [str(tmp_path / "a.ner")]),
     ]
@@ -196,14 +193,14 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
 def test_words_and_tags_that_are_not_text_are_written_as_in_json(tmp_path: Path) -> None:
     cases = [([True, "a"], [True, False], ["true", "a"], ["true", "false"]), ([1, 2.5], [0, 1.0], ["1", "2.5"], ["0", "1"])]
     for number, (words, tags, texts, names) in enumerate(cases):
-        source = write([{"tokens": words, "ner_tags": tags}], tmp_path / f"{number}.jsonl")
+        source = write_rows([{"tokens": words, "ner_tags": tags}], tmp_path / f"{number}.jsonl")
         train, _ = read_tagged(TokenDataArguments(data=[source], validation=source), seed=0)
         assert train[0] == {"words": texts, "tags": names}
 
 
 def test_entity_kinds_of_the_validation_data_alone_are_refused(tmp_path: Path) -> None:
     def read(train: list[str], held_out: list[str], **settings: Any) -> Any:
-        files = [write([{"tokens": tags, "ner_tags": tags}], tmp_path / f"{tags}.jsonl") for tags in (train, held_out)]
+        files = [write_rows([{"tokens": tags, "ner_tags": tags}], tmp_path / f"{tags}.jsonl") for tags in (train, held_out)]
         return read_tagged(TokenDataArguments(data=files[:1], validation=files[1], **settings), seed=0)
 
     for train, held_out in ((["O", "B-PER"], ["O", "I-PER"]), (["B-A", "I-B"], ["O", "S-A", "B-B"]), (["NN", "VB"], ["VB"])):

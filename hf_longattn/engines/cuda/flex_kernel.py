@@ -146,14 +146,12 @@ def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: f
     """The properties of a call that make PyTorch recompile. Rare coincidences of sizes are left out."""
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
-    return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *map(_layout, (q, k, v))
-
-
-def _layout(x: Tensor) -> Hashable:
-    """The properties of a tensor ``(B, H, N, D)`` that a compiled function treats as fixed."""
-    batch, heads, length, head_dim = x.shape
-    stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
-    return x.dtype, heads, head_dim, batch == 1, length == 1, stored
+    layouts = []
+    for x in (q, k, v):  # what a compiled function treats as fixed
+        batch, heads, length, head_dim = x.shape
+        stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
+        layouts += [x.dtype, heads, head_dim, batch == 1, length == 1, stored]
+    return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *layouts
 
 
 def _kernel(signature: Hashable) -> Kernel:
@@ -165,11 +163,6 @@ def _kernel(signature: Hashable) -> Kernel:
                 _kernels.popitem(last=False)
         _kernels.move_to_end(signature)
     return kernel
-
-
-def count() -> int:
-    """Number of kinds of calls with a compiled function."""
-    return len(_kernels)
 
 
 def refusal(error: BaseException) -> str | None:

@@ -48,8 +48,11 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
         tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     sizes = FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS
-    lengths, padded, plain = (q.shape[2], k.shape[2]), call.key_mask is not None, [tile for tile in tiles if not has_kernel(tile)]
-    rows = layouts([tile for tile in tiles if has_kernel(tile)], lengths, sizes, padded)
+    fused: list[GatherTile] = []
+    plain: list[GatherTile] = []
+    for tile in tiles:  # plain operations are faster for short rows
+        (fused if tile.queries.shape[3] >= MIN_QUERIES or tile.queries.shape[2] == 1 else plain).append(tile)
+    rows = layouts(fused, (q.shape[2], k.shape[2]), sizes, call.key_mask is not None)
     several = len(rows) + len(plain) > 1 or call.sink_scores is not None
     parts = [_attend(tile, layout, q, k, v, call, several) for tile, layout in rows]
     if plain:
@@ -57,11 +60,6 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
         parts += [plain_tile(q, keys, values, tile, call) for tile in plain]
     outs, lses = zip(*parts, strict=True)
     return merged(outs, lses, call.sink_scores) if several else outs[0]
-
-
-def has_kernel(tile: GatherTile) -> bool:
-    """Whether a kernel computes the rows of a tile faster than plain operations."""
-    return tile.queries.shape[3] >= MIN_QUERIES or tile.queries.shape[2] == 1
 
 
 class Axis(NamedTuple):
@@ -240,8 +238,11 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     numbers = [_concatenated(x) for x in zip(*(rows.numbers for rows in parts), strict=True)]
     sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(positions, lengths, strict=True)]
     (queries, q_blocks, q_count), (keys, k_blocks, k_count) = sides
-    if queries is not None and len(tiles) > 1 and _has_repeats(positions[0], lengths[0]):
-        return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths, padded)]
+    if queries is not None and len(tiles) > 1:
+        gathered = torch.where(positions[0] < 0, lengths[0], positions[0])
+        times = gathered.new_zeros(*gathered.shape[:2], lengths[0] + 1).scatter_add_(2, gathered, torch.ones_like(gathered))
+        if bool((times[..., :-1] > 1).any()):
+            return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths, padded)]
     q_pair, k_pair = block_pairs(parts, size)
     touched, full = visible(tiles[0], block_ends(positions[0], size, q_pair), block_ends(positions[1], size, k_pair))
     row, column = q_blocks[..., q_pair], k_blocks[..., k_pair]
@@ -358,10 +359,3 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate on the last axis; other axes of size 1 are expanded."""
     shape = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
     return torch.cat([x.expand(*shape, -1) for x in parts], -1)
-
-
-def _has_repeats(positions: Tensor, length: int) -> bool:
-    """Whether a position from 0 to ``length - 1`` occurs twice."""
-    positions = torch.where(positions < 0, length, positions)
-    times = positions.new_zeros(*positions.shape[:2], length + 1).scatter_add_(2, positions, torch.ones_like(positions))
-    return bool((times[..., :length] > 1).any())

@@ -1,4 +1,4 @@
-"""Metrics: each file is one ``evaluate.Metric`` over a plain function, and also loads by its path with ``evaluate.load``."""
+"""Metrics, one ``evaluate.Metric`` in each file. A file also loads by its path with ``evaluate.load``."""
 
 from __future__ import annotations
 

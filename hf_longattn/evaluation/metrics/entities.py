@@ -1,4 +1,4 @@
-"""Entity-level precision, recall and F1 of tagged words, by seqeval's strict mode: IOB2, or IOBES or BILOU where the tags have them."""
+"""Entity-level precision, recall and F1 of tagged words by seqeval's strict mode, in IOB2, IOBES, BILOU or IOB1."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]
 
 
 def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
-    """TriviaQA's scores (triviaqa_evaluation.py) against the best of an answer's ``aliases``; without aliases, only '' is right."""
+    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is right."""
     return _best_score(normalised_alias(prediction), [normalised_alias(alias) for alias in aliases])
 
 

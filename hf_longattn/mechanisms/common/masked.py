@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...engines.accelerator import accelerated
+from ...engines import accelerator
 from ...engines.batch import Derived, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
@@ -111,9 +111,9 @@ class MaskedMechanism(Mechanism):
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        return self.kept_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
+        return self.keys_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """:meth:`attended_keys` for a mechanism that only masks full attention."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
@@ -262,7 +262,7 @@ class SparseMechanism(MaskedMechanism):
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        by_labels = self.finds_starts and self.hides_padding(k, call) and accelerated(k)
+        by_labels = self.finds_starts and self.hides_padding(k, call) and accelerator.accelerated(k)
         return by_labels and documents_are_one_call(k, self.pattern(call.causal), call)
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
@@ -329,7 +329,7 @@ class GatheredMechanism(MaskedMechanism):
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
         Otherwise each document becomes a batch row: tiles listed per document would need more calls and synchronisations."""
-        if not accelerated(k) or self.relative is not None or not self.forward_is_mask or call.batch is None or in_graph():
+        if not accelerator.accelerated(k) or self.relative is not None or not self.forward_is_mask or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)
         if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:

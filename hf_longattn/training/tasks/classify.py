@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.rows import each_part, read_rows
@@ -35,7 +35,7 @@ logger = logging.get_logger(LOGGER)
 
 @dataclass
 class ClassificationDataArguments(DataArguments):
-    """Documents, images or audio files with a label, and perhaps a question about each document, which is read before it."""
+    """Documents, images or audio files with a label. A document may have a question, which the model reads first."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "text": ("text",), "question": (), "image": ("image", "file_name"), "audio": ("audio", "file_name"), "label": ("label",)
@@ -82,22 +82,20 @@ def main(
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
-    lengths, by_length = inputs.pop("lengths", None), dict[str, Any]()
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = class_scores(prediction, lengths)
-        by_length.update(scores.pop("buckets"))
-        return scores
-
+    by_length: dict[str, Any] = {}
+    compute_metrics = partial(class_scores, lengths=inputs.pop("lengths", None), by_length=by_length)
     trainer = ClassificationTrainer(model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
 
 
-def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None) -> dict[str, Any]:
-    """Scores of classes, and ``buckets`` of documents by their lengths."""
+def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None) -> dict[str, float]:
+    """Scores of classes; those of documents by their ``lengths`` in tokens are put into ``by_length``."""
     lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
     references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
     scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+    buckets = scores.pop("buckets")
+    if by_length is not None:
+        by_length.update(buckets)
     return scores
 
 
@@ -157,14 +155,14 @@ def audio_inputs(
             f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
-    hearing = Hearing(extractor)
-    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
-    most = hearing.most_samples
+    collator = AudioCollator(extractor)
+    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], collator), *parts)
+    most = collator.most_samples
     if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
         logger.warning(
-            f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
+            f"{cut:,} audio files are longer than the {most / collator.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": collator}
 
 
 def label_names(*parts: Dataset) -> list[str]:
@@ -217,7 +215,7 @@ MODALITIES: Any = (
 
 
 def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a head for classes in float32, and the names of its classes in order; see :func:`class_names`.
+    """A model with a head for classes, in float32, and the names of its classes by :func:`class_names`.
 
     ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does not know.
     """
@@ -230,8 +228,9 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
 
 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
-    """The classes in the order of their numbers: the model's own if it knows all ``labels``, so that its head stays valid; else ``labels``.
+    """The names of the classes by their numbers.
 
+    They are the model's own, ``known``, if it knows all ``labels``: its head then stays valid. Otherwise they are the ``labels``.
     ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
     """
     names, numbers = list(known), [str(number) for number in range(len(known))]
@@ -248,7 +247,7 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
 
 
 def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[str]) -> None:
-    """Refuse training data of a single class, and classes of ``--validation`` that no training row has."""
+    """Refuse training data of one class, and classes of ``--validation`` that no training row has."""
     sources, validation = ", ".join(args.data), args.validation if args.max_train_samples is None else ""
     if args.only_scores:
         return

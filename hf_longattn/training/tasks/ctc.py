@@ -20,7 +20,7 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, E
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
@@ -109,15 +109,15 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
     # Labels, and the model's frames for each sound. A transcript needs one for each label, and a blank between equal labels; with fewer,
     # its loss would be infinite.
-    hearing = Hearing(extractor)
+    collator = AudioCollator(extractor)
 
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
         return to_utterances(
             data,
             labels,
-            hearing,
-            length=lambda sound: output_frames(model, hearing.length(sound)),
+            collator,
+            length=lambda sound: output_frames(model, collator.length(sound)),
             fits=lambda row, frames: len(row) + sum(first == second for first, second in pairwise(row)) <= frames,
             most_seconds=data_args.max_seconds,
         )
@@ -133,12 +133,12 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
     scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
     processor = speech_processor(config, extractor, tokenizer)
-    trainer = LongTrainer(model, training_args, hearing, rows, held_out, processor, **scored)
+    trainer = LongTrainer(model, training_args, collator, rows, held_out, processor, **scored)
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
 
 
 def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
-    """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages."""
+    """Training and held-out utterances. Columns: ``audio`` (path or bytes), ``text`` (one line), ``name`` (for messages)."""
     change_case, parts = CASES[args.letter_case], read_rows(args, seed, UtteranceArguments.roles)
     return each_part(
         lambda data: data.remove_columns("text").add_column("text", [change_case(" ".join(text.split())) for text in data["text"]]), *parts
@@ -154,7 +154,7 @@ def output_frames(model: Any, length: int) -> int:
 
 
 def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, refused unless its padding is the blank of the model's head."""
+    """The tokenizer of a checkpoint. Its padding must be the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -184,7 +184,7 @@ def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 
 
 def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
-    """A new vocabulary: CTC's blank, an unknown token, a space between words, and all characters of some transcripts, sorted."""
+    """A new vocabulary of CTC's blank, an unknown token, the space between words, and the characters of transcripts."""
     characters = sorted({*"".join(texts)} - {" "})
     if "|" in characters:
         raise DataError("Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them.")

@@ -104,13 +104,13 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
 
 
 class DistillTrainer(LongTrainer):
-    """Trains on the distance from a teacher, and evaluates on the student's own loss; by method hidden, also on the distance."""
+    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or the distance by method hidden."""
 
     shards = False
 
     def __init__(self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel) -> None:
         self.compared, count, teachers = METHODS[training_args.method], model.config.num_hidden_layers, teacher.config.num_hidden_layers
-        # The teacher's layer, from 1, that each of the student's imitates: at equal distances (TinyBERT, section 3.1).
+        # Each layer of the student imitates one of the teacher's, numbered from 1, at equal distances (TinyBERT, section 3.1).
         self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
         width, wide = model.config.hidden_size, teacher.config.hidden_size
         if "hidden" in self.compared and width != wide:
@@ -127,13 +127,13 @@ class DistillTrainer(LongTrainer):
         self.causal = any(site.causal for site in self_attention(teacher))
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The real tokens of a batch for each of :data:`PARTS`; for attention, the pairs of tokens that are compared."""
+        """For each of :data:`PARTS` the number of real tokens in a batch; for attention, the number of compared pairs."""
         tokens = inputs["attention_mask"].sum(1)
         pairs = tokens * (tokens + 1) // 2 if self.causal else tokens.square()
         return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The distance of each of :data:`PARTS`; in evaluations the student's own loss, if it has one."""
+        """The distance of each of :data:`PARTS`. In evaluations, the student's own loss if it has one."""
         if "logits" not in self.compared:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         elif not model.training:
@@ -178,7 +178,7 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
-    """Note the outputs of every layer's query ("q") and key ("k") projections, before rotation, in a forward pass within the context."""
+    """Within the context, note the outputs of every layer's query ("q") and key ("k") projections, before rotation."""
     noted, handles = list[dict[str, Tensor]](), list[Any]()
 
     for site in self_attention(model) if enabled else ():
@@ -197,7 +197,7 @@ def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str
 
 
 def queries_and_keys(noted: Mapping[str, Tensor], heads: int) -> QueryAndKey:
-    """Queries, divided by √d, and keys ``(B, H, N, D)`` of a layer; grouped keys are repeated."""
+    """A layer's queries, divided by √d, and keys ``(B, H, N, D)``. Grouped keys are repeated."""
     query = noted["q"].unflatten(-1, (heads, -1)).transpose(1, 2).float()
     key = noted["k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2).float()
     return query / query.shape[-1] ** 0.5, key.repeat_interleave(heads // key.shape[1], dim=1)

@@ -51,7 +51,7 @@ class EmbedModelArguments(ModelArguments):
 
 @dataclass
 class EmbedDataArguments(DataArguments):
-    """Pairs of texts that belong together, perhaps with a text that does not, or with a score of their similarity.
+    """Pairs of texts that belong together. They may have a negative text, or a score of their similarity.
 
     ``max_length`` cuts the training texts alone.
     """
@@ -127,7 +127,7 @@ def embedding_trainer(
 def reranking_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, pairs: Dataset, held_out: Dataset
 ) -> LongTrainer:
-    """A trainer of a cross-encoder on pairs and as many wrong ones that measures it among candidates."""
+    """A trainer of a cross-encoder on right pairs and as many wrong ones. It measures the ranking of candidates."""
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -159,7 +159,7 @@ def reranking_trainer(
 
 
 def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
-    """The scores of an evaluator of sentence-transformers by the names of a log, in per cent."""
+    """The scores of a sentence-transformers evaluator in per cent, by their names in a log."""
     results = evaluator(model)
     rows = next(len(getattr(evaluator, name)) for name in ("queries", "samples", "scores") if hasattr(evaluator, name))
     named = {name: next((100 * value for key, value in results.items() if key.endswith(end)), None) for name, end in SCORES.items()}
@@ -232,7 +232,10 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
 
 
 def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
-    """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or another one's text by ``seed``."""
+    """Every pair with the label 1, and its anchor beside a wrong text with the label 0.
+
+    The wrong text is the row's negative, or else a text of another anchor, drawn by ``seed``.
+    """
     anchors, right = data["anchor"][:], data["positive"][:]
     if "negative" in data.column_names:
         wrong = data["negative"][:]

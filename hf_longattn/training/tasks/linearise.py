@@ -105,14 +105,14 @@ class TransferTrainer(LongTrainer):
 
 
 def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
-    """The error of attention over all layers, and that of every layer, with standard errors over inputs."""
+    """The errors of attention over all layers and of each layer, with standard errors over inputs."""
     errors = np.asarray(prediction.predictions)  # (inputs, layers)
     columns = {"attention_error": errors.mean(1), **{f"layer_{number}": errors[:, number] for number in range(errors.shape[1])}}
     return in_percent({name: mean_and_error(values.tolist()) for name, values in columns.items()}, len(errors))
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze all but the mechanisms' parameters of a base model, and make the modules that replace its mechanisms in a step."""
+    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms in a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}
@@ -133,7 +133,10 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
 
 @contextmanager
 def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
-    """Within the context, the base model computes softmax attention, and returns its mechanisms' ``loss`` and ``distances (B, L)``."""
+    """Within the context, the base model computes softmax attention.
+
+    It returns the ``loss`` of its mechanisms and their ``distances (B, L)``.
+    """
     transfers = [replacement for _, _, replacement in layers if isinstance(replacement, AttentionTransfer)]
 
     def distances(*_: Any) -> dict[str, Tensor]:
@@ -189,7 +192,7 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
 
 
 def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean square ``(B,)`` of each input of ``x (B, H, N, D)`` over real tokens (``padding (B, Nk)``, True = real)."""
+    """Mean square ``(B,)`` of each row of ``x (B, H, N, D)`` over real tokens, by ``padding (B, Nk)`` with True = real."""
     squares = x.square().mean(-1)
     if padding is None:
         return squares.mean((1, 2))

@@ -265,7 +265,7 @@ class Backbone:
 
 
 class PreparedTask:
-    """A task's model with its head, and ``inputs``, the arguments of Trainer for the task alone."""
+    """A task's model with its head. ``inputs`` are the arguments of Trainer for this task alone."""
 
     def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         self.kind, self.model, self.inputs = kind, model, inputs
@@ -380,7 +380,7 @@ class TaskBatches(EpochSampler):
 
 
 class MultiTaskTrainer(LongTrainer):
-    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config."""
+    """Trains a :class:`MultiTaskModel` on batches of one task each, and evaluates every task on its own rows."""
 
     tasks: Mapping[str, PreparedTask]
 
@@ -404,7 +404,7 @@ class MultiTaskTrainer(LongTrainer):
         return batches, items * mean.sum() / torch.where(mean > 0, mean, 1)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``: F1, or else accuracy."""
+        """The scores of every task as ``NAME_accuracy`` …. ``mean`` is the mean of their F1, or else accuracy."""
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():

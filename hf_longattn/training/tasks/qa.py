@@ -33,7 +33,7 @@ from hf_longattn.training.trainer import LongTrainer
 
 @dataclass
 class QADataArguments(DataArguments):
-    """Questions about documents: in the schema of SQuAD or MRQA, or with question, context and answers."""
+    """Questions about documents, in the schema of SQuAD or MRQA, or in columns question, context and answers."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {name: (name,) for name in ("id", "question", "context", "answers")}
 
@@ -86,7 +86,9 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
 def question_inputs(
     model: Any, parts: tuple[Dataset, Dataset], names: Any, data_args: QADataArguments, args: LongTrainingArguments, tokenizer: Any
 ) -> dict[str, Any]:
-    """Arguments of Trainer for questions about documents, the reader's ``answers`` after an evaluation, and ``facts`` for the log.
+    """Arguments of Trainer for questions about documents, and two entries that evaluations fill.
+
+    ``answers`` are the reader's answers of the last evaluation, ``facts`` are for the log.
 
     In training, the model gets the threshold of "no answer" that is best on the held-out questions.
     """
@@ -140,7 +142,7 @@ def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> T
 
 
 def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model with a question-answering head in float32, and its fast tokenizer, which pads on the right.
+    """Load a model for question answering in float32, and its fast tokenizer, which pads on the right.
 
     Args:
         complete: refuse a checkpoint without the head; otherwise it is new, and must be trained.

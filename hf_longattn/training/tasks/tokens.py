@@ -91,7 +91,7 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents, ``texts``, by the numbers of the chosen tags of each window of ``rows``.
+    """Entity scores of whole documents, ``texts``, from the predicted tags of their windows, ``rows``.
 
     A word takes its tag from the window in which it is farthest from an edge.
     """
@@ -125,7 +125,7 @@ def tag_names(*parts: Dataset) -> list[str]:
 
 
 def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
-    """Model inputs of tagged documents, one for each window of a document; none if no word has a token.
+    """Model inputs of tagged documents, one for each window of a document. No row, if no word has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
