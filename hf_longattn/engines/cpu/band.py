@@ -167,6 +167,8 @@ class Plan(NamedTuple):
 
     dense: bool
     """Whether one block has all queries and keys. Its mask then includes the global tokens."""
+    most_blocks: int
+    """The number of blocks in the largest group."""
 
 
 @functools.lru_cache(4096)
@@ -192,7 +194,8 @@ def band_plan(
     plans = {}
     for size in sizes:
         blocks = tuple(groups(q_len, kv_len, shift, left, right, size))
-        plan = Plan(blocks, size, costs.queries, dense=(blocks[0].block, blocks[0].width) == (q_len, kv_len))
+        dense = (blocks[0].block, blocks[0].width) == (q_len, kv_len)
+        plan = Plan(blocks, size, costs.queries, dense, max(group.blocks for group in blocks))
         plans[plan] = sum(costs.of(group, group.first + shift - group.start, left, right) for group in blocks)
         plans[plan] += costs.tokens * (tokens and not plan.dense)
     return min(plans, key=plans.__getitem__)
@@ -220,7 +223,12 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
 
 
 class Item(Scope):
-    """A scope of band attention: all batch rows together, or one batch row without its outer padding."""
+    """A scope of band attention: all batch rows together, or one batch row without its outer padding.
+
+    plan: the plan of its blocks, which :meth:`Band.most_blocks` sets.
+    """
+
+    plan: Plan
 
     def __init__(
         self, source: BandSource, rows: slice, queries: slice, keys: slice, shift: int, hole: Tensor | None = None,
@@ -394,20 +402,22 @@ class Band(BandSource):
         self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned else None
         self.totals = [torch.zeros(x.shape, dtype=self.dtype) for x in learned] if self.learns else []
 
-    def plan(self, item: Item) -> Plan:
+    def most_blocks(self, item: Item) -> int:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
         settings = {"block": DROPOUT_BLOCK} if self.dropout else {"backward": self.is_backward, "tokens": item.tokens is not None}
-        return band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
+        item.plan = band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
+        return 0 if item.plan.dense else item.plan.most_blocks
 
-    def most_blocks(self, item: Item) -> int:
-        plan = self.plan(item)
-        return 0 if plan.dense else max(group.blocks for group in plan.groups)
-
-    def parts(self, item: Item) -> Iterator[Part]:
-        plan = self.plan(item)
-        near = self._near(item, plan)
-        far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
+    def parts(self, item: Item) -> Iterable[Part]:
+        near = self._near(item, item.plan)
+        far = [] if item.plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
         parts = [*far, *near] if self.is_backward else [*near, *far]  # global rows run last in forward and first in backward
+        if item.hole is None and self.bias is None:
+            return parts
+        return self._completed(item, parts)
+
+    def _completed(self, item: Item, parts: Sequence[Part]) -> Iterator[Part]:
+        """The parts with bias and padding added to their masks."""
         biased: dict[tuple[int, int, int], Tensor] = {}
         for part in parts:
             if self.bias is not None:

@@ -70,12 +70,7 @@ class Runs(Side):
     first_writer: bool = False
 
     def of(self, x: Tensor) -> Tensor:
-        if self.rows == 1 and self.stride == 1:
-            return x.narrow(2, self.start, self.size)
-        _, by_head, by_token, *inner = x.stride()
-        shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
-        strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
-        return x.as_strided(shape, strides, x.storage_offset() + self.start * by_token)
+        return tokens_of((self, x))[0]
 
     def add(self, x: Tensor, values: Tensor) -> None:
         if self.first_writer:
@@ -97,6 +92,22 @@ class Runs(Side):
     def part(self, first: int, size: int) -> Runs:
         """The tokens ``first`` to ``first + size - 1`` of every run."""
         return dataclasses.replace(self, start=self.start + first * self.stride, size=size)
+
+
+def tokens_of(*pairs: tuple[Side, Any]) -> list[Tensor]:
+    """:meth:`Side.of` for each pair of a side and a tensor. One call per part, because a band has a part for each block at its edges."""
+    found = []
+    for side, x in pairs:
+        if not isinstance(side, Runs):
+            found.append(side.of(x))
+        elif side.rows == 1 and side.stride == 1:
+            found.append(x.narrow(2, side.start, side.size))
+        else:
+            _, by_head, by_token, *inner = x.stride()
+            shape = (side.rows, x.shape[1], side.size, *x.shape[3:])
+            strides = (side.step * by_token, by_head, side.stride * by_token, *inner)
+            found.append(x.as_strided(shape, strides, x.storage_offset() + side.start * by_token))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,18 +232,6 @@ def source(cls: type[Source]) -> type[Source]:
     return cls
 
 
-def part_forward(part: Part, label: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout | None) -> Any:
-    """Output ``(n, H, queries, D)`` and log-sum-exp ``(n, H, queries)`` of a part."""
-    if drop is not None:
-        return drop.forward(label, q, k, v, part.mask, scale)
-    if part.merges and k.shape[2] <= MAX_PLAIN_KEYS:
-        return few_keys(q, k, v, part.mask, scale)
-    if q.shape[2] == 1 and q.element_size() < 4:
-        (q,), mask = _doubled(q), None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
-        return tuple(x[:, :, :1] for x in flash(q, k, v, attn_mask=mask, scale=scale))
-    return flash(q, k, v, 0.0, part.causal, attn_mask=part.mask, scale=scale)
-
-
 def part_backward(
     part: Part, label: tuple[int, ...], inputs: Sequence[Tensor], totals: Sequence[Any], scale: float, drop: Dropout | None
 ) -> Gradients | None:
@@ -303,11 +302,21 @@ def softmax_forward(
     out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
     for number, scope in enumerate(parts_of.scopes(backward=False)):
-        tensors = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
+        queries, keys, values = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
         into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
         for part in scope.parts:
-            rows, of_keys, of_values = part.queries.of(tensors[0]), part.keys.of(tensors[1]), part.keys.of(tensors[2])
-            results = part_forward(part, (number, *part.label), rows, of_keys, of_values, scale, drops)
+            by_query, by_key = part.queries, part.keys
+            earlier = ((by_query, into[0]), (by_query, into[1])) if part.merges or not by_query.copies else ()
+            rows, of_keys, of_values, *written = tokens_of((by_query, queries), (by_key, keys), (by_key, values), *earlier)
+            if drops is not None:
+                results = drops.forward((number, *part.label), rows, of_keys, of_values, part.mask, scale)
+            elif part.merges and of_keys.shape[2] <= MAX_PLAIN_KEYS:
+                results = few_keys(rows, of_keys, of_values, part.mask, scale)
+            elif rows.shape[2] == 1 and rows.element_size() < 4:
+                mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+                results = tuple(x[:, :, :1] for x in flash(*_doubled(rows), of_keys, of_values, attn_mask=mask, scale=scale))
+            else:
+                results = flash(rows, of_keys, of_values, 0.0, part.causal, attn_mask=part.mask, scale=scale)
 
             # The kernel's own tensors are the result if they cover the batch in the layout of the result: a copy less.
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
@@ -315,13 +324,14 @@ def softmax_forward(
                     merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
-                earlier = [part.queries.of(x) for x in into]
-                merge_into(*earlier, *results)
-                if not part.queries.copies:
-                    continue
-                results = earlier
-            part.queries.put(into[0], results[0])
-            part.queries.put(into[1], results[1])
+                merge_into(*written, *results)
+                results = written
+            if by_query.copies:
+                by_query.put(into[0], results[0])
+                by_query.put(into[1], results[1])
+            elif not part.merges:
+                written[0].copy_(results[0])
+                written[1].copy_(results[1])
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
         unseen = lse <= MASKED / 2
@@ -353,7 +363,7 @@ def cpu_softmax_backward(
         names = ("dq", "dk", "dv")
         totals, whole = [scope.into(name, x) for name, x in zip(names, sums, strict=True)], scope.whole
         for part in scope.parts:
-            of_part = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
+            of_part = tokens_of(*((part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items()))
             gradients = part_backward(part, (number, *part.label), of_part, totals, scale, drops)
             if gradients is not None:
                 if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
