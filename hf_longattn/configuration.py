@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.common.options import HIGHEST_LAYER, IN_TURN, OptionInfo, read_choice, read_rules, write_choices
+from .mechanisms.common.options import HIGHEST_LAYER, IN_TURN, read_choice, read_layer_choices
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
 from .mechanisms.common.shared_options import check_form
 
@@ -36,11 +36,11 @@ class LongAttentionConfig:
     """
 
     def __init__(self, /, mechanism: str | None = None, layers: Layers | None = None, **options: Any) -> None:
-        turns, overrides = _layer_rules(layers)
+        turns, overrides = _parse_layers(layers)
         if mechanism is None:
             mechanism = next((str(turn["mechanism"]) for turn in turns if "mechanism" in turn), "longformer")
         self.mechanism = mechanism_class(mechanism).name
-        self.options = _given(self.mechanism, options)
+        self.options = _checked_options(self.mechanism, options)
         self.turns = [_override(turn, self.mechanism) for turn in turns]
         self.layers: dict[int, dict[str, Any]] = {}
         for index, override in overrides.items():
@@ -63,18 +63,18 @@ class LongAttentionConfig:
     def with_option(
         self, option: str, value: Any, where: Callable[[str, int | None], bool] = lambda mechanism, layer: True
     ) -> LongAttentionConfig:
-        """A copy with the option set in the default and in every rule that names a mechanism.
+        """A copy with the option set in the default and in every choice that names a mechanism.
 
         Args:
-            where: whether a rule gets the option. Called with the mechanism's name and the layer that the rule overrides, or ``None``.
+            where: whether a choice gets the option. Called with the mechanism's name and the layer that the choice overrides, or ``None``.
         """
 
-        def given(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
+        def changed(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
             return {**choice, option: value} if "mechanism" in choice and where(choice["mechanism"], layer) else choice
 
-        turns: dict[Any, Any] = {IN_TURN: [given(turn) for turn in self.turns]} if self.turns else {}
-        layers = {**turns, **{layer: given(choice, layer) for layer, choice in self.layers.items()}}
-        return LongAttentionConfig(**given({"mechanism": self.mechanism, **self.options}), layers=layers or None)
+        turns: dict[Any, Any] = {IN_TURN: [changed(turn) for turn in self.turns]} if self.turns else {}
+        layers = {**turns, **{layer: changed(choice, layer) for layer, choice in self.layers.items()}}
+        return LongAttentionConfig(**changed({"mechanism": self.mechanism, **self.options}), layers=layers or None)
 
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
@@ -117,7 +117,7 @@ class LongAttentionConfig:
             full = check_options(name, options)
             infos = {info.name: info for info in full.infos()}
             in_force = {key: value for key, value in full.to_dict().items() if value is not None}
-            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value, infos[key])}" for key, value in in_force.items())
+            text = f"{name:<14}" + "  ".join(f"{key}={infos[key].readable(value)}" for key, value in in_force.items())
             if rows and rows[-1][2] == text:
                 rows[-1] = (rows[-1][0], index, text)
             else:
@@ -135,7 +135,7 @@ class LongAttentionConfig:
         return hash(repr(self.to_dict()))
 
 
-def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_options(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Validate options and return them in JSON types. Defaults stay implicit."""
     built = check_options(mechanism, dict(options)).to_dict()
     return {name: built.get(name) for name in options}
@@ -150,43 +150,30 @@ def _override(override: Any, default: str) -> dict[str, Any]:
     values = dict(override)
     name = mechanism_class(values.pop("mechanism", default)).name
     named = {"mechanism": name} if "mechanism" in override else {}
-    return {**named, **_given(name, values)}
+    return {**named, **_checked_options(name, values)}
 
 
-def _layer_rules(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
-    """Parse ``layers`` in any form: rules to take in turn, and overrides by layer number. Later overrides replace earlier ones."""
+def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
+    """Parse ``layers`` in any form: choices to take in turn, and overrides by layer number. Later overrides replace earlier ones."""
     if isinstance(layers, str):
-        rules = read_rules(layers)
-        numbered = {index: values for where, values in rules if where is not None for index in where}
-        return [values for where, values in rules if where is None], numbered
+        choices = read_layer_choices(layers)
+        numbered = {index: values for where, values in choices if where is not None for index in where}
+        return [values for where, values in choices if where is None], numbered
     if isinstance(layers, Mapping):
         rest = dict(layers)
         turns = rest.pop(IN_TURN, [])
-        turns = _layer_rules(turns)[0] if isinstance(turns, str) else turns
+        turns = _parse_layers(turns)[0] if isinstance(turns, str) else turns
+        for key in rest:
+            if not str(key).isdecimal() or len(str(key)) > len(str(HIGHEST_LAYER)):
+                raise OptionError(
+                    f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, for example"
+                    " layers={0: {'window': 64}}."
+                )
         if isinstance(turns, list | tuple):
-            return list(turns), {_layer_index(key): override for key, override in rest.items()}
+            return list(turns), {int(key): override for key, override in rest.items()}
     elif layers is None or isinstance(layers, list | tuple):
         return [read_choice(turn) if isinstance(turn, str) else turn for turn in layers or []], {}
     raise OptionError(
         f"layers of long_attention is {layers!r}, but must be a mapping such as {{0: {{'window': 64}}}}, a list to take in turn, "
         "or a line such as '0-5:window=64;11=full'."
     )
-
-
-def _layer_index(key: int | str) -> int:
-    text = str(key)
-    if not text.isdecimal() or len(text) > len(str(HIGHEST_LAYER)):
-        raise OptionError(
-            f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, for example"
-            " layers={0: {'window': 64}}."
-        )
-    return int(text)
-
-
-def _readable(value: Any, info: OptionInfo) -> str:
-    """An option's value as text for readers."""
-    if isinstance(value, Mapping):
-        return write_choices([value])
-    if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
-        return write_choices(value)
-    return info.readable(value)

@@ -11,10 +11,7 @@ INSTALLED = "needs a package that only this page installs: tests/test_pages.py t
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
-    "README.md": {
-        "make demo": "takes ten minutes",
-        "make test": "is these tests",
-    },
+    "README.md": {"make demo": "takes ten minutes", "make test": "is these tests"},
     "CONTRIBUTING.md": {
         "make install": "installs from an index",
         "make test": "is these tests",
@@ -25,8 +22,8 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
-        '"""Genomes': SHOWN_ELSEWHERE + "tests/inputs/test_new_modality.py",
-        "from ..modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/inputs/test_new_modality.py",
+        '"""Genomes': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
+        "from ..modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
     },
     "docs/performance.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,

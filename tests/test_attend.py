@@ -18,7 +18,7 @@ from hf_longattn.functional import prepare
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.capabilities import About
 from hf_longattn.mechanisms.common.options import RESERVED
-from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
+from hf_longattn.mechanisms.common.registry import CACHED_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
 from tests.cases import every_case
 
 Q = torch.randn(2, 4, 10, 8)
@@ -281,9 +281,9 @@ def test_attend_builds_a_mechanism_once_and_still_checks_options() -> None:
 
 
 def test_prototypes_of_mechanisms_are_few_and_without_storage() -> None:
-    for window in range(1, 2 * KEPT_PROTOTYPES):
+    for window in range(1, 2 * CACHED_PROTOTYPES):
         prototype("window", {"window": 2 * window})
-    assert _prototype.cache_info().currsize <= KEPT_PROTOTYPES
+    assert _prototype.cache_info().currsize <= CACHED_PROTOTYPES
     for name in list_mechanisms():
         assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).about.sample).parameters())
 

@@ -12,7 +12,7 @@ import typer
 from ..conversion import ConversionConfig
 from ..conversion.settings import Settings
 from ..errors import OptionError, flag
-from ..mechanisms.common.options import read_choice, read_pairs, read_rules, read_towers
+from ..mechanisms.common.options import read_choice, read_layer_choices, read_pairs, read_towers
 from ..training.recipes import read_recipe, recipe_names
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -66,7 +66,7 @@ def option(setting: Field[Any]) -> Any:
 
 def read_layers(rules: list[str]) -> str:
     """The mechanisms of layers in one line. Its typos are refused before torch is imported."""
-    read_rules(text := ";".join(rules))
+    read_layer_choices(text := ";".join(rules))
     return text
 
 

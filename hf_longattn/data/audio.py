@@ -100,7 +100,7 @@ def read_audio(
     return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)
 
 
-class Hearing:
+class AudioCollator:
     """How audio files become the inputs of a model; a collator for rows of :func:`to_utterances`.
 
     sampling_rate: samples a second that the model reads.
@@ -143,7 +143,7 @@ class Hearing:
 def to_utterances(
     data: Dataset,
     labels: Sequence[Any],
-    hearing: Hearing,
+    collator: AudioCollator,
     *,
     length: Callable[[Samples], int] = len,
     fits: Callable[[Any, int], bool] = lambda labels, length: True,
@@ -160,9 +160,9 @@ def to_utterances(
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):
-        sound = hearing.samples(row)
+        sound = collator.samples(row)
         lengths.append(length(sound))
-        if (most_seconds is None or len(sound) <= most_seconds * hearing.sampling_rate) and fits(labels[number], lengths[-1]):
+        if (most_seconds is None or len(sound) <= most_seconds * collator.sampling_rate) and fits(labels[number], lengths[-1]):
             fitting.append(number)
     if left_out := sorted({*range(len(data))} - {*fitting}):
         limit = "" if most_seconds is None else f"are longer than {most_seconds:g} seconds or "

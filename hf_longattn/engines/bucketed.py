@@ -109,8 +109,10 @@ class Rounds(ABC):
 
     @abstractmethod
     def no_visible_key(self) -> Tensor | None:
-        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool, arbitrary where there is no query.
-        ``None`` if every query sees a key."""
+        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool; ``None`` if every query sees a key.
+
+        Arbitrary where there is no query.
+        """
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
         """One tile per round, with ``outside`` as in GatherTile. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""

@@ -39,8 +39,11 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
-    waits for the device. A graph cannot wait, and takes the number of ``call.global_positions``."""
+    """:func:`global_index` of a call's global tokens, padding excluded.
+
+    It is cached for all layers of a forward pass, since finding the tokens waits for the device. A graph cannot wait, and takes the
+    number of ``call.global_positions``.
+    """
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
     known = call.global_positions is not None and not torch.compiler.is_exporting()

@@ -45,7 +45,8 @@ def __getattr__(name: str) -> Any:
         from ..modeling.family.definition import family_for_class
 
         if (family := family_for_class(name)) is not None:
-            return family.model_class(name)
+            globals()[name] = family.model_class(name)  # looked up once: the Auto classes ask several times for each model
+            return globals()[name]
     return _public_name(name)
 
 

@@ -34,7 +34,7 @@ from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
 from ..modeling.mixin import LongBaseModelMixin
 
 GLOBALS, MASK = "global_attention_mask", "attention_mask"
-MARKED = torch.int32
+ANNOTATED = torch.int32
 """The dtype of a mask with 2 at global tokens, as in Longformer."""
 
 
@@ -49,28 +49,14 @@ class MaskOfLayers(NamedTuple):
     tokens: Tensor
 
 
-def unmarked(mask: Tensor) -> Tensor:
-    """A mask of ones and zeros, with another dtype than :data:`MARKED`."""
-    return mask.clamp(max=1).long() if mask.dtype == MARKED else mask
-
-
-def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a Long base model, with mask and global tokens separated. A head may have combined them."""
-    mask = arguments.get(MASK)
-    marked = isinstance(model, LongBaseModelMixin) and isinstance(mask, Tensor) and mask.dtype == MARKED and mask.dim() == 2
-    if not marked or arguments.get(GLOBALS) is not None:
-        return arguments
-    assert isinstance(mask, Tensor)
-    if in_graph():  # values cannot be read
-        some_global = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
-    else:
-        some_global = bool((mask > 1).any())
-    return {**arguments, MASK: unmarked(mask), GLOBALS: mask > 1} if some_global else {**arguments, MASK: unmarked(mask)}
+def padding_mask(mask: Tensor) -> Tensor:
+    """A mask of ones and zeros, with another dtype than :data:`ANNOTATED`."""
+    return mask.clamp(max=1).long() if mask.dtype == ANNOTATED else mask
 
 
 class GlobalsInTheMask(OnTheBackend):
-    """Replaces modules of the base. Heads pass :data:`MARKED` masks to the base model, which separates padding from global tokens and
-    passes a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
+    """Replaces modules of the base. Heads pass :data:`ANNOTATED` masks to the base model, which separates padding from global tokens and
+    passes an annotated mask to its layers. Other code of the base gets a :func:`padding_mask`."""
 
     hands_globals_down = False
     annotates_globals: ClassVar[bool] = True
@@ -81,18 +67,29 @@ class GlobalsInTheMask(OnTheBackend):
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)
-        def with_marks(self: Any, **arguments: Any) -> Any:
+        def annotating(self: Any, **arguments: Any) -> Any:
             tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
             if tokens is not None and runs_mechanisms(self):
                 real = torch.ones_like(tokens) if mask is None else mask
-                arguments[MASK] = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)
+                arguments[MASK] = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(ANNOTATED))).to(ANNOTATED)
             return base_forward(self, **arguments)
 
-        long_forward = super().with_arguments(with_marks)
+        long_forward = super().with_arguments(annotating)
 
         @functools.wraps(long_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return long_forward(self, **_taken_apart(self, {**dict(zip(names, args, strict=False)), **kwargs}))
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            mask: Any = arguments.get(MASK)
+            annotated = isinstance(mask, Tensor) and mask.dtype == ANNOTATED and mask.dim() == 2
+            if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:  # the head has combined them
+                if in_graph():  # values cannot be read
+                    has_globals = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(self))
+                else:
+                    has_globals = bool((mask > 1).any())
+                arguments[MASK] = padding_mask(mask)
+                if has_globals:
+                    arguments[GLOBALS] = mask > 1
+            return long_forward(self, **arguments)
 
         return forward
 
@@ -139,7 +136,7 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding mask; ``None`` if all tokens are real. If global tokens are marked, :class:`MaskOfLayers`. Other attention
+        """The padding mask; ``None`` if all tokens are real. If the mask is annotated, :class:`MaskOfLayers`. Other attention
         implementations get the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
@@ -147,7 +144,7 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
         padding = mechanism_mask(
             len(attention_mask), length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask != 0
         )
-        return MaskOfLayers(padding, attention_mask > 1) if attention_mask.dtype == MARKED else padding
+        return MaskOfLayers(padding, attention_mask > 1) if attention_mask.dtype == ANNOTATED else padding
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
         """``None`` for a mechanism, since the attention modules compute distances themselves."""
@@ -157,7 +154,7 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
 
 
 class LongDebertaV2Embeddings(DebertaV2Embeddings):
-    """DebertaV2Embeddings for a mask in which global tokens are marked."""
+    """DebertaV2Embeddings for a mask in which global tokens are annotated."""
 
     def forward(
         self,
@@ -167,14 +164,14 @@ class LongDebertaV2Embeddings(DebertaV2Embeddings):
         mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        return super().forward(input_ids, token_type_ids, position_ids, None if mask is None else unmarked(mask), inputs_embeds)
+        return super().forward(input_ids, token_type_ids, position_ids, None if mask is None else padding_mask(mask), inputs_embeds)
 
 
 class LongDebertaV2Convolution(ConvLayer):
-    """ConvLayer for a mask in which global tokens are marked."""
+    """ConvLayer for a mask in which global tokens are annotated."""
 
     def forward(self, hidden_states: Tensor, residual_states: Tensor, input_mask: Tensor) -> Tensor:
-        return super().forward(hidden_states, residual_states, unmarked(input_mask))
+        return super().forward(hidden_states, residual_states, padding_mask(input_mask))
 
 
 class LongDisentangledSelfAttention(DisentangledSelfAttention):

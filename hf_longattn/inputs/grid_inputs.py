@@ -22,7 +22,7 @@ from ..mechanisms.common.capabilities import grid_blocks, on_grid
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, check_mechanism_for_grid, image_size
-from ..reports import SKIPPED, Check, Difference, equality
+from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .running import run_model
 from .sized import IMAGE_PROCESSOR, STATES, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
@@ -187,16 +187,20 @@ class GridModality(SizedModality):
             )
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
-    def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
-        size = plan.inputs.new
+    def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
+        """Check that the written image processor makes images of the new size."""
+        name, size = "image processor", plan.inputs.new
+        if inputs.processor is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
         processor: Any = Images(self.spec, plan.config, folder).processor
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
-        wrong = f" instead of {size.words}; correct the size in its file"
-        fits = resized == size.value or not (self.spec.interpolates or plan.inputs.grows)
         detail = f"images of {self.spec.describe(sides)} become inputs of {self.spec.describe(resized)}"
-        return detail, "" if fits else wrong, {IMAGE_SIZE: list(resized)}
+        fits = resized == size.value or not (self.spec.interpolates or plan.inputs.grows)
+        if not fits:
+            detail += f" instead of {size.words}; correct the size in its file"
+        return [Check(name, PASSED if fits else FAILED, detail, {IMAGE_SIZE: list(resized)})]
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
@@ -237,11 +241,11 @@ def check_crops(comparison: Comparison) -> Check:
         """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
         return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
 
-    def cells_only(module: Any, args: Any, output: Any) -> Any:
-        return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
-
     arguments = comparison.inputs.at(new)
-    hook = base.embeddings.register_forward_hook(cells_only)
+    # a crop has no tokens before its patches
+    hook = base.embeddings.register_forward_hook(
+        lambda _, args, output: output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+    )
     expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
     cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)

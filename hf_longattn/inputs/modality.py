@@ -107,7 +107,7 @@ class Example:
 class WithTowers:
     """Facts about a model, or its modality."""
 
-    towers: Mapping[str, Any]  # such facts about each of several towers by name; empty without towers
+    towers: Mapping[str, Any]  # such facts about each of several towers, by name; empty without towers
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -115,8 +115,8 @@ class WithTowers:
         return self.towers or {"": self}
 
     @property
-    def apart(self) -> tuple[str, ...]:
-        """Names of the towers, which have mechanisms apart; empty without towers."""
+    def tower_names(self) -> tuple[str, ...]:
+        """Names of the towers, which have separate mechanisms; empty without towers."""
         return tuple(self.towers)
 
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:

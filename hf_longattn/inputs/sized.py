@@ -27,7 +27,7 @@ from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import TILE
 from ..modeling.grids import interpolating
-from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..reports import SKIPPED, Check, Difference, equality
 from .modality import InputSize, InputSizes, Modality
 from .running import run_model
 
@@ -162,18 +162,6 @@ class SizedModality(Modality):
             files=changed_file(source.folder, self.files.part, processor, changes) if changes else {},
             training={"advice": advice} if task is None else train_command(*task),
         )
-
-    def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
-        """Check that the written processor makes inputs of the new size."""
-        name = self.files.part.replace("_", " ")
-        if inputs.processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {plan.inputs.new.words} as it was trained")]
-        detail, wrong, values = self.processed(plan, folder, inputs)
-        return [Check(name, FAILED if wrong else PASSED, detail + wrong, values)]
-
-    @abstractmethod
-    def processed(self, plan: Any, folder: Path, inputs: Any) -> tuple[str, str, dict[str, Any]]:
-        """What the written processor makes, as a clause; what is wrong with that, or ""; and values for the report."""
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Any:
         return self.files(self.spec, config, folder, files, **settings)

@@ -18,7 +18,7 @@ from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_spec import audio_seconds, check_mechanism_for_audio
-from ..reports import SKIPPED, Check, Difference, equality
+from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .sized import FEATURE_EXTRACTOR, FILE, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
 from .tokenizer import check_tokenizer, load_tokenizer
@@ -158,10 +158,12 @@ class SoundModality(SizedModality):
         return dict(self.spec.extractor_fields(sizes.new.value)) if sizes.grows else {}
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
-        return [*super().processor(plan, folder, inputs), *check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))]
-
-    def processed(self, plan: Any, folder: Path, inputs: Sounds) -> tuple[str, str, dict[str, Any]]:
-        seconds = min(plan.inputs.new.value, PROCESSED_SECONDS)
+        """Check that the written feature extractor cuts and pads no sound of the new duration, and check the tokenizer."""
+        name, new = "feature extractor", plan.inputs.new
+        of_tokenizer = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
+        if inputs.processor is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {new.words} as it was trained"), *of_tokenizer]
+        seconds = min(new.value, PROCESSED_SECONDS)
         noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
         sound = np.resize(noise, round(seconds * inputs.sampling_rate))
         values = Sounds(self.spec, plan.config, folder).extracted(sound, as_called=True)
@@ -171,8 +173,9 @@ class SoundModality(SizedModality):
             f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(seconds)} becomes an input of "
             f"{duration(round(heard, 1))}"
         )
-        wrong = "; correct the fields of the feature extractor's file that cut or pad sounds"
-        return detail, "" if same else wrong, {"audio_seconds": heard}
+        if not same:
+            detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
+        return [Check(name, PASSED if same else FAILED, detail, {"audio_seconds": heard}), *of_tokenizer]
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both durations. Padding must change no frame."""

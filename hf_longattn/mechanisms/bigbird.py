@@ -15,9 +15,10 @@ block, as in transformers' BigBird in evaluation. transformers draws random bloc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -245,17 +246,28 @@ class BigBird(MaskedMechanism):
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
         """Which blocks of keys each block of queries sees. The number of blocks of each text is read with the batch."""
-        rows, batch = -(-length // self.options.block_size), call.batch
+        size, batch = self.options.block_size, call.batch
+        rows = -(-length // size)
         by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
         if by_text is None or batch is None:
-            return self._table([rows], rows, call, device)
-        if in_graph():
-            return self._table_of(-(-(last_real(by_text) + 1) // self.options.block_size), rows, call, device)
-        counts = dict.fromkeys(range(len(by_text)), rows) | {span.row: -(-span.stop // self.options.block_size) for span in batch.sequences}
-        return self._table([*counts.values()], rows, call, device)
+            counts = [rows]
+        elif in_graph():  # where no length can be read
+            return self._table_of(-(-(last_real(by_text) + 1) // size), rows, call, device)
+        else:
+            counts = [*(dict.fromkeys(range(len(by_text)), rows) | {span.row: -(-span.stop // size) for span in batch.sequences}).values()]
+
+        key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
+        of_count: dict[int, BlockTable] = {}
+        for count in dict.fromkeys(counts):  # the table of one count is cached for the process
+            make = functools.partial(self._table_of, torch.full((1,), count, device=device), rows, call, device)
+            of_count[count] = BYTE_CACHE.get((*key, count), make)
+        if len(of_count) == 1:
+            return of_count[counts[0]]
+        added = [table.added for count in counts if (table := of_count[count]).added is not None]
+        return BlockTable(torch.cat([of_count[count].seen for count in counts]), torch.cat(added) if added else None)
 
     def _causal_table(self, rows: int, device: torch.device) -> Tensor:
-        """Which blocks each block of a causal text sees, ``(H, rows, rows)`` bool. The layer keeps it for the next steps of decoding."""
+        """Which blocks each block of a causal text sees, ``(H, rows, rows)`` bool. The layer stores it for the next steps of decoding."""
         key = (rows, device, self.layer)
 
         def make() -> Tensor:
@@ -269,19 +281,6 @@ class BigBird(MaskedMechanism):
             with torch.inference_mode(False), torch.no_grad():
                 self._table_of_layer = keyed = key, make()
         return keyed[1]
-
-    def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The table of texts with ``counts`` blocks. The table of one count is cached for the process."""
-        key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
-
-        def table_of(count: int) -> BlockTable:
-            return BYTE_CACHE.get((*key, count), lambda: self._table_of(torch.full((1,), count, device=device), rows, call, device))
-
-        if len({*counts}) == 1:
-            return table_of(counts[0])
-        tables = [table_of(count) for count in counts]
-        added = [table.added for table in tables if table.added is not None]
-        return BlockTable(torch.cat([table.seen for table in tables]), torch.cat(added) if added else None)
 
     def _table_of(self, count: Tensor, rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
         """The table of texts with ``count (B,)`` blocks."""

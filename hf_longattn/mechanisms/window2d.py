@@ -49,7 +49,7 @@ from .common.shared_options import KeysOrWeights, with_dense_terms
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Places = tuple[Any, ...]
+Coordinates = tuple[Any, ...]
 """The coordinates of tokens on every axis, as broadcastable tensors."""
 GLOBAL, READS, NONE, ZEROS = "global", "reads", "none", "zeros"
 
@@ -176,7 +176,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             )
         return self.grid_of(call, k.shape[2])
 
-    def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
+    def sees(self, grid: Grid, query: Coordinates, key: Coordinates) -> Tensor:
         """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool (broadcastable)."""
         window, shift = self.windows(grid)
         same = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
@@ -203,8 +203,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return super(Window2d, self.on_grid(self.grid_for(q, k, call))).visible(q, k, call)
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        return super(Window2d, self.on_grid(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
+    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+        return super(Window2d, self.on_grid(self.grid_of(call, k.shape[2]))).keys_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:
         """The number of prefix tokens that every cell sees: either all of them or 0."""
@@ -285,31 +285,25 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles for the pairs of cells and of the prefix; cached."""
-        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), lambda: as_fixed(self._plan(grid, device)))
+        """Tiles for the pairs of cells and of the prefix; cached. The first cell has position ``grid.prefix``."""
 
-    def _plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        tiles, mode, prefix = self.tiles(grid, device), self.options.prefix_tokens, grid.prefix
-        if not prefix:
-            return tiles
-        front = torch.arange(prefix, device=device).view(1, 1, 1, -1)
-        if mode == GLOBAL:  # the cells of every tile see the prefix as well
-            cells = torch.arange(prefix, grid.length, device=device).view(1, 1, 1, -1)
-            tiles = (*tiles, GatherTile(cells, front))
-        everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
-        return (*tiles, GatherTile(front, front if mode == NONE else everything))
+        def make() -> tuple[GatherTile, ...]:
+            cells, tiles = torch.arange(grid.prefix, grid.length, device=device), []
+            for region in regions(grid, *self.windows(grid)):
+                part = cells.view(grid.sizes)[tuple(run.cells for run in region)]
+                inner = [number for run in region for number in (run.windows, run.size)]
+                numbers, inside = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
+                windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
+                tiles.append(GatherTile(windows, windows))
+            if grid.prefix:
+                mode, front = self.options.prefix_tokens, torch.arange(grid.prefix, device=device).view(1, 1, 1, -1)
+                if mode == GLOBAL:  # the cells of every tile see the prefix as well
+                    tiles.append(GatherTile(cells.view(1, 1, 1, -1), front))
+                everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
+                tiles.append(GatherTile(front, front if mode == NONE else everything))
+            return as_fixed(tuple(tiles))
 
-    def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of :meth:`sees` as tiles. The first cell has position ``grid.prefix``. :meth:`plan` adds pairs with prefix tokens."""
-        cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
-        tiles = []
-        for region in regions(grid, *self.windows(grid)):
-            part = cells[tuple(run.cells for run in region)]
-            inner = [number for run in region for number in (run.windows, run.size)]
-            numbers, inside = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
-            windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
-            tiles.append(GatherTile(windows, windows))
-        return tuple(tiles)
+        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), make)
 
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])

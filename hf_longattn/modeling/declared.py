@@ -83,7 +83,7 @@ class Region(NamedTuple):
 
 
 class DeclaredMask(PassCache):
-    """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
+    """The mask of a stock model, in column of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
 
     It alone says which keys a query sees. Attention modules get it as they get flex-attention's ``BlockMask``. Any operation of a model
     on it, and any attribute of a tensor, is that of :meth:`dense`. Scores to which it is added get 0 and the lowest number.
@@ -133,8 +133,8 @@ class DeclaredMask(PassCache):
             self.left, self.right = min(self.left, settings["sliding_window"]), min(self.right, settings["sliding_window"])
         elif code is CHUNKS:
             padding = settings["left_padding"][:, None]
-            places = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device) if positions is None else positions
-            self._labels.append((places - padding) // settings["chunk_size"])
+            columns = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device) if positions is None else positions
+            self._labels.append((columns - padding) // settings["chunk_size"])
             self.chunk = settings["chunk_size"]
         elif code is MOVED:
             self._read(settings["mask_function"], settings["position_ids"])
@@ -169,7 +169,7 @@ class DeclaredMask(PassCache):
         return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
 
     def region(self, documents: Tensor | None = None) -> Region | None:
-        """The visible keys, within the ``documents (B, Nq)`` of the call, too.
+        """The visible keys. ``documents (B, Nq)`` are those of the call, which separate tokens as well.
 
         ``None`` if a band, padding and documents do not describe them, or if a graph does not know where they are.
         """
@@ -227,9 +227,9 @@ class DeclaredMask(PassCache):
         return evaluate()
 
     def blocks(self, rows: int) -> list[tuple[int, int, int, int]]:
-        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, of some :data:`BLOCK_PAIRS` pairs each.
+        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, about :data:`BLOCK_PAIRS` pairs each.
 
-        rows: the number of masks or of score matrices that are held at once.
+        rows: the number of masks or of score matrices in memory at once.
         """
         known = not isinstance(self.first_query, Tensor)
         shift = self.first_query - self.first_key if known else 0
@@ -280,14 +280,14 @@ DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def _longest_block(ids: Tensor) -> int:
-    """The largest number of tokens from the first to the last of a block, for ``ids (B, N)``; -1 is in no block. 0 without blocks."""
-    row, place = (ids >= 0).nonzero(as_tuple=True)
+    """The largest number of tokens from the first to the last of a block, by ``ids (B, N)`` of blocks; -1: in no block. 0 without any."""
+    row, column = (ids >= 0).nonzero(as_tuple=True)
     if not len(row):
         return 0
-    block = row * (int(ids.max()) + 1) + ids[row, place]
-    ends = place.new_zeros(2, int(block.max()) + 1)
-    first = ends[0].scatter_reduce(0, block, place, "amin", include_self=False)
-    return int((ends[1].scatter_reduce(0, block, place, "amax", include_self=False) - first).max()) + 1
+    block = row * (int(ids.max()) + 1) + ids[row, column]
+    ends = column.new_zeros(2, int(block.max()) + 1)
+    first = ends[0].scatter_reduce(0, block, column, "amin", include_self=False)
+    return int((ends[1].scatter_reduce(0, block, column, "amax", include_self=False) - first).max()) + 1
 
 
 # ---- attention of a stock model

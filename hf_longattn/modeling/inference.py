@@ -1,4 +1,4 @@
-"""Makes whole models fast on a CPU: :func:`optimize_for_inference` computes linear layers in bf16 or 8 bits.
+"""Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers in bf16 or 8 bits.
 
 At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. ``nn.Linear`` packs its weight again
 in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits. :class:`Int8Linear` stores 8 bits per weight.
@@ -126,7 +126,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replaces ``_apply``, which ``to``, ``half`` … call. Before any tensor changes, refuses another dtype or device for packed layers."""
+    """Stand in for ``_apply``, which ``to``, ``half`` … call. Packed layers refuse another dtype or device before any tensor changes."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module._apply(fn)
@@ -175,7 +175,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """Forward hook of a sentence-transformers module: cast features to float32. For modules that pool and normalise them."""
+    """Forward hook of a sentence-transformers module: cast features to float32, for modules that pool and normalise them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
@@ -190,10 +190,10 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
     inside = {id(module) for module in model.base_model.modules()}
     with suppress(NotImplementedError):  # a base with several embeddings
         inside.discard(id(model.get_input_embeddings()))  # models read the embeddings' dtype
-    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    owners_of: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
-        places.setdefault(module, []).append((parent, name))
-    for module, owners in places.items():
+        owners_of.setdefault(module, []).append((parent, name))
+    for module, owners in owners_of.items():
         transposed, bias = isinstance(module, Conv1D), cast("Tensor | None", module.bias)
         weight = cast(Tensor, module.weight).detach()
         weight = weight.t() if transposed else weight  # (out_features, in_features)
@@ -206,7 +206,7 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
 
 
 def _run_in_pieces(model: nn.Module) -> None:
-    """Run the feed-forward block on some tokens at a time. Also the output layer between attention and it.
+    """Run the feed-forward block, and the output layer before it, on some tokens at a time.
 
     Applies to models of transformers with a method for pieces of any length. In 8 bits a token's result depends on no other token, so this
     changes no bit; products in bf16 may depend on their number of rows.
@@ -284,8 +284,8 @@ def products_overflow() -> bool:
 def warn_of_overflow(model: Any) -> None:
     """Warn if 8-bit products of ``model`` are wrong on this CPU."""
     quantisation = getattr(model.config, "quantization_config", None)
-    kind = type(getattr(quantisation, "quant_type", None)).__name__
-    if kind == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():
+    scheme = type(getattr(quantisation, "quant_type", None)).__name__
+    if scheme == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():
         logger.warning(PRODUCTS_OVERFLOW)
 
 
@@ -300,7 +300,7 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class InferenceLinear(nn.Module):
-    """Base class of linear layers without gradients. On a fixed device and in a fixed dtype."""
+    """Base class of linear layers without gradients, on a fixed device and in a fixed dtype."""
 
     in_features: int
     out_features: int
@@ -439,7 +439,7 @@ class Int8Linear(InferenceLinear):
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Quantise every row of ``x (M, K)``. int8 codes ``(M, K)`` and float32 scales ``(M, 1)``. Codes are x · (1 / scale), as in torchao.
+    """The int8 codes ``(M, K)`` of every row of ``x (M, K)``, x · (1 / scale) as in torchao, and the float32 scales ``(M, 1)``.
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
     """

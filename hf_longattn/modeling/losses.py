@@ -1,4 +1,4 @@
-"""A head's training loss. Terms that mechanisms add, and a batch's share of the loss of a whole step."""
+"""Parts of a head's training loss: terms that mechanisms add, and a batch's share of a step's loss."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`InputError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
+    """Raise :class:`InputError` if a four-dimensional mask has integers, which may mean either, or does not fit ``query``."""
     batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise InputError(
@@ -75,7 +75,7 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
                 simplified = for_one_pass(~hidden_pairs(mask))
         if isinstance(simplified, Tensor) and simplified.dim() == 2:
             simplified = for_one_pass(simplified.expand(batch, -1))
-        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a mask that held itself would not be freed
+        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a mask that refers to itself would not be freed
         mask._long_simplified = version, results  # type: ignore[attr-defined]
     return next(iter(results[causal, keeps_pairs]), mask)
 

@@ -90,27 +90,27 @@ def run_with_memory(
     outputs = forward(model, **{**arguments, **added})
     if isinstance(following, CacheMemory):
         following.close()
-    kind: Any = type(outputs)
-    outputs = _remembering(kind)(**outputs, memory=following)
+    output_class: Any = type(outputs)
+    outputs = _remembering(output_class)(**outputs, memory=following)
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
 @cache
-def _remembering(kind: type[Any]) -> type[Any]:
+def _remembering(output_class: type[Any]) -> type[Any]:
     """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs (DDP)."""
     namespace = {
         "__annotations__": {"memory": SegmentMemory | None},
         "__module__": __name__,
-        "__doc__": kind.__doc__,
-        "__reduce__": lambda self: (_remembered, (kind, dict(self))),  # pickle would look for the class in its module
+        "__doc__": output_class.__doc__,
+        "__reduce__": lambda self: (_remembered, (output_class, dict(self))),  # pickle would look for the class in its module
         "memory": None,
     }
-    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), namespace))
+    return dataclass(type(f"{output_class.__name__}WithMemory", (output_class,), namespace))
 
 
-def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
+def _remembered(output_class: Any, fields: dict[str, Any]) -> Any:
     """Unpickle outputs with a memory."""
-    return _remembering(kind)(**fields)
+    return _remembering(output_class)(**fields)
 
 
 def _real(mask: Any, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixins that make a base's classes Long classes. Mechanisms on attention modules, and arguments of ``forward``."""
+"""Mixins that make a base's classes Long classes: mechanisms on attention modules, and arguments of ``forward``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and gives all arguments by name."""
+        """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and passes all arguments on by name."""
         signature = inspect.signature(base_forward)
         names = [name for name in signature.parameters if name != "self"]
 
@@ -153,7 +153,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
+        """Make ``save_pretrained`` write the class's file. Classes of this package need none, because it is imported instead."""
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
@@ -218,8 +218,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         """Resolve the name before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)
-        found = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
-        return self.config.resolve_implementation(found)  # a kernel from the Hub gets the windows when it is loaded
+        adjusted = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
+        return self.config.resolve_implementation(adjusted)  # a kernel from the Hub gets the windows when it is loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The base's method, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
@@ -304,7 +304,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return model_kwargs
 
     def optimize_for_inference(self, precision: str = "bf16") -> Self:
-        """Make this model fast for inference on the CPU, in place. Linear layers compute in bf16 or 8 bits.
+        """Make this model fast for inference on the CPU, in place, with linear layers in bf16 or 8 bits.
 
             model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
 
@@ -338,7 +338,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """The base's criteria. Also, every mechanism decodes from a static cache in a single graph."""
+        """The base's criteria, and whether every mechanism decodes from a static cache in a single graph."""
         valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         if not valid or not self.runs_mechanisms:
             return valid
@@ -354,21 +354,21 @@ class LongGenerationMixin(_Base):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Find tokens that are global by id now, while the whole text is available. Later there is only its last token.
+        """Find tokens that are global by id now, because later steps have only the last token.
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
-        rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else global_token_ids(self)
-        if rule is not None and kwargs.get("global_attention_mask") is None and self.runs_mechanisms:
+        chosen = None if self.config.is_encoder_decoder or inputs_embeds is not None else global_token_ids(self)
+        if chosen is not None and kwargs.get("global_attention_mask") is None and self.runs_mechanisms:
             kwargs["global_attention_mask"] = global_tokens_of(
-                rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+                chosen, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )
         base = self.running_base
         if base is not None and base.recursion is not None and self.runs_mechanisms:  # segments have no cache: each step reads the text
             if inputs_embeds is not None:
                 raise InputError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
-            kept = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
-            return {**super().prepare_inputs_for_generation(input_ids, **kept), "use_cache": False}
+            uncached = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
+            return {**super().prepare_inputs_for_generation(input_ids, **uncached), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         if self.config.is_encoder_decoder or not self.runs_mechanisms:
             return inputs
@@ -411,16 +411,20 @@ class LongBaseModelMixin(LongAttentionMixin):
     whose full attention does not depend on where they start. ``None``: every batch has the source's."""
 
     def after_attach(self) -> None:
-        """Note what every call needs to know of layers and positions, and add memory tokens. Refuses layers that contradict each other."""
+        """Note what every call needs to know of layers and positions, and add memory tokens.
+
+        Raises:
+            OptionError: layers contradict each other.
+        """
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         global_token_ids(self)
         layers, table = layer_mechanisms(self), self.position_table
         if any(mechanism.capabilities.recursion is not None for mechanism in layers):
             self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv1d)]
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        mixing = recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules())
-        self.mixes_beside_attention = mixing and self.family.spec.counts_tokens
+        self.mixes_beside_attention = bool(convolutions or recurrent) and self.family.spec.counts_tokens
         self.takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
@@ -450,7 +454,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if runs:
             tokens = arguments.get("global_attention_mask")
             if tokens is None and not self.has_encoder:
-                for module in self.attention_modules:  # the rule is looked up only if a layer needs it, since that takes longer
+                for module in self.attention_modules:  # ids are read from the config only if a layer needs them
                     mechanism = module.long_attention
                     if not isinstance(mechanism, Mechanism) or mechanism.capabilities.takes_globals:
                         chosen = global_token_ids(self)
@@ -470,7 +474,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
-        """Refuse inputs that this model cannot run. Adds documents, their positions, and a mask to ``arguments``.
+        """Refuse inputs that this model cannot run, and add documents, positions and a mask to ``arguments``.
 
         runs: whether mechanisms run.
         """
@@ -491,7 +495,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         if self.position_table is not None and (self.recursion is None or not runs):
             is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
-            if is_long:  # it may still fit, because padding takes no position in some models
+            if is_long:  # it may still fit, because padding has no position in some models
                 self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:

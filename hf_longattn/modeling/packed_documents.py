@@ -1,4 +1,4 @@
-"""Several documents packed into one row. How a base model finds them, and calls that are refused because nothing separates them."""
+"""Documents packed into one row: how a base model finds them, and which calls are refused because nothing separates them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CANNOT_TELL = "cannot tell its attention where each starts"
 
 
 def find_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Set ``documents (B, N)`` for attention of a Long base model, found from document numbers, offsets or positions that restart."""
+    """Set ``documents (B, N)`` of a Long base model's call, from document numbers, offsets or positions that restart."""
     if not in_graph():
         for name, value in arguments.items():
             if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
@@ -74,14 +74,14 @@ def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
         return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
     if mask.dim() != 2 or mask.shape != shape:
         return None
-    real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
-    before = torch.where(real, places, -1).cummax(1).values[:, :-1]
+    real, columns = mask.bool(), torch.arange(shape[1], device=positions.device)
+    before = torch.where(real, columns, -1).cummax(1).values[:, :-1]
     positions = positions.expand(shape)
     return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
 
 def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
-    """Whether a row's next token has the first position. The cache already holds tokens of that row."""
+    """Whether a row's next token has the first position, although the cache has tokens of that row."""
     positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get(CACHE)
     if (
         cache is None

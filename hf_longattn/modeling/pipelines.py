@@ -26,12 +26,12 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     """transformers' pipeline, which decodes a Long model as its base: by its model type."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        config, own = model.config, model.config.model_type
-        config.model_type = getattr(config, "base_model_type", own)
+        config, model_type = model.config, model.config.model_type
+        config.model_type = getattr(config, "base_model_type", model_type)
         try:
             super().__init__(model, *args, **kwargs)
         finally:
-            config.model_type = own
+            config.model_type = model_type
 
 
 register_pipelines(pipelines)  # before transformers 5.23, a table of classes, which this module has only now

@@ -1,4 +1,4 @@
-"""Attention with fewer heads in some layers. Removes heads, and builds models whose config says that heads are removed.
+"""Attention with fewer heads in some layers: removes heads, and builds models whose config has fewer.
 
 ``kept_heads`` in a Long config maps these layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
 key-value heads, each with its queries.
@@ -27,7 +27,7 @@ WIDTHS = ("all_head_size",)
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one layer. The projections that compute them, and the one that reads them.
+    """The heads of one layer, with the projections that compute them and the one that reads them.
 
     count: number of key-value heads, each with ``queries`` query heads.
     width: width of a head.
@@ -64,8 +64,7 @@ class Heads:
                 tensors[name].data = tensors[name].data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` if heads cannot be removed. A norm spans all heads, or a mechanism's parameters cannot be divided by
-        heads."""
+        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
         widths = {layer.out_features for layer in self.projections} - {self.width}
         for name, module in self.site.module.named_children():
@@ -108,8 +107,8 @@ def heads_of(model: nn.Module) -> list[Heads]:
     for site in attention_sites(model):
         if site.cross:
             continue
-        projections_by_kind = own_projections(site.module)
-        names = [projections_by_kind[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in projections_by_kind]
+        parameters = own_projections(site.module)
+        names = [parameters[f"{part}.weight"] for part in ("query", "key", "value") if f"{part}.weight" in parameters]
         parts: Any = [site.module.get_submodule(projection.name.rpartition(".")[0]) for projection in names if projection.split is None]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None

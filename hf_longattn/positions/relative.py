@@ -133,8 +133,10 @@ class QueryDependent(RelativePositions):
 
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
-        """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead. ``like`` sets device and dtype.
-        Larger distances use the last row, smaller ones the first."""
+        """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead.
+
+        Larger distances use the last row, smaller ones the first. ``like`` sets device and dtype.
+        """
 
     def vectors(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
         """The queries ``(B, H, Nq, D)`` to multiply with the rows, and the vectors ``(H, D)`` for the keys; in at least fp32."""

@@ -137,7 +137,9 @@ def keeps_old_rows(strategy: str) -> bool:
 
 def unchanged_rows(strategy: str, rows: int) -> int:
     """The number of positions at the start, out of ``rows``, that an extension leaves unchanged.
-    Texts of at most this many tokens have the same outputs."""
+
+    Texts of at most this many tokens have the same outputs.
+    """
     if strategy in DROPPED:
         return 0
     unchanged = stretched_from(strategy)

@@ -271,13 +271,6 @@ def test_conversion_of_an_image_model_refuses_settings_that_do_not_apply(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_plan_of_a_text_model_refuses_an_image_size(tmp_path: Path) -> None:
-    config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=100)
-    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(OptionError, match="--image-size is the size of images, but a BertModel reads texts; leave it out"):
-        plan_conversion(tmp_path / "bert", image_size=1024)
-
-
 def test_plan_refuses_an_image_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
     source = saved()
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(source)

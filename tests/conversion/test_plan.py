@@ -116,6 +116,20 @@ def test_plan_refuses_a_destination_that_exists(built: Built, tmp_path: Path) ->
         plan_conversion(built("BertModel"), tmp_path)
 
 
+@every_case(
+    ("settings", "sentence"),
+    [
+        ({"image_size": 1024}, "--image-size is the size of images, but a BertModel reads texts; leave it out"),
+        ({"audio_seconds": 60}, "but a BertModel reads texts; "),
+        ({"verify_audio": "talk.wav"}, "but a BertModel reads texts; "),
+        ({"towers": {"text": {"mechanism": "full"}}}, "is for models of several towers, but a BertModel reads texts; leave it out"),
+    ],
+)
+def test_plan_of_a_text_model_refuses_settings_of_other_inputs(settings: dict[str, Any], sentence: str, built: Built) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        plan_conversion(built("BertModel"), **settings)
+
+
 def test_plan_costs_grow_as_the_mechanism_does(built: Built) -> None:
     window = plan_conversion(built("LlamaForCausalLM"), mechanism="window", window=16, max_length=1024).costs
     full = plan_conversion(built("LlamaForCausalLM"), mechanism="full", max_length=1024).costs
@@ -183,12 +197,10 @@ def test_dropped_position_table_keeps_its_mean_untrained(name: str, positions: s
 
 @pytest.mark.thorough
 def test_encoder_without_positions_ignores_the_order_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
-    convert_checkpoint(built("BertModel"), tmp_path / "none", mechanism="full", positions="none")
-    for kind in ("alibi",):
-        convert_checkpoint(built("BertModel"), tmp_path / kind, mechanism="full", positions=kind)
     ids, order = torch.randint(1000, 2000, (1, 40)), torch.randperm(40)
-    for kind, blind in (("none", True), ("alibi", False)):
-        model = hf_longattn.LongBertModel.from_pretrained(tmp_path / kind).eval()
+    for positions, blind in (("none", True), ("alibi", False)):
+        convert_checkpoint(built("BertModel"), tmp_path / positions, mechanism="full", positions=positions)
+        model = hf_longattn.LongBertModel.from_pretrained(tmp_path / positions).eval()
         with torch.no_grad():
             plain, mixed = (model(x).last_hidden_state for x in (ids, ids[:, order]))
         assert torch.allclose(plain[:, order], mixed, atol=1e-5) == blind

@@ -12,21 +12,21 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, BertTokenizer
+from transformers import AutoModel, BertTokenizer
 from typer.testing import CliRunner
 
 import hf_longattn
 from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, search_design
 from hf_longattn.cli import main
 from hf_longattn.cli.app import app
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.generic import towers_of
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cases import every_case
 from tests.generic import load_generic
 from tests.grids import quickly
-from tests.modeling.test_generic_towers import build, mechanisms, output
+from tests.modeling.test_generic import build_towers, mechanisms, output
 from tests.reports import statuses
 from tests.towers import SHAPE, save_clip
 
@@ -111,12 +111,6 @@ def test_conversion_of_clip_refuses_settings_that_do_not_fit(
     assert not (tmp_path / "long").exists()
 
 
-def test_plan_refuses_towers_for_a_model_of_one_stack(tmp_path: Path) -> None:
-    transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)).save_pretrained(tmp_path)
-    with pytest.raises(LongAttentionError, match="--towers is for models of several towers, but a BertModel reads texts; leave it out"):
-        plan_conversion(tmp_path, towers=TOWERS)
-
-
 def run(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -174,7 +168,7 @@ CASES = ["siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
-    model, inputs = build(case)
+    model, inputs = build_towers(case)
     model.save_pretrained(tmp_path / "plain")
     text = {"mechanism": "window", "window": 8}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}})
@@ -199,7 +193,7 @@ def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, 
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "plain")
+    build_towers(case)[0].save_pretrained(tmp_path / "plain")
     full = {"mechanism": "full"}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full})
     assert not report.needs_training
@@ -211,25 +205,11 @@ def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_
 
 @pytest.mark.thorough
 def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) -> None:
-    build("llava")[0].save_pretrained(tmp_path / "plain")
+    build_towers("llava")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 64}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
     assert (report.plan["old_length"], report.plan["new_length"]) == (2048, 8192)
     assert load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
-
-
-@pytest.mark.thorough
-def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path / "plain")
-    towers = "text=full,vision=window:window=8,dilation=2"
-    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), "--generic", "--towers", towers])
-    assert shown.exit_code == 0, shown.output
-    assert "tower text" in shown.output
-    assert "tower vision" in shown.output
-    done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), "--generic", "--towers", towers, "--json"])
-    assert done.exit_code == 0, done.output
-    written = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["towers"]
-    assert written == {"text": {"mechanism": "full"}, "vision": {"mechanism": "window", "window": 8, "dilation": [2]}}
 
 
 @pytest.mark.parametrize(
@@ -243,22 +223,15 @@ def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> 
     ],
 )
 def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path)
+    build_towers("siglip")[0].save_pretrained(tmp_path)
     with pytest.raises(LongAttentionError, match=sentence) as caught:
         plan_conversion(tmp_path, generic=True, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="but a BertModel reads texts; leave it out"):
-        plan_conversion(tmp_path, towers={"text": WINDOW})
-
-
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "plain")
+    build_towers(case)[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
@@ -272,7 +245,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     inspected = inspect_checkpoint(tmp_path / "long")
     assert list(inspected.towers) == ["vision"]
     assert inspected.other_towers == ("text",)
-    assert (inspected.generic, inspected.class_name) == (True, type(build(case)[0]).__name__)
+    assert (inspected.generic, inspected.class_name) == (True, type(build_towers(case)[0]).__name__)
     assert inspected.towers["vision"].parameters == vision.parameters
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "long")])
     said = " ".join(shown.output.split())
@@ -282,13 +255,15 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
 
 def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
     """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
-    model, inputs = build("llava")
+    model, inputs = build_towers("llava")
     model.save_pretrained(tmp_path / "plain")
     words = [f"w{number}" for number in range(190)]
     BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
         tmp_path / "plain"
     )
     arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full"]
+    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *arguments])
+    assert (shown.exit_code, "tower text" in shown.output, "tower vision" in shown.output) == (0, True, True), shown.output
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
     assert done.exit_code == 0, done.output
     assert "transformers' Trainer on pairs" not in done.output
@@ -298,7 +273,7 @@ def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
 
 
 def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) -> None:
-    model, inputs = build("llava")
+    model, inputs = build_towers("llava")
     hf_longattn.enable_long_attention(model, {"towers": {"text": {"mechanism": "longformer", "window": 8}}, "text_global": True})
     model.save_pretrained(tmp_path / "long")
     assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
@@ -306,7 +281,7 @@ def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) ->
 
 
 def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:
-    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    build_towers("siglip")[0].save_pretrained(tmp_path / "plain")
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)
     inspected = inspect_checkpoint(tmp_path / "long")
     assert (inspected.towers, inspected.attention.mechanism, inspected.class_name) == ({}, "window", "SiglipModel")
@@ -314,7 +289,7 @@ def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Pat
 
 @pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
 def test_search_refuses_several_towers_and_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "model")
+    build_towers(case)[0].save_pretrained(tmp_path / "model")
     folder = tmp_path / "model"
     if settings:
         convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)

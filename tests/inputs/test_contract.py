@@ -1,13 +1,17 @@
-"""What every modality of input promises, with the default config of each family that is not derived."""
+"""What every modality promises, with the default config of each family that is not derived; and excerpts of recordings."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from hf_longattn.inputs.modality import SETTINGS, Modality, modality_of
+from hf_longattn.inputs.sound_inputs import Sounds
 from hf_longattn.modeling.family.definition import FAMILIES, stored_facts
 
 NAMES = [name for name in FAMILIES if name not in stored_facts()["derived"]]
@@ -44,3 +48,11 @@ def test_base_models_take_the_inputs_of_a_verification(modality: Modality, tmp_p
     inputs = modality.inputs(config, tmp_path)
     assert inputs.describe()
     assert {*inputs.at(size)} <= {*inspect.signature(family.base_class(family.base_model_name).forward).parameters}
+
+
+def test_excerpts_take_every_recording_before_a_second_of_any() -> None:
+    """The first of each, then the second of each."""
+    spec: Any = SimpleNamespace(length=int, step=lambda config: 1, as_input=lambda row: row, arguments=lambda row: row)
+    sounds, size = Sounds(spec, None, Path(), count=3, processor=object()), SimpleNamespace(value=4)
+    vars(sounds)["rows"] = [torch.arange(10)[None], 100 + torch.arange(9)[None]]
+    assert [values.tolist() for values in sounds.pieces(size)] == [[[0, 1, 2, 3]], [[100, 101, 102, 103]], [[4, 5, 6, 7]]]  # type: ignore[arg-type, attr-defined]

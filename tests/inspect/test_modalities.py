@@ -24,7 +24,7 @@ from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
-from tests.modeling.test_generic_towers import build
+from tests.modeling.test_generic import build_towers
 from tests.towers import LINES, SHAPE, save_clip
 
 Image: Any = pytest.importorskip("PIL.Image")
@@ -283,7 +283,7 @@ def test_a_photo_is_read_by_the_tower_of_images(clip: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("case", "tower"), [("llava", "vision"), ("pixtral", None), ("qwen2_vl", None)])
 def test_towers_of_language_models_are_chosen_by_their_input(case: str, tower: str | None) -> None:
-    model, _ = build(case)
+    model, _ = build_towers(case)
     read, name = tower_that_reads(model, text=True)
     assert (name, read.main_input_name) == ("text", "input_ids")
     if tower is None:

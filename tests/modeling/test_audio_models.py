@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import hf_longattn
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
@@ -18,6 +20,7 @@ from tests.cases import every_case
 from tests.grids import alternately, grid
 from tests.modeling.audio_models import (
     BASES,
+    EVERY_FAMILY,
     HEADS,
     SECONDS,
     THREE_CONVOLUTIONS,
@@ -28,6 +31,7 @@ from tests.modeling.audio_models import (
     long_model,
     saved,
     seeing,
+    smallest_head,
     tensors,
 )
 from tests.modeling.test_grid_models import auto_classes, automatic_heads
@@ -329,3 +333,35 @@ def test_hubert_refuses_global_frames_that_its_layers_do_not_get(tmp_path: Path)
 def test_wav2vec2_configs_refuse_mechanisms_for_something_else_and_durations_that_are_none(values: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         FAMILIES["wav2vec2"].config_class(**values)
+
+
+NARROW = {"mechanism": "window", "left": 6, "right": 3}
+
+
+def model_of(base: str, folder: Path) -> Any:
+    saved(base, smallest_head(base), folder)
+    return long_model(base, smallest_head(base), folder, long_attention=NARROW)
+
+
+def distance(states: Tensor, expected: Tensor) -> float:
+    return float((states.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.thorough
+@every_case("base", EVERY_FAMILY, of=4)
+@torch.no_grad()
+def test_models_of_sound_are_optimised_for_inference_and_explained(base: str, tmp_path: Path) -> None:
+    model, inputs = model_of(base, tmp_path), inputs_of(base, (1.2,))
+    layers = [answer for answer in hf_longattn.explain(model, inputs) if answer.mechanism == "window"]
+    assert len({answer.layer for answer in layers}) == 2
+    expected = model(**inputs)[0].float()
+    precisions: dict[str, float] = {"fp32": 1e-5}
+    if cpu_computes_bf16():
+        half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
+        rounding = distance(model_of(base, tmp_path).bfloat16()(**half)[0], expected)
+        precisions |= {"bf16": 1.1 * rounding, "int8": 1.1 * rounding + 0.05}
+    for precision, most in precisions.items():
+        fast = hf_longattn.optimize_for_inference(model_of(base, tmp_path), precision)
+        states = fast(**inputs)[0]
+        assert states.isfinite().all()
+        assert distance(states, expected) < most, precision

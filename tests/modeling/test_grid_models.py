@@ -35,6 +35,8 @@ from tests.modeling.grid_models import (
     tensors,
 )
 
+from . import grid_models
+
 WINDOWS = {"mechanism": "window2d", "window": 8}
 ONE_LAYER = {"num_hidden_layers": 1, "out_indices": [1]}
 NEW_SIZES = ((32, 32), (48, 48), (40, 64))
@@ -308,3 +310,39 @@ def test_siglip_2_reads_images_of_one_size_without_padding(tmp_path: Path) -> No
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
         with pytest.raises(InputError, match="A sequence has 48 tokens, but its grid has 40"):
             model(pixel_values=inputs["pixel_values"], spatial_shapes=(5, 8))
+
+
+FLOAT_POSITIONS = ("dinov3_vit",)
+"""Bases whose rotary frequencies stay in float32, where ``to(torch.bfloat16)`` would round them."""
+
+
+def floats_of(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [value for value in grid_models.tensors(model(**inputs)) if value.is_floating_point()]
+
+
+@pytest.mark.thorough
+@every_case("base", grid_models.BASES, of=4)
+def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, tmp_path: Path) -> None:
+    head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
+    grid_models.saved(base, head, tmp_path)
+    size = (40, 24) if FAMILIES[base].spec.interpolates or FAMILIES[base].spec.shapes else (32, 32)
+    inputs = grid_models.inputs_of(base, size)
+    load = lambda: grid_models.long_model(base, head, tmp_path, long_attention=mechanism)  # noqa: E731
+    exact = floats_of(load(), inputs)
+    rounded = load().to(torch.bfloat16)
+    expected = floats_of(
+        rounded, {name: x.to(torch.bfloat16) if x.is_floating_point() and name != "noise" else x for name, x in inputs.items()}
+    )
+    fast = load().optimize_for_inference("bf16")
+    measured = floats_of(fast, inputs)
+    if base not in FLOAT_POSITIONS:
+        for value, wanted in zip(measured, expected, strict=True):
+            assert torch.equal(value.float(), wanted.float())
+    small = floats_of(load().optimize_for_inference("int8"), inputs)
+    for value, of_int8, wanted in zip(measured, small, exact, strict=True):
+        rounding = (value.float() - wanted).norm()
+        assert rounding < 0.2 * wanted.norm()
+        assert (of_int8.float() - wanted).norm() < 0.1 * wanted.norm() + 2 * rounding
+    plain = floats_of(load().optimize_for_inference("fp32"), inputs)
+    torch.testing.assert_close(plain, exact, rtol=1e-5, atol=1e-5)  # SigLIP's pooling is fused without gradients

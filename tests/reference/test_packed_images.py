@@ -15,7 +15,7 @@ from transformers.vision_utils import get_vision_window_index
 from hf_longattn.families import LongSiglip2VisionConfig, LongSiglip2VisionModel, enable_long_attention
 from hf_longattn.modeling.generic import towers_of
 from tests.cases import every_case
-from tests.modeling.test_generic_towers import build
+from tests.modeling.test_generic import build_towers
 
 WHOLE_ROWS = "reference_flash_rows"
 """An attention implementation by whose name transformers hands over whole rows, with the borders of their sequences."""
@@ -73,7 +73,7 @@ def features(tower: Any, case: str, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def double(case: str) -> tuple[Any, dict[str, Tensor]]:
-    model, inputs = build(case)
+    model, inputs = build_towers(case)
     return model.double(), {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 

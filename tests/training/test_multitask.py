@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_longattn import LongBertConfig, LongBertModel
-from hf_longattn.data.audio import Hearing
+from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
@@ -231,7 +231,7 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
         assert all(torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items())
     pixels = AutoImageProcessor.from_pretrained(output)(image_of(COLOURS["red"], 99), return_tensors="pt")
     assert photo.config.id2label[photo(**pixels).logits.argmax().item()] == "red"
-    heard = Hearing(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
+    heard = AudioCollator(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
     assert [sound.config.id2label[number] for number in sound(**heard).logits.argmax(-1).tolist()] == ["low", "high"]
     text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
     assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"

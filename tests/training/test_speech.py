@@ -38,7 +38,7 @@ from transformers import (
 from hf_longattn import LongWav2Vec2ForCTC, LongWhisperForConditionalGeneration
 from hf_longattn.cli.train import evaluate, train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.audio import Hearing
+from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.tasks import classify, ctc, seq2seq
@@ -188,7 +188,7 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
         assert rows["text"][:] == texts, source
         for row, file in zip(rows, files, strict=True):
             expected = soundfile.read(file, dtype="float32")[0]
-            np.testing.assert_array_equal(Hearing(Wav2Vec2FeatureExtractor()).samples(row), expected)
+            np.testing.assert_array_equal(AudioCollator(Wav2Vec2FeatureExtractor()).samples(row), expected)
     (recordings / "table.csv").unlink()
 
 
@@ -310,8 +310,8 @@ class TestAudioClassifier:
 
     def test_feature_extractors_of_fixed_length_cut_recordings(self, tones: Path) -> None:
         """AST's and Whisper's feature extractors fill up or cut every recording."""
-        fixed, free = Hearing(ASTFeatureExtractor(max_length=16, num_mel_bins=8)), Hearing(Wav2Vec2FeatureExtractor())
-        assert (fixed.most_samples, Hearing(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
+        fixed, free = AudioCollator(ASTFeatureExtractor(max_length=16, num_mel_bins=8)), AudioCollator(Wav2Vec2FeatureExtractor())
+        assert (fixed.most_samples, AudioCollator(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
 

@@ -65,8 +65,10 @@ class _Terms(NamedTuple):
         return cls(group, first, min(left + right + 1, before + group.width) - first, before - first)
 
     def new(self, like: Tensor, blocks: int, beyond: float) -> Tensor:
-        """Allocate stored rows ``(H, blocks, block, rows + block)`` like ``like (H, …)``. The last ``block`` numbers of a row are set to
-        ``beyond``; :meth:`add_products` fills the first ``rows``."""
+        """Allocate stored rows ``(H, blocks, block, rows + block)`` like ``like (H, …)``.
+
+        The last ``block`` numbers of a row are set to ``beyond``. :meth:`add_products` fills the first ``rows``.
+        """
         stored = like.new_empty(like.shape[0], blocks, self.group.block, self.rows + self.group.block)
         stored[..., self.rows :] = beyond
         return stored
@@ -89,8 +91,11 @@ class _Terms(NamedTuple):
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
-        """Key terms ``(B, H, keys, self.rows)``: ``e (B, H, Nk, G)`` times the table rows in use. The axis ``keys`` has every position
-        at the distance of such a row from some query. Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
+        """Key terms ``(B, H, keys, self.rows)``: ``e (B, H, Nk, G)`` times the table rows in use.
+
+        The axis ``keys`` has every position at the distance of such a row from some query. Positions outside :attr:`keys` stay
+        uninitialised; no pair reads them.
+        """
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]

@@ -301,6 +301,7 @@ def softmax_forward(
     parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops)
     out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
+    results: Any
     for number, scope in enumerate(parts_of.scopes(backward=False)):
         queries, keys, values = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
         into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
@@ -324,7 +325,7 @@ def softmax_forward(
                     merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
-                merge_into(*written, *results)
+                merge_into(written[0], written[1], *results)
                 results = written
             if by_query.copies:
                 by_query.put(into[0], results[0])
@@ -333,11 +334,9 @@ def softmax_forward(
                 written[0].copy_(results[0])
                 written[1].copy_(results[1])
         scope.finish({"out": out, "lse": lse})
-    if parts_of.may_see_nothing:
-        unseen = lse <= MASKED / 2
-        if bool(unseen.any()):
-            out.masked_fill_(unseen[..., None], 0)
-            lse.masked_fill_(unseen, 0)
+    if parts_of.may_see_nothing and bool((unseen := lse <= MASKED / 2).any()):
+        out.masked_fill_(unseen[..., None], 0)
+        lse.masked_fill_(unseen, 0)
     if sink_scores is not None:
         merge_sinks(out, lse, sink_scores)
     return out, lse

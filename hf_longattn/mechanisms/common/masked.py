@@ -111,9 +111,9 @@ class MaskedMechanism(Mechanism):
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        return self.kept_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
+        return self.keys_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """:meth:`attended_keys` for a mechanism that only masks full attention."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)

@@ -4,7 +4,7 @@ Importing this module does not import torch, so the command line can check optio
 
     CHOICE   window                     window:window=256,dilation=2
     MEMBERS  window:window=256+strided:stride=64
-    RULES    0-5=window:window=64;6-11=full        numbered: layers, counted from 0
+    LAYERS   0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
              window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in turn
     TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
@@ -70,8 +70,12 @@ class OptionInfo:
 
     def readable(self, value: Any) -> str:
         """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as "none"."""
+        if isinstance(value, Mapping):
+            return write_choice(value)
         if not isinstance(value, list | tuple):
             return str(value)
+        if any(isinstance(entry, Mapping) for entry in value):
+            return write_choices(value)
         entries = ",".join(map(str, value)) or "none"
         return f"position{'s' if len(value) > 1 else ''} {entries}" if value and self.unit == POSITIONS else entries
 
@@ -123,9 +127,14 @@ class Options:
         """Raise :class:`OptionError` for values that are impossible together, which :func:`option` cannot express."""
 
     @classmethod
+    @functools.cache
     def infos(cls) -> tuple[OptionInfo, ...]:
         """Describe every option, in declaration order. Options shared by all mechanisms come last."""
-        return _infos(cls)  # type: ignore[arg-type]  # a class is hashable
+        hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+        return tuple(
+            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+        )
 
     @classmethod
     def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
@@ -193,7 +202,13 @@ class Options:
         return 1
 
 
-COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: lambda value: _read_relative(value), ORDER: check_order, EXACT_LENGTH: None}
+def _read_relative(value: Any) -> str:
+    from ...positions.relative import read_relative  # imports torch
+
+    return read_relative(value)
+
+
+COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, ORDER: check_order, EXACT_LENGTH: None}
 """Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when unset."""
 
 
@@ -201,21 +216,6 @@ COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: lambda value: _read_
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields. Cached, since annotations are strings and slow to evaluate."""
     return typing.get_type_hints(cls)
-
-
-@functools.cache
-def _infos(cls: type) -> tuple[OptionInfo, ...]:
-    hints = _hints(cls)
-    return tuple(
-        OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
-        for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
-    )
-
-
-def _read_relative(value: Any) -> str:
-    from ...positions.relative import read_relative
-
-    return read_relative(value)
 
 
 def _plain(value: Any) -> Any:
@@ -319,13 +319,13 @@ def read_members(text: str) -> list[dict[str, Any]]:
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
-def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
-    """Rules in order: the numbers that each applies to (``None``: in turn) and its mapping."""
-    rules: list[tuple[list[int] | None, dict[str, Any]]] = []
+def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
+    """Choices for layers, in order: the layers of each (``None``: in turn) and its mapping."""
+    layers: list[tuple[list[int] | None, dict[str, Any]]] = []
     for piece in split(text, ";"):
         if numbered := NUMBERED.fullmatch(piece):
             where, sign, what = numbered.groups()
-            rules.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
+            layers.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
             continue
         for choice in _joined(split(piece, ","), ",", lambda part: not OPTION.match(part)):
             times, choice = repeated.groups() if (repeated := REPEATED.fullmatch(choice)) else ("1", choice)
@@ -333,10 +333,10 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
                 raise OptionError(
                     f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many layers."
                 )
-            rules += [(None, read_choice(choice)) for _ in range(int(times))]
-    if not rules:
+            layers += [(None, read_choice(choice)) for _ in range(int(times))]
+    if not layers:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
-    return rules
+    return layers
 
 
 def read_towers(text: str) -> dict[str, dict[str, Any]]:
@@ -370,23 +370,29 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
 
 def read_numbers(where: str) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
+
+    def is_number(text: str) -> bool:
+        return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= HIGHEST_LAYER
+
     listed: list[int] = []
     for part in where.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not _is_number(first) or (dash and (not _is_number(last) or int(last) < int(first))):
+        if not is_number(first) or (dash and (not is_number(last) or int(last) < int(first))):
             raise OptionError(f"{where.strip()!r} must be numbers from 0 to {HIGHEST_LAYER}, for example 0-3,7.")
         listed += range(int(first), int(last or first) + 1)
     return listed
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= HIGHEST_LAYER
-
-
 def write_choice(values: Mapping[str, Any]) -> str:
     """A mapping with ``mechanism`` as text that reads back as the same mapping."""
-    written = ",".join(f"{name}={_written(value)}" for name, value in values.items() if name != "mechanism")
-    return values["mechanism"] + (f":{written}" if written else "")
+    written: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            nested = any(isinstance(entry, Mapping) for entry in value)
+            value = f"[{write_choices(value)}]" if nested else "+".join(map(str, value))
+        if name != "mechanism":
+            written.append(f"{name}={value}")
+    return values["mechanism"] + (f":{','.join(written)}" if written else "")
 
 
 def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
@@ -432,10 +438,3 @@ def _unwrapped(text: str) -> str:
     """``text`` without a pair of brackets around all of it, unless it is JSON."""
     text = text.strip()
     return text[1:-1] if text.startswith("[") and text.endswith("]") and not text[1:].lstrip().startswith(("{", "]")) else text
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        nested = any(isinstance(entry, Mapping) for entry in value)
-        return f"[{write_choices(value)}]" if nested else "+".join(map(str, value))
-    return str(value)

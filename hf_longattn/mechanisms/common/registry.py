@@ -49,7 +49,7 @@ EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRID = Grid((64, 64))
 """Grid on which :func:`mechanism_info` names options equal to full attention."""
-KEPT_PROTOTYPES = 256
+CACHED_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
 
@@ -255,11 +255,8 @@ def _exact_when(cls: type[Mechanism]) -> str:
 
 def _in_words(options: Mapping[str, Any]) -> str:
     """Options as they are typed on a command line."""
-    return ", ".join(f"{name}={_as_typed(value)}" for name, value in options.items())
-
-
-def _as_typed(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    typed = {name: "+".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options.items()}
+    return ", ".join(f"{name}={value}" for name, value in typed.items())
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:
@@ -299,7 +296,7 @@ def _add_full(mechanism: Mechanism) -> None:
         mechanism._full = (mechanism_class("full")(*sizes, Options()),)
 
 
-@lru_cache(KEPT_PROTOTYPES)
+@lru_cache(CACHED_PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.min_heads()
@@ -357,7 +354,7 @@ def mechanism_from(
     return built
 
 
-@lru_cache(KEPT_PROTOTYPES, typed=True)
+@lru_cache(CACHED_PROTOTYPES, typed=True)
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:

@@ -79,7 +79,7 @@ def _in_graph(
     if not free and batch is None:
         return by_mechanism(q, k, v, call)
     if batch is None or batch.mask is None:
-        batch = Batch(_every_token(k, length))
+        batch = Batch(torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device))
     mask = batch.mask
     assert mask is not None
 
@@ -108,13 +108,9 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
     mask = call.key_mask if in_graph() else None
     if not of_any_length(length) and (mask is None or length <= most):
         return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
-    short = last_real(_every_token(k, length) if mask is None else mask) < most
+    mask = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device) if mask is None else mask
+    short = last_real(mask) < most
     return torch.where(short[:, None, None, None], in_full(q, k, full_call), by_mechanism(q, k, call))
-
-
-def _every_token(k: Tensor, length: int) -> Tensor:
-    """The mask ``(B, length)`` of a batch without padding."""
-    return torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
 
 
 def full_of(mechanism: Any) -> Any:
@@ -192,25 +188,26 @@ def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
     In the order ``tiles:…``, every tile has the same number of slots, so that a block of that size is one tile. If the grid's size is not a
     multiple of the tile's, tiles at its border have empty slots. The prefix has its own tiles.
     """
-    return BYTE_CACHE.get(("token order", grid, order, device), lambda: _token_order(grid, order).to(device))
 
+    def make() -> Tensor:
+        cells, prefix = torch.arange(grid.cells).view(grid.sizes), torch.arange(grid.prefix)
+        if order == "columns":
+            cells = cells.permute(*reversed(range(grid.rank)))
+        elif order == "hilbert":
+            cells = cells.flatten()[_hilbert(grid.sizes)]
+        elif order != "raster":
+            tile = grid.per_axis([int(size) for size in check_order(order).removeprefix("tiles:").split("x")], "order")
 
-def _token_order(grid: Grid, order: str) -> Tensor:
-    cells = torch.arange(grid.cells).view(grid.sizes)
-    prefix = torch.arange(grid.prefix)
-    if order == "columns":
-        cells = cells.permute(*reversed(range(grid.rank)))
-    elif order == "hilbert":
-        cells = cells.flatten()[_hilbert(grid.sizes)]
-    elif order != "raster":
-        tile = grid.per_axis([int(size) for size in check_order(order).removeprefix("tiles:").split("x")], "order")
-        short = [-size % side for size, side in zip(grid.sizes, tile, strict=True)]
-        cells = F.pad(cells, [pad for size in reversed(short) for pad in (0, size)], value=-1 - grid.prefix)
-        counts = [size // side for size, side in zip(cells.shape, tile, strict=True)]
-        cells = cells.view([size for pair in zip(counts, tile, strict=True) for size in pair])
-        cells = cells.permute(*range(0, 2 * grid.rank, 2), *range(1, 2 * grid.rank, 2))
-        prefix = F.pad(prefix, (0, -grid.prefix % math.prod(tile)), value=-1)
-    return torch.cat([prefix, cells.flatten() + grid.prefix])
+            # Complete the tiles at the end of each axis with empty slots, then read tile by tile.
+            short = [-size % side for size, side in zip(grid.sizes, tile, strict=True)]
+            cells = F.pad(cells, [pad for size in reversed(short) for pad in (0, size)], value=-1 - grid.prefix)
+            counts = [size // side for size, side in zip(cells.shape, tile, strict=True)]
+            cells = cells.view([size for pair in zip(counts, tile, strict=True) for size in pair])
+            cells = cells.permute(*range(0, 2 * grid.rank, 2), *range(1, 2 * grid.rank, 2))
+            prefix = F.pad(prefix, (0, -grid.prefix % math.prod(tile)), value=-1)
+        return torch.cat([prefix, cells.flatten() + grid.prefix]).to(device)
+
+    return BYTE_CACHE.get(("token order", grid, order, device), make)
 
 
 def _hilbert(sizes: Sequence[int]) -> Tensor:
@@ -250,7 +247,7 @@ def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
 
     def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = _reorder(order, q, k, call)
-        q, k, v = (x.index_select(2, tokens.places) for x in (q, k, v))
+        q, k, v = (x.index_select(2, tokens.positions) for x in (q, k, v))
         return run(q, k, v, tokens.call).index_select(2, tokens.back)
 
     return ordered
@@ -261,7 +258,7 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
 
     def ordered(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         tokens = _reorder(order, q, k, call)
-        matrix = weights(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+        matrix = weights(q.index_select(2, tokens.positions), k.index_select(2, tokens.positions), tokens.call)
         return matrix.index_select(2, tokens.back).index_select(3, tokens.back)
 
     return ordered
@@ -274,26 +271,26 @@ def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -
     if (order := mechanism.options.order) is None:
         return mechanism.attended_keys(q, k, call)
     tokens = _reorder(order, q, k, call)
-    ordered = mechanism.attended_keys(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+    ordered = mechanism.attended_keys(q.index_select(2, tokens.positions), k.index_select(2, tokens.positions), tokens.call)
     if ordered is None:
         return None
     hidden = None if tokens.call.key_mask is None else ~tokens.call.key_mask[:, None, None]
 
     def of_rows(rows: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.index_select(-1, tokens.places)
+        scores = scores.index_select(-1, tokens.positions)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         keys = ordered(tokens.back[rows], scores)
-        return keys.expand(*keys.shape[:-1], len(tokens.places)).index_select(-1, tokens.back)
+        return keys.expand(*keys.shape[:-1], len(tokens.positions)).index_select(-1, tokens.back)
 
     return of_rows
 
 
 class _Reordered(NamedTuple):
-    """A reordered call. ``places (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each old token."""
+    """A reordered call. ``positions (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each old token."""
 
     call: AttentionCall
-    places: Tensor
+    positions: Tensor
     back: Tensor
 
 
@@ -310,28 +307,28 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
     index = token_order(grid, order, k.device)
     holes = len(index) > length
     call = _call_at(call, k.shape[0], index.clamp(min=0), index >= 0 if holes else None)
-    return _Reordered(call, index.clamp(min=0), _places_of_tokens(index, length))
+    return _Reordered(call, index.clamp(min=0), _new_positions(index, length))
 
 
-def _places_of_tokens(index: Tensor, length: int) -> Tensor:
+def _new_positions(index: Tensor, length: int) -> Tensor:
     """The inverse of ``index (L,)`` from :func:`token_order`: the new index of each of ``length`` tokens, ``(N,)``."""
-    places = torch.arange(len(index), device=index.device)
-    return places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
+    positions = torch.arange(len(index), device=index.device)
+    return positions.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), positions)[:length]
 
 
 def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
     """Undo the reordering of :func:`in_order`. Returns the queries, the keys and the call in raster order."""
-    back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
+    back = _new_positions(token_order(grid, order, k.device), grid.length)
     return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 
 
-def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:
-    """``call`` in the token order ``places (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
+def _call_at(call: AttentionCall, rows: int, positions: Tensor, filled: Tensor | None) -> AttentionCall:
+    """``call`` in the token order ``positions (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
 
     def of(mask: Tensor | None) -> Tensor | None:
         if mask is None:
             return None
-        reordered = mask.index_select(1, places)
+        reordered = mask.index_select(1, positions)
         return reordered if filled is None else reordered & filled
 
     mask, score_mod, constants = of(call.key_mask), call.score_mod, call.detached_kv
@@ -340,9 +337,9 @@ def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | No
     return call.replace(
         batch=Batch.of(mask),
         global_mask=of(call.global_mask),
-        score_mod=remapped(score_mod, queries=lambda q_idx: places[q_idx], keys=lambda b, h, kv_idx: places[kv_idx]),
-        hidden_states=None if call.hidden_states is None else call.hidden_states.index_select(1, places),
-        detached_kv=None if constants is None else (constants[0].index_select(2, places), constants[1].index_select(2, places)),
+        score_mod=remapped(score_mod, queries=lambda q_idx: positions[q_idx], keys=lambda b, h, kv_idx: positions[kv_idx]),
+        hidden_states=None if call.hidden_states is None else call.hidden_states.index_select(1, positions),
+        detached_kv=None if constants is None else (constants[0].index_select(2, positions), constants[1].index_select(2, positions)),
         grid=None,
     )
 
@@ -371,8 +368,8 @@ def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) 
     if mechanism.relative is None:
         return q, k, call
     q_len, kv_len = q.shape[2], k.shape[2]
-    places = torch.arange(kv_len, device=q.device)[None]
-    term = mechanism.relative.term(q, k, places[:, kv_len - q_len :], places, call.causal, call.scale_for(mechanism.head_dim))
+    positions = torch.arange(kv_len, device=q.device)[None]
+    term = mechanism.relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]

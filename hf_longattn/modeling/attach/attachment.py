@@ -46,7 +46,7 @@ SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 FREQUENCIES = "inv_freq"
-"""The buffer of rotary modules with the frequencies. Models with several kinds of layers have one for each: ``full_attention_inv_freq``."""
+"""The buffer of rotary modules with the frequencies. Models with several layer types have one for each: ``full_attention_inv_freq``."""
 ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
 """Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only (SmolLM3, Cohere 2)."""
 RIGHT_ANGLE = "rotate_half"
@@ -60,7 +60,7 @@ LATER_FEATURES = "qk_rope_head_dim"
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Set ``module.long_attention`` on every attention module of ``model``. The layer's mechanism, or full attention for cross-attention.
+    """Set ``module.long_attention`` on every attention module of ``model``: its layer's mechanism, or full attention across stacks.
 
     Args:
         model: any model of transformers.
@@ -152,8 +152,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass inputs of a module to mechanisms that need them. The module's input, or keys and values computed from the
-    detached input.
+    """Forward pre-hook: pass a module's input, or keys and values of the detached input, to mechanisms that need them.
 
     Raises:
         BackendError: the module's input was not found.
@@ -198,7 +197,7 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Raise :class:`OptionError` if the layer's projections cannot be copied. They are not found, or rotated by position afterwards."""
+    """Raise :class:`OptionError` if the layer's projections cannot be found, or are rotated by position afterwards."""
     config = getattr(model, "config", None)
     copies = projection_copies(mechanism)
     if copies and getattr(config, "rope_parameters", None):
@@ -215,7 +214,7 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """First integer among the attributes ``names`` of the module, or else of its config. ``None`` if there is none."""
+    """The first integer among the attributes ``names`` of the module, or else of its config; ``None`` without one."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):
@@ -228,7 +227,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 @dataclass(frozen=True)
 class ModelRotation:
-    """The rotation of a layer, read from the base's rotary module at every call, since some kinds change their frequencies with the length.
+    """The rotation of a layer, read from the base's rotary module at every call, since frequencies may depend on the length.
 
     module: in a plain object, so that the layer's mechanism does not own it.
     """

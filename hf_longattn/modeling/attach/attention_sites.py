@@ -114,7 +114,7 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
-    """The mechanism of every layer. A Long base model lists its attention modules, since a search can take longer than attention."""
+    """The mechanism of every layer. A Long base model lists its attention modules, since searching all modules is slow."""
     modules = model.__dict__.get("attention_modules")
     modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
     return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]

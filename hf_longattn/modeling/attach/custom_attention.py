@@ -1,4 +1,4 @@
-"""Attention for families whose base has attention modules outside transformers' AttentionInterface."""
+"""Attention for families whose base computes it outside transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ReadsPadding(_Module):
 
 
 class ReplacedModules(_Base):
-    """Replaces modules of the base by instances of subclasses before mechanisms are attached.
+    """Mixin that replaces modules of the base by instances of subclasses before mechanisms are attached.
 
     The base builds its modules itself. Each instance then gets the subclass as its ``__class__``. Subclasses add no parameters or state.
     """

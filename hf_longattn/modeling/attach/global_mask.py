@@ -37,30 +37,30 @@ GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
-    """The rule by which layers of ``model`` choose global tokens by id. With the config's separators; ``None`` if none does.
+    """How layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no layer does.
 
     Raises:
-        OptionError: layers have different rules, or a rule lacks its separator.
+        OptionError: layers choose differently, or the separator is missing.
     """
     takers = _takers(model)
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
-    marked = tuple(getattr(config, "global_token_ids", None) or ())
-    rules = {module.global_token_ids for module in takers if isinstance(module, MaskedMechanism)}
-    if rules <= {None}:
-        if not takers or (question is None and not marked):
+    listed = tuple(getattr(config, "global_token_ids", None) or ())
+    choices = {module.global_token_ids for module in takers if isinstance(module, MaskedMechanism)}
+    if choices <= {None}:
+        if not takers or (question is None and not listed):
             return None
         fixed = {position for part in with_members(takers) for position in getattr(part.options, "global_tokens", ())}
-        return GlobalTokenIds(tuple(sorted(fixed)), marked, question_separator=question)
-    if len(rules) > 1:
+        return GlobalTokenIds(tuple(sorted(fixed)), listed, question_separator=question)
+    if len(choices) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
             "give every layer with global tokens the same global_tokens, global_token_ids and segments."
         )
-    rule = rules.pop()
-    assert rule is not None
-    rule = rule.with_separator(getattr(config, "sep_token_id", None))
-    return dataclasses.replace(rule, token_ids=tuple(dict.fromkeys((*rule.token_ids, *marked))), question_separator=question)
+    chosen = choices.pop()
+    assert chosen is not None
+    chosen = chosen.with_separator(getattr(config, "sep_token_id", None))
+    return dataclasses.replace(chosen, token_ids=tuple(dict.fromkeys((*chosen.token_ids, *listed))), question_separator=question)
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:
@@ -80,7 +80,7 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes. Unless a layer sees the whole input anyway.
+    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes, unless a layer sees all tokens anyway.
 
     Raises:
         InputError: the message names the mechanisms.
@@ -106,7 +106,7 @@ def question_separator(tokenizer: Any) -> int | None:
     else:
         encodings = backend.encode("a", "b"), backend.encode("b", add_special_tokens=False)
         ids, document = ([token for token, real in zip(x.ids, x.attention_mask, strict=True) if real] for x in encodings)
-    first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
+    first = max((start for start in range(len(ids)) if document and ids[start : start + len(document)] == document), default=0)
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
     row = torch.tensor([ids])
@@ -115,7 +115,7 @@ def question_separator(tokenizer: Any) -> int | None:
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:
-    """Make the question before a document global in ``model``. Now, and when it is loaded again.
+    """Make the question before a document global in ``model``, now and when it is loaded again.
 
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
@@ -132,8 +132,8 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     return config.question_separator_id is not None
 
 
-def global_tokens_of(rule: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that has none. Found separately in each of the packed ``documents (B, N)``.
+def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
+    """The ``global_attention_mask (B, N)`` of a forward pass that has none, by ids, in each of the packed ``documents (B, N)``.
 
     Raises:
         InputError: ids are unknown, for the input or for tokens in the cache.
@@ -156,21 +156,21 @@ def global_tokens_of(rule: GlobalTokenIds, arguments: Mapping[str, Any], documen
         real = mask.bool()
     types = arguments.get("token_type_ids")
     types = types if isinstance(types, Tensor) and types.shape == ids.shape else None
-    if rule.question_separator is not None and not in_graph():
-        _warn_of_order(rule.question(ids, real), real)
+    if chosen.question_separator is not None and not in_graph():
+        _warn_of_order(chosen.question(ids, real), real)
     if documents is None:
-        if rule.question_separator is not None and types is None and not in_graph():
-            _warn_of_separators((ids == rule.question_separator) & real)
-        return rule.mask(ids, real, types).long()
+        if chosen.question_separator is not None and types is None and not in_graph():
+            _warn_of_separators((ids == chosen.question_separator) & real)
+        return chosen.mask(ids, real, types).long()
     global_tokens = torch.zeros_like(ids)
     for sequence in Batch(real, documents).sequences:
         at = slice(sequence.row, sequence.row + 1), slice(sequence.start, sequence.stop)
-        global_tokens[at] = rule.mask(ids[at], real[at], None if types is None else types[at]).long()
+        global_tokens[at] = chosen.mask(ids[at], real[at], None if types is None else types[at]).long()
     return global_tokens
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:
-    """Warn if the first text is probably not the question. It is long, and longer than the second."""
+    """Warn if the first text is probably not the question, because it is long, and longer than the second."""
     if question.shape[-1] <= LONGEST_QUESTION:
         return
     counts = question.sum(-1)

@@ -3,7 +3,7 @@
 The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states are concatenated, so
 that a head finds one per token. Rows are cut into segments from their first real token on, and positions restart in each segment. In an
 encoder, every segment starts with the first token ([CLS]). Its hidden state comes from the row's last segment, whose memory has seen the
-whole text.
+entire text.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
 
 
 def check_segment_counts(model: Any, count: int) -> None:
-    """Raise an error if processes with sharded weights have different numbers of segments. They would wait for each other forever.
+    """Raise an error if processes with sharded weights have different numbers of segments, since they would wait for each other forever.
 
     Layers run once per segment, and all processes must gather their weights equally often.
     """
@@ -120,7 +120,7 @@ ALONG_THE_TEXT = ("token_type_ids",)
 
 @dataclass(frozen=True)
 class Text:
-    """A call's input. Embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
+    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -172,7 +172,7 @@ class Text:
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The outputs of a base model with memory tokens for the whole text, which it reads in segments, one after another.
+    """The outputs of a base model with memory tokens, which reads a text in segments, one after another.
 
     In an encoder, the first token's outputs come from the row's last segment.
 
@@ -259,7 +259,7 @@ FIELDS: Mapping[str, str] = {
 
 
 def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
-    """The outputs of all segments, joined to those of the whole text. The first of ``parts`` is changed and returned.
+    """The outputs of all segments, joined to those of the text, in the first of ``parts``.
 
     Args:
         whole_text: joins tensors ``(B, n, …)`` of all segments to ``(B, N, …)``.

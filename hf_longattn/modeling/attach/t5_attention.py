@@ -1,4 +1,4 @@
-"""For T5 and mT5: an encoder and a decoder of one class. Their self-attention has T5's relative positions in its scores.
+"""T5 and mT5: an encoder and a decoder of one class, whose self-attention has T5's relative positions in its scores.
 
 All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
 """

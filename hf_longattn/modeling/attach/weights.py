@@ -1,7 +1,7 @@
 """Weights of a Long model that its checkpoint lacks, or has in another form.
 
 Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens are initialised by
-``reset_parameters``, because transformers itself has rules only for layers that it knows, and regards modules without direct tensors as
+``reset_parameters``, because transformers itself initialises only layers that it knows, and regards modules without direct tensors as
 initialised. Parameters that mechanisms share across layers are tied, and saved once.
 """
 
@@ -86,7 +86,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
-    """Set the position tables to zero in a model that does not use them."""
+    """Set a model's position tables to zero if it does not use them."""
     if family.position_tables and model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
@@ -186,11 +186,11 @@ class LoadsMechanisms(_Base):
     """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights, and parameters that mechanisms share. The latter also if the config does not tie word embeddings."""
+        """The base's tied weights, and parameters that mechanisms share, which are tied even if word embeddings are not."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie parameters that mechanisms share. transformers would mark them as initialised although the first may not be."""
+        """Untie parameters that mechanisms share, since transformers would mark them as initialised although the first may not be."""
         for target, source in shared_parameters(self).items():
             mechanism, _, name = target.rpartition(".")
             if self.get_parameter(target) is self.get_parameter(source):
@@ -198,7 +198,7 @@ class LoadsMechanisms(_Base):
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, so never missing."""
+        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, and so never missing."""
         missing = set() if missing_keys is None else missing_keys
         initialised = missing & set(shared_parameters(self).values())
         missing -= initialised

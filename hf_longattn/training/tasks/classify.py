@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.rows import each_part, read_rows
@@ -155,14 +155,14 @@ def audio_inputs(
             f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
-    hearing = Hearing(extractor)
-    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
-    most = hearing.most_samples
+    collator = AudioCollator(extractor)
+    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], collator), *parts)
+    most = collator.most_samples
     if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
         logger.warning(
-            f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
+            f"{cut:,} audio files are longer than the {most / collator.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": collator}
 
 
 def label_names(*parts: Dataset) -> list[str]:

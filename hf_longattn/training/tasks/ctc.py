@@ -20,7 +20,7 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, E
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
@@ -109,15 +109,15 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
     # Labels, and the model's frames for each sound. A transcript needs one for each label, and a blank between equal labels; with fewer,
     # its loss would be infinite.
-    hearing = Hearing(extractor)
+    collator = AudioCollator(extractor)
 
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
         return to_utterances(
             data,
             labels,
-            hearing,
-            length=lambda sound: output_frames(model, hearing.length(sound)),
+            collator,
+            length=lambda sound: output_frames(model, collator.length(sound)),
             fits=lambda row, frames: len(row) + sum(first == second for first, second in pairwise(row)) <= frames,
             most_seconds=data_args.max_seconds,
         )
@@ -133,7 +133,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
     scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
     processor = speech_processor(config, extractor, tokenizer)
-    trainer = LongTrainer(model, training_args, hearing, rows, held_out, processor, **scored)
+    trainer = LongTrainer(model, training_args, collator, rows, held_out, processor, **scored)
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
 
 

@@ -19,7 +19,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import decoder_length, input_length
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag
@@ -146,25 +146,25 @@ def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str,
 
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
-) -> tuple[Any, Dataset, Dataset, Hearing]:
+) -> tuple[Any, Dataset, Dataset, AudioCollator]:
     """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0  # Whisper masks its own features
-    hearing = Hearing(load_part(AutoFeatureExtractor, model.name_or_path), masked=bool(masked))
-    heard = None if hearing.most_samples is None else hearing.most_samples / hearing.sampling_rate
+    collator = AudioCollator(load_part(AutoFeatureExtractor, model.name_or_path), masked=bool(masked))
+    heard = None if collator.most_samples is None else collator.most_samples / collator.sampling_rate
     limit = min((seconds for seconds in (heard, args.max_seconds) if seconds is not None), default=None)
 
     def encode(data: Dataset) -> Dataset:
         tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
         labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds it
         return to_utterances(
-            data, labels, hearing, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
+            data, labels, collator, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
         )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
-    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, hearing
+    return speech_processor(config, collator.extractor, tokenizer), rows, held_out, collator
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
