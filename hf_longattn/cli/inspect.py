@@ -104,13 +104,13 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
+        "input": "" if model.tower_names else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
         "global tokens": "all of texts, none of images" if model.text_global else "",
     }
-    if model.towers:
+    if model.tower_names:
         for name, tower in model.towers.items():
             yield Styled(f"\ntower {name}", "bold")
             yield from _inspection_report(tower)
@@ -137,8 +137,8 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
     yield {
         "model": f"{name}  ({model.class_name}, model type {model.model_type})",
         "parameters": f"{model.parameters:,}",
-        "transformers": "" if model.towers else runs + ("; flash attention on GPUs" if model.flash else ""),
-        "longattn": "" if model.towers else model.verdict(),
+        "transformers": runs + ("; flash attention on GPUs" if model.flash else "") if model.layers else "",
+        "longattn": model.verdict() if model.layers else "",
     }
     layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()]
     yield table(("layers", "module", "heads", "a query sees"), layers, align="l")

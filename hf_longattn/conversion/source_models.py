@@ -296,7 +296,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
     """The architecture of a source without a family, or of one with towers."""
     family, base = FAMILIES.get(model_type), class_of(source.config)
-    if family is not None and not modality_of(family).towers:
+    if family is not None and not modality_of(family).tower_names:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if base is None:
         raise CheckpointError(

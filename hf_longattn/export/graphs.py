@@ -130,10 +130,10 @@ def export_checkpoint(
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
-    if inspection.towers:
+    if inspection.tower_names:
         raise CheckpointError(
-            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.towers)}; save one "
-            f"apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
+            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.tower_names)}; save "
+            f"one apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
         )
     family: Any = family_in(source.config)
     if not reads_only_text(family.model_class(inspection.class_name)):

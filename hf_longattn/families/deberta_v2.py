@@ -79,7 +79,7 @@ class GlobalsInTheMask(OnTheBackend):
         @functools.wraps(long_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            mask = arguments.get(MASK)
+            mask: Any = arguments.get(MASK)
             annotated = isinstance(mask, Tensor) and mask.dtype == ANNOTATED and mask.dim() == 2
             if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:  # the head has combined them
                 if in_graph():  # values cannot be read

@@ -212,7 +212,7 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).towers}
+    parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).tower_names}
     parts = {name: part for name, part in parts.items() if part} or chosen.get(TOWERS, {})
     return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
 

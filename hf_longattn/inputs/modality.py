@@ -107,12 +107,17 @@ class Example:
 class WithTowers:
     """Facts about a model, or its modality."""
 
-    towers: Mapping[str, Any]  # such facts about each of several towers, by name; the towers have separate mechanisms. Empty without towers
+    towers: Mapping[str, Any]  # such facts about each of several towers, by name; empty without towers
 
     @property
     def parts(self) -> Mapping[str, Any]:
         """The facts about every tower by name; without towers, these facts under an empty name."""
         return self.towers or {"": self}
+
+    @property
+    def tower_names(self) -> tuple[str, ...]:
+        """Names of the towers, which have separate mechanisms; empty without towers."""
+        return tuple(self.towers)
 
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
         """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""

@@ -130,7 +130,7 @@ def _inspect(source: Source) -> Inspection:
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
     modality = modality_in(source.config)
-    if modality.towers:
+    if modality.tower_names:
         bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
         texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)

@@ -1,7 +1,7 @@
 """Decode caches that hold only the keys that each layer's mechanism still needs, and memory between segments."""
 
 from .attention_cache import STATE_LAYER, AttentionCacheLayer, SparseCacheLayer, StateLayer
-from .decode_cache import FULL, cache_bytes, decode_layer_types, decode_reach, window_layer_type
+from .decode_cache import FULL, cache_bytes, decode_layer_types, window_layer_type
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "TokenMemory",
     "cache_bytes",
     "decode_layer_types",
-    "decode_reach",
     "window_layer_type",
 ]

@@ -158,17 +158,14 @@ class SparseCacheLayer(AttentionCacheLayer):
         super().__init__()
         self.mechanism, self.options = mechanism, options
         self.cumulative_length = 0
+        self.columns: Any = None  # until the first tokens
         self.computes_attention = False
         self._clean_size = 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the new tokens and return all keys and values of the layer. Before that, unneeded keys are dropped if it is time."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        if self.columns is None:
+            self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
         if self.columns.shape[1] >= self._clean_size + SLACK:
             self._prune()
         new = torch.arange(self.cumulative_length, self.cumulative_length + key_states.shape[2], device=key_states.device)
@@ -225,12 +222,12 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def unused(self) -> int:
         """The number of columns at the start that no slot holds."""
-        filled = self.columns[self.columns >= 0] if self.is_initialized else None
+        filled = None if self.columns is None else self.columns[self.columns >= 0]
         return int(filled.min()) if filled is not None and len(filled) else self.cumulative_length
 
     def renumber(self, count: int) -> None:
         super().renumber(count)
-        if self.is_initialized:
+        if self.columns is not None:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
 
     def reset(self) -> None:

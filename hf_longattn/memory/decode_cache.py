@@ -20,7 +20,6 @@ from transformers import Cache, cache_utils
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
-from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
@@ -73,12 +72,6 @@ def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
     return cache_bytes(inside, counted) if inside and type(cache).__module__.startswith(COUNTED_PACKAGES) else 0
 
 
-def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
-    """The number of past keys that a token sees in ``layer``, itself included. ``None`` if unbounded, or without a causal form."""
-    built = prototype(*long_attention.for_layer(layer))
-    return keys_per_query(built) if _has_causal_form(built) else None
-
-
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
     """The cache layer type of every layer, or ``None`` if all layers hold all keys.
 
@@ -91,7 +84,7 @@ def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, pla
 def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     """The cache layer type of a mechanism: a state, a window, scattered keys, or all keys."""
     mechanism = prototype(name, options)
-    if not _has_causal_form(mechanism):
+    if mechanism.causal not in ("both", True):
         return FULL
     if isinstance(mechanism, Stateful):
         return STATE_LAYER
@@ -107,10 +100,6 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
     settings = json.dumps(options, sort_keys=True)
     growing = partial(SparseCacheLayer, mechanism=name, options=settings)
     return _enter_layer_type(f"{BACKEND}_{name}_{settings}", growing, StaticKeysLayer)
-
-
-def _has_causal_form(mechanism: Mechanism) -> bool:
-    return mechanism.causal in ("both", True)
 
 
 def window_layer_type(window: int) -> str:

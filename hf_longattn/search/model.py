@@ -106,8 +106,8 @@ def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of several towers or without a Long class."""
     model_type = str(source.config.get("model_type"))
     modality = modality_in(source.config)
-    if modality.towers:
-        towers, first = " and ".join(modality.towers), next(iter(modality.towers))
+    if modality.tower_names:
+        towers, first = " and ".join(modality.tower_names), modality.tower_names[0]
         stack = modality.parts[first].family
         long = is_long(source.config)
         name = stack.base_model_name

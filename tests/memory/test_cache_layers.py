@@ -15,7 +15,7 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import cache_bytes, decode_layer_types, decode_reach
+from hf_longattn.memory import cache_bytes, decode_layer_types
 from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.memory.key_cache import in_text_order, slot_columns
 from hf_longattn.modeling.attach import attachment
@@ -88,14 +88,10 @@ def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
     assert (logits[0] - model(ids).logits).abs().max() < 1e-4
 
 
-def test_the_decoding_reach_of_a_layer_is_that_of_its_mechanism() -> None:
-    config = LongAttentionConfig("window", window=64, layers={1: {"window": 8}, 2: {"mechanism": "full"}, 3: {"mechanism": "longformer"}})
-    assert [decode_reach(config, layer) for layer in range(4)] == [64, 8, None, None]
-
-
 def test_layers_of_windows_have_window_cache_types() -> None:
-    config = LongAttentionConfig("window", window=64, layers={1: {"mechanism": "full"}})
-    assert decode_layer_types(config, 3) == ["longattn_window_64", "full_attention", "longattn_window_64"]
+    layers = {1: {"mechanism": "full"}, 2: {"window": 8}, 3: {"mechanism": "longformer"}}
+    types = decode_layer_types(LongAttentionConfig("window", window=64, layers=layers), 5)
+    assert types == ["longattn_window_64", "full_attention", "longattn_window_8", "full_attention", "longattn_window_64"]
     assert decode_layer_types(LongAttentionConfig("full"), 3) is None
 
 

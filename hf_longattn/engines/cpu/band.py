@@ -201,25 +201,21 @@ def band_plan(
     return min(plans, key=plans.__getitem__)
 
 
-def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Cached additive band mask ``(1, 1, block, block + left + right)`` of a block whose first query is at key ``left``.
+def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
+    """The additive mask of a group's blocks, ``(1, 1, group.block, group.width)``; ``None`` if it hides no pair.
 
-    Masks of blocks at the edges are views of it. It is shared and must not be modified.
+    It is a view of the cached mask of a whole block of ``block`` queries, the first at key ``left``, and must not be modified.
     """
+    first = group.first + shift - group.start
+    if group.sees_all(first, left, right):
+        return None
 
     def make() -> Tensor:
         distance = torch.arange(block)[:, None] + left - torch.arange(block + left + right)
         return additive_mask((distance > left) | (distance < -right), dtype)[None, None]
 
-    return BYTE_CACHE.get(("band", block, left, right, dtype), make)
-
-
-def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
-    """The slice of :func:`band_mask` for a group's blocks, ``(1, 1, group.block, group.width)``. ``None`` if it hides no pair."""
-    first = group.first + shift - group.start
-    if group.sees_all(first, left, right):
-        return None
-    return band_mask(block, left, right, dtype)[:, :, : group.block, left - first : left - first + group.width]
+    whole = BYTE_CACHE.get(("band", block, left, right, dtype), make)
+    return whole[:, :, : group.block, left - first : left - first + group.width]
 
 
 class Item(Scope):
