@@ -11,10 +11,7 @@ INSTALLED = "needs a package that only this page installs: tests/test_pages.py t
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
-    "README.md": {
-        "make demo": "takes ten minutes",
-        "make test": "is these tests",
-    },
+    "README.md": {"make demo": "takes ten minutes", "make test": "is these tests"},
     "CONTRIBUTING.md": {
         "make install": "installs from an index",
         "make test": "is these tests",

@@ -88,8 +88,7 @@ def test_load_model_and_load_lm_refuse_pickled_weights(folder: str, server: Hub)
     for name in (folder, "someone/pickled"):
         for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
-                CheckpointError,
-                match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert",
+                CheckpointError, match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert"
             ):
                 load(name)
 
@@ -237,10 +236,7 @@ def test_load_qa_model_refuses_architectures_without_a_head_for_questions(tmp_pa
     tokenizer = plain_tokenizer(eos_token="[SEP]")
     tokenizer.save_pretrained(tmp_path)
     EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError,
-        match=r"cannot be loaded: .*EsmConfig.* for this kind of AutoModel: AutoModelForQuestionAnswering",
-    ):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*EsmConfig.* for this kind of AutoModel: AutoModelForQuestionAnswering"):
         load_qa_model(str(tmp_path), complete=False)
 
 

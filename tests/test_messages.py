@@ -30,20 +30,9 @@ MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
 EVERY_PAGE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").rglob("*.md")),
              ROOT / "hf_longattn" / "hub" / "card.md"]  # fmt: skip
 DOCUMENTS = [path for path in EVERY_PAGE if "results" not in path.parts and path.stem != "architecture"]  # which is for contributors
-CHECKOUT = re.compile(
-    r"\bmake [a-z-]+`|`make |^make |python3? -m scripts\b|(?:examples|scripts)/[\w/]+\.py",
-    re.M,
-)
+CHECKOUT = re.compile(r"\bmake [a-z-]+`|`make |^make |python3? -m scripts\b|(?:examples|scripts)/[\w/]+\.py", re.M)
 """What only a checkout of the repository has."""
-OTHERS = {
-    "--help",
-    "--version",
-    "--multi_gpu",
-    "--no",
-    "--query-gpu",
-    "--force-reinstall",
-    "--index-url",
-}
+OTHERS = {"--help", "--version", "--multi_gpu", "--no", "--query-gpu", "--force-reinstall", "--index-url"}
 """Flags of git, accelerate, pip and nvidia-smi, and beginnings of flags."""
 
 

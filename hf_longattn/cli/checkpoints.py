@@ -269,7 +269,7 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
-    from ..conversion.folders import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..conversion.folders import POSITIONS, READY, WOULD_TELL
     from ..hub import next_step
 
     plan, path = report.plan, report.destination
@@ -289,7 +289,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     yield ""
     yield checks(report.checks)
     yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
-    verdict = {} if (check := verdict_check(report.checks)) is None else check.values
+    verdict = {} if report.deciding is None else report.deciding.values
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
     elif report.verdict == READY:

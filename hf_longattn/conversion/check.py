@@ -23,7 +23,7 @@ from ..modeling.family.long_config import attention_implementation
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .adopt import renamed
-from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
+from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress
 from .plan import ConversionPlan
 from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
@@ -105,7 +105,7 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 
     If no check decides, or the one cannot tell, the status of differing outputs and of untrained positions is "needs training".
     """
-    deciding = verdict_check(checks)
+    deciding = next((check for check in checks if VERDICT in check.values), None)
     label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
     measured = f"but the result is {READY} ({deciding.name})" if deciding is not None and label == MEASURED else ""
     warned = [f"{warning.problem}, {measured}" if measured else str(warning).rstrip(".") for warning in plan.warnings]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +61,6 @@ def no_progress(stage: str, done: int, total: int) -> None:
     """The progress of a caller who shows none."""
 
 
-def verdict_check(checks: Iterable[Check]) -> Check | None:
-    """The check that decides whether the result needs training, or that cannot tell; ``None`` if there is none."""
-    return next((check for check in checks if VERDICT in check.values), None)
-
-
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
     """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's name."""
     return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
@@ -83,7 +78,8 @@ class ConversionReport:
         next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
         train_command: the command of ``next_step`` for ``destination``, or advice; ``None`` without a next step.
         verified: whether the result was checked. A result that fails a check is never written.
-        verdict: "ready to use", "train before use" or "cannot tell". ``None`` without a check of that.
+        deciding: the check that decides whether the result needs training, or that cannot tell; ``None`` if there is none.
+        verdict: of that check: "ready to use", "train before use" or "cannot tell".
         needs_training: whether a check says so.
     """
 
@@ -98,15 +94,15 @@ class ConversionReport:
     next_step: dict[str, Any] | None
 
     def __post_init__(self) -> None:
-        deciding = verdict_check(self.checks)
-        self.verified, self.verdict = bool(self.checks), None if deciding is None else str(deciding.values[VERDICT])
+        self.deciding = next((check for check in self.checks if VERDICT in check.values), None)
+        self.verified, self.verdict = bool(self.checks), None if self.deciding is None else str(self.deciding.values[VERDICT])
         self.needs_training = any(check.status == NEEDS_TRAINING for check in self.checks)
         self.train_command = None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
         judged = {name: getattr(self, name) for name in ("verified", "verdict", "needs_training", "train_command")}
-        values = {name: value for name, value in vars(self).items() if name != "destination" and name not in judged}
+        values = {name: value for name, value in vars(self).items() if name not in {"destination", "deciding", *judged}}
         checks = [check.to_dict() for check in self.checks]
         return {**judged, "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
 

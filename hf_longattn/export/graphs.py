@@ -131,10 +131,10 @@ def export_checkpoint(
     source, max_length = inspection.source, inspection.max_length
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
     if inspection.tower_names:
-        towers, first = " and ".join(inspection.tower_names), next(iter(inspection.towers.values())).class_name
         raise CheckpointError(
-            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {towers}; save one apart: "
-            f"hf_longattn.{first}.from_pretrained({source.name!r}).save_pretrained(...)."
+            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.tower_names)}; save "
+            f"one apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}"
+            f".from_pretrained({source.name!r}).save_pretrained(...)."
         )
     family: Any = family_in(source.config)
     if not reads_only_text(family.model_class(inspection.class_name)):

@@ -100,10 +100,7 @@ def test_no_command_prints_past_the_safe_terminal(repository: Path) -> None:
     for path in sorted((repository / "hf_longattn" / "cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called in PRINTING and path.name not in (
-                "terminal.py",
-                "app.py",
-            ):
+            if called in PRINTING and path.name not in ("terminal.py", "app.py"):
                 wrong.append(f"{path.name}:{node.lineno} {called}")
     assert not wrong, "print through hf_longattn.cli.terminal"
 

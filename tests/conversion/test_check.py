@@ -243,10 +243,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][40:42].zero_()), "lost its first 64 rows"),
     "new rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][-1].zero_()), f"{ROWS} differs from"),
     "lost": (lambda folder: spoiled(folder, lambda t: t.pop(f"{LAYER}key.bias")), "key.bias is missing"),
-    "copies": (
-        lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)),
-        "is no copy of",
-    ),
+    "copies": (lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)), "is no copy of"),
     "short texts": (lambda folder: configured(folder, exact_length=8), "as for texts of up to 64"),
     "window": (lambda folder: configured(folder, window=2), ""),
 }
@@ -339,13 +336,7 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     ],
 )
 def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
-    share: float,
-    spread: float,
-    change: float,
-    noise: float,
-    verdict: str,
-    says: str,
-    measured: LanguageLoss,
+    share: float, spread: float, change: float, noise: float, verdict: str, says: str, measured: LanguageLoss
 ) -> None:
     """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and ``change``."""
     text = measured.text

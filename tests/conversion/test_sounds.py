@@ -27,10 +27,7 @@ from ..modeling import audio_models
 
 CTC = "Wav2Vec2ForCTC"
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
-MECHANISMS: dict[str, dict[str, Any]] = {
-    "window": {"left": 20, "right": 10},
-    "longformer": {"window": 32},
-}
+MECHANISMS: dict[str, dict[str, Any]] = {"window": {"left": 20, "right": 10}, "longformer": {"window": 32}}
 Checkpoint = Callable[..., Path]
 
 
@@ -174,11 +171,7 @@ def lengths(config: Any, length: int) -> list[int]:
 
 
 REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
-    (
-        {"max_length": 4096},
-        OptionError,
-        r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sounds; leave it out",
-    ),
+    ({"max_length": 4096}, OptionError, r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sounds; leave it out"),
     ({"image_size": 64}, OptionError, "--image-size is the size of images, but a Wav2Vec2ForCTC reads sounds"),
     ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sounds; leave it out"),
     ({"positions": "tile"}, OptionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),

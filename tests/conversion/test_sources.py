@@ -222,13 +222,7 @@ class Harmful:
 
 @every_case(
     "content",
-    [
-        {"weight": Harmful()},
-        {"state_dict": {"weight": torch.zeros(2)}},
-        [torch.zeros(2)],
-        {"weight": torch.zeros(2).to_sparse()},
-        None,
-    ],
+    [{"weight": Harmful()}, {"state_dict": {"weight": torch.zeros(2)}}, [torch.zeros(2)], {"weight": torch.zeros(2).to_sparse()}, None],
     ids=["code", "nested", "list", "sparse", "damaged"],
 )
 @every_case("zipped", [True, False], ids=["zip", "old format"])
@@ -288,10 +282,7 @@ def test_plan_of_a_hub_source_fetches_no_weights_and_a_conversion_all_files(
 
 @pytest.mark.parametrize(
     ("name", "revision", "sentence"),
-    [
-        ("someone/else", None, "is not a folder, and it cannot be downloaded: .*Repository Not Found"),
-        (REPO, "v9", "Revision Not Found"),
-    ],
+    [("someone/else", None, "is not a folder, and it cannot be downloaded: .*Repository Not Found"), (REPO, "v9", "Revision Not Found")],
 )
 def test_conversion_refuses_a_repository_or_revision_that_the_hub_lacks(
     name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
@@ -336,10 +327,7 @@ def test_plan_of_a_hub_source_without_a_connection_is_one_sentence(hub: Callable
         plan_conversion(REPO)
 
 
-@every_case(
-    ("settings", "method"),
-    [({"load_in_8bit": True}, "an unnamed method"), ({"quant_method": "gptq", "bits": 4}, "gptq")],
-)
+@every_case(("settings", "method"), [({"load_in_8bit": True}, "an unnamed method"), ({"quant_method": "gptq", "bits": 4}, "gptq")])
 def test_convert_refuses_quantised_source(settings: dict[str, Any], method: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     change_config(source, quantization_config=settings)

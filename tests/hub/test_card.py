@@ -67,8 +67,7 @@ def saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "kind",
-    every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel"),
+    "kind", every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel")
 )
 def test_usage_in_the_card_of_every_head_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
@@ -132,10 +131,7 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
         "checks": [{"name": "equal at the old length", "status": "passed", "detail": "largest difference 0.0"}],
         "versions": {"torch": "2.13.0"},
     }
-    rows = [
-        {**EXACT, "value": 82.5, "n": 200, "standard_error": 2.7, "system": "converted"},
-        {**EXACT, "value": 81.0, "split": "test"},
-    ]
+    rows = [{**EXACT, "value": 82.5, "n": 200, "standard_error": 2.7, "system": "converted"}, {**EXACT, "value": 81.0, "split": "test"}]
     metadata = {"license": "apache-2.0", "language": "en", "datasets": ["squad"], "tags": ["code"]}
     texts = {"name": "me/long-bert", "title": "long-bert", "training": "Trained **briefly**.", "limits": ["Reads English only."]}
     path = write_model_card(folder, base_model="some/bert", report=report, results=rows, **metadata, **texts)
@@ -190,10 +186,7 @@ def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tm
     [
         ({"mechanism": "window", "window": 16}, "equals full attention on texts of up to 9 tokens."),
         ({"mechanism": "window", "window": 16, "exact_length": 12}, "equals full attention on texts of up to 12 tokens."),
-        (
-            {"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}},
-            "equals full attention on texts of up to 5 tokens.",
-        ),
+        ({"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}}, "equals full attention on texts of up to 5 tokens."),
         ({"mechanism": "full"}, "equals full attention at every length."),
         ({"mechanism": "linear"}, "never equals full attention."),
     ],

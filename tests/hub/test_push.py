@@ -266,10 +266,7 @@ def test_convert_refuses_gated_source_in_one_sentence(server: Hub, model: Path, 
 
 
 @every_case("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
-@every_case(
-    "where",
-    ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"],
-)
+@every_case("where", ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"])
 def test_push_reports_odd_answers_of_the_hub_in_one_sentence(
     where: str, answer: str, hub: Callable[[str], None], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,13 +13,7 @@ from ..hub_state import READER, WRITER, Fault, Hub
 REPO = "writer/long-bert"
 MARK = "===="
 """Begins the line on stderr after each command, with its exit code."""
-LOUD = {
-    "HF_DEBUG": "1",
-    "HF_HUB_VERBOSITY": "debug",
-    "TRANSFORMERS_VERBOSITY": "debug",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_OFFLINE": "0",
-}
+LOUD = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "TRANSFORMERS_VERBOSITY": "debug", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
 
 def use_tokens(source: str, folder: str) -> None:
