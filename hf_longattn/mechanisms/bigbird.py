@@ -15,7 +15,6 @@ block, as in transformers' BigBird in evaluation. transformers draws random bloc
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -259,8 +258,9 @@ class BigBird(MaskedMechanism):
         key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
         of_count: dict[int, BlockTable] = {}
         for count in dict.fromkeys(counts):  # the table of one count is cached for the process
-            make = functools.partial(self._table_of, torch.full((1,), count, device=device), rows, call, device)
-            of_count[count] = BYTE_CACHE.get((*key, count), make)
+            of_count[count] = BYTE_CACHE.get(
+                (*key, count), lambda count=count: self._table_of(torch.full((1,), count, device=device), rows, call, device)
+            )
         if len(of_count) == 1:
             return of_count[counts[0]]
         added = [table.added for count in counts if (table := of_count[count]).added is not None]
