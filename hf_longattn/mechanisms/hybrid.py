@@ -133,13 +133,7 @@ class Hybrid(Mechanism, Stateful):
         total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
-            phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
-            phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
-            values = _with_ones(drop_keys(v, drop), phi_k.shape[1])  # the last column sums the weights
-            far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
-            if not call.causal:  # keys after the window, for the reversed text
-                phi_q, phi_k, values = (x.flip(2)[:, :, : q.shape[2]] for x in (phi_q, phi_k, values))
-                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, None).flip(2)
+            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -169,6 +163,20 @@ class Hybrid(Mechanism, Stateful):
         pattern = Pattern.window(self.options.window, causal)
         band = band_pairs(length, pattern.left, pattern.right)
         return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head)
+
+
+def _far(phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, call: AttentionCall) -> Tensor:
+    """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``.
+
+    A function, so that the features are freed before its result is used.
+    """
+    values = _with_ones(v, phi_k.shape[1])
+    phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
+    far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
+    if call.causal:
+        return far
+    phi_q, phi_k, values = (x.flip(2)[:, :, : phi_q.shape[2]] for x in (phi_q, phi_k, values))  # keys after the window
+    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, None).flip(2)
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None) -> Tensor:

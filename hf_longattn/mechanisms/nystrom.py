@@ -93,9 +93,8 @@ class Nystrom(Mechanism):
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
         f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        a = softmax_over(
-            scale * q_marks @ k_marks.transpose(-1, -2), (filled[..., None] & filled[:, :, None]).expand(-1, q.shape[1], count, -1)
-        )
+        both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm of the batch
+        a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), both.expand(-1, q.shape[1], count, -1))
         b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
