@@ -133,7 +133,8 @@ def export_checkpoint(
     if inspection.tower_names:
         raise CheckpointError(
             f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.tower_names)}; save "
-            f"one apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
+            f"one apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}"
+            f".from_pretrained({source.name!r}).save_pretrained(...)."
         )
     family: Any = family_in(source.config)
     if not reads_only_text(family.model_class(inspection.class_name)):

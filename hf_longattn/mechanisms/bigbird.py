@@ -364,7 +364,7 @@ def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's fmix32 of 32 bits held in int64. Products overflow, but their low 32 bits are correct."""
+    """MurmurHash3's fmix32 of 32 bits in an int64. Products overflow, but their low 32 bits are correct."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
@@ -480,10 +480,10 @@ class Blocks:
         return index.view(len(index), 1, -1, self.size)
 
 
-def without(places: Tensor, tokens: Tensor) -> Tensor:
-    """``places (B or 1, H or 1, R, T)`` with -1 at the positions of ``tokens (B, N)`` bool."""
+def without(positions: Tensor, tokens: Tensor) -> Tensor:
+    """``positions (B or 1, H or 1, R, T)`` with -1 at the positions of ``tokens (B, N)`` bool."""
     item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
-    return torch.where(tokens[item, places.clamp(min=0)], -1, places)
+    return torch.where(tokens[item, positions.clamp(min=0)], -1, positions)
 
 
 def joined(*lists: Tensor) -> Tensor:

@@ -163,10 +163,10 @@ class Union(GatheredMechanism):
         if len(known) < len(members):
             return None
         back, ahead = max(local.back for local in known), max(local.ahead for local in known)
-        kinds = {local.beside for local in known}
+        extra_keys = {local.beside for local in known}
         return Locality(
             back, ahead, math.lcm(*(local.period for local in known)),
-            beside=next(kind for kind in ("others", "globals", "") if kind in kinds),
+            beside=next(keys for keys in ("others", "globals", "") if keys in extra_keys),
             width_of_keys=back + ahead if len(known) > 1 else known[0].width,
         )  # fmt: skip
 

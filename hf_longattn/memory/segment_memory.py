@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ from .decode_cache import CACHE
 
 
 class SegmentMemory(ABC):
-    """The memory that one call passes on to the next, for every row."""
+    """The memory that one call passes on to the next, for every row.
 
-    def __init__(self) -> None:
-        self.batch_size: int | None = None
-        """Number of rows; ``None`` before the first call."""
+    batch_size: number of rows; ``None`` before the first call.
+    contents: names of its tensors, whose first axis is the batch. They are ``None`` before the first call.
+    """
+
+    batch_size: int | None = None
+    contents: ClassVar[tuple[str, ...]]
 
     def begin(self, batch_size: int, reset: Tensor | None) -> SegmentMemory:
         """A copy for one call on ``batch_size`` rows. Rows in which ``reset (B,)`` is True are empty.
@@ -50,13 +53,17 @@ class SegmentMemory(ABC):
     @abstractmethod
     def _restart(self, rows: Tensor) -> None: ...
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """The contents as tensors, for a checkpoint."""
+        tensors = {name: getattr(self, name) for name in self.contents}
+        return {} if tensors[self.contents[0]] is None else tensors
 
-    @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fill a new memory of the same model with the tensors of :meth:`state_dict`."""
+        for name in self.contents:
+            setattr(self, name, tensors.get(name))
+        first = tensors.get(self.contents[0])
+        self.batch_size = None if first is None else len(first)
 
     def nbytes(self) -> int:
         """The size of the contents in bytes, without single numbers."""
@@ -66,10 +73,9 @@ class SegmentMemory(ABC):
 class TokenMemory(SegmentMemory):
     """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with the learned tokens."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens: Tensor | None = None
-        self.fresh: Tensor | None = None
+    contents = ("tokens",)
+    tokens: Tensor | None = None
+    fresh: Tensor | None = None
 
     def _restart(self, rows: Tensor) -> None:
         self.fresh = rows
@@ -87,13 +93,6 @@ class TokenMemory(SegmentMemory):
         """Remember ``tokens (B, M, hidden_size)``."""
         self.tokens, self.fresh = tokens.detach(), None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.tokens is None else {"tokens": self.tokens}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.tokens, self.fresh = tensors.get("tokens"), None
-        self.batch_size = None if self.tokens is None else len(self.tokens)
-
 
 class CacheMemory(SegmentMemory):
     """A decode cache with the keys, values and states that mechanisms still need.
@@ -102,13 +101,14 @@ class CacheMemory(SegmentMemory):
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
+    contents = ("mask", "positions")
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+
     def __init__(self, config: PreTrainedConfig, continues: bool) -> None:
-        super().__init__()
         self.cache = DynamicCache(config=config)
         self.cache.positions_restart = not continues
         self.continues = continues
-        self.mask: Tensor | None = None
-        self.positions: Tensor | None = None
 
     def _copy(self) -> CacheMemory:
         following = copy.copy(self)
@@ -154,11 +154,9 @@ class CacheMemory(SegmentMemory):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they are in a dict."""
-        if self.mask is None or self.positions is None:
-            return {}
-        tensors = {"mask": self.mask, "positions": self.positions}
+        tensors = super().state_dict()
         for index, layer in enumerate(self.cache.layers):
-            for name, value in vars(layer).items():
+            for name, value in vars(layer).items() if tensors else ():
                 if isinstance(value, dict):
                     tensors |= {f"{index}.{name}/{key}": tensor for key, tensor in value.items()}
                 elif isinstance(value, Tensor | bool | int):
@@ -166,8 +164,7 @@ class CacheMemory(SegmentMemory):
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        self.mask, self.positions = tensors.get("mask"), tensors.get("positions")
-        self.batch_size = None if self.mask is None else len(self.mask)
+        super().load_state_dict(tensors)
         for name, tensor in tensors.items():
             index, dot, attribute = name.partition(".")
             if not dot:

@@ -8,6 +8,7 @@ import random
 import shutil
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -283,59 +284,41 @@ def test_image_batches_are_what_the_image_processor_makes(photos: Path, models: 
     assert batch["labels"].tolist() == [0, 1]
 
 
-class TestReadImage:
-    """Every image becomes RGB, and looks as a viewer shows it."""
+def saved(image: Pillow.Image, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
 
-    def read(self, image: Pillow.Image, form: str = "PNG", **options: Any) -> np.ndarray:
-        file = io.BytesIO()
-        image.save(file, form, **options)
-        read = read_image({"bytes": file.getvalue(), "path": None}, "x")
-        assert read.mode == "RGB"
-        return np.asarray(read)
 
-    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
-    def test_makes_rgb_of_every_mode(self, mode: str) -> None:
-        image = Pillow.new("L", (2, 1), 0)
-        image.putpixel((1, 0), 255)
-        if mode == "I;16":
-            image = Pillow.fromarray(np.array([[0, 65_535]], np.uint16))
-        else:
-            image = image.convert("RGB").convert(mode)
-        pixels = self.read(image, "TIFF" if mode == "CMYK" else "PNG")
-        assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+def images_to_read() -> Iterator[Any]:
+    """Images of every mode, and what a viewer shows of them: on white, turned, the first frame."""
+    black, white = [0, 0, 0], [255, 255, 255]
+    grey, clear = Pillow.fromarray(np.array([[0, 255]], np.uint8)), Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
+    palette, exif, frames = Pillow.new("P", (2, 1), 0), Pillow.Exif(), [Pillow.new("RGB", (2, 2), name) for name in ("red", "blue")]
+    clear.putpixel((1, 0), (0, 0, 0, 0))
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.putpixel((1, 0), 1)
+    exif[ORIENTATION] = 6  # turned by 90 degrees
+    for mode in ("1", "L", "P", "RGB", "CMYK"):
+        yield pytest.param(saved(grey.convert("RGB").convert(mode), "TIFF" if mode == "CMYK" else "PNG"), [[black, white]], id=mode)
+    for name, content, pixels in (
+        ("I;16", saved(Pillow.fromarray(np.array([[0, 65_535]], np.uint16))), [[black, white]]),
+        ("transparent RGBA", saved(clear), [[black, white]]),
+        ("transparent LA", saved(clear.convert("LA")), [[black, white]]),
+        ("transparent P", saved(palette, transparency=1), [[black, white]]),
+        ("half transparent", saved(Pillow.new("RGBA", (1, 1), (0, 0, 0, 128))), [[[127] * 3]]),
+        ("opaque alpha", saved(Pillow.new("RGBA", (1, 1), (10, 20, 30, 255))), [[[10, 20, 30]]]),
+        ("orientation", saved(Pillow.new("RGB", (4, 2)), "JPEG", exif=exif), [[black] * 2] * 4),
+        ("animation", saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), [[[255, 0, 0]] * 2] * 2),
+    ):
+        yield pytest.param(content, pixels, id=name)
 
-    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-    def test_shows_transparent_parts_on_white(self, mode: str) -> None:
-        image = Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
-        image.putpixel((1, 0), (0, 0, 0, 0))
-        options = {}
-        if mode == "P":
-            image = Pillow.new("P", (2, 1), 0)
-            image.putpalette([0, 0, 0, 9, 9, 9])
-            image.putpixel((1, 0), 1)
-            options = {"transparency": 1}
-        pixels = self.read(image.convert(mode), **options)
-        assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
-    def test_mixes_half_transparent_pixels_with_white(self) -> None:
-        pixels = self.read(Pillow.new("RGBA", (1, 1), (0, 0, 0, 128)))
-        assert pixels[0, 0].tolist() == [127, 127, 127]
-
-    def test_leaves_an_opaque_alpha_channel_out(self) -> None:
-        pixels = self.read(Pillow.new("RGBA", (1, 1), (10, 20, 30, 255)))
-        assert pixels[0, 0].tolist() == [10, 20, 30]
-
-    def test_applies_the_exif_orientation(self) -> None:
-        image = Pillow.new("RGB", (4, 2))
-        exif = Pillow.Exif()
-        exif[ORIENTATION] = 6  # turned by 90 degrees
-        pixels = self.read(image, "JPEG", exif=exif)
-        assert pixels.shape == (4, 2, 3)
-
-    def test_takes_the_first_frame_of_an_animation(self) -> None:
-        frames = [Pillow.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-        pixels = self.read(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        assert pixels[0, 0].tolist() == [255, 0, 0]
+@pytest.mark.parametrize(("content", "pixels"), [*images_to_read()])
+def test_every_image_becomes_rgb_and_looks_as_a_viewer_shows_it(content: bytes, pixels: list[Any]) -> None:
+    read = read_image({"bytes": content, "path": None}, "x")
+    assert read.mode == "RGB"
+    assert np.asarray(read).tolist() == pixels
 
 
 def bomb(side: int = 20_000) -> bytes:
@@ -349,9 +332,8 @@ def bomb(side: int = 20_000) -> bytes:
 
 
 def truncated(form: str) -> bytes:
-    file = io.BytesIO()
-    image_of((100, 150, 200), 0, (200, 200)).save(file, form)
-    return file.getvalue()[: len(file.getvalue()) // 2]
+    content = saved(image_of((100, 150, 200), 0, (200, 200)), form)
+    return content[: len(content) // 2]
 
 
 BAD_IMAGES = {
@@ -378,10 +360,8 @@ def test_damaged_and_oversized_images_are_refused_with_their_file(name: str, pho
 
 
 def test_images_of_floating_point_values_are_refused() -> None:
-    file = io.BytesIO()
-    Pillow.new("F", (2, 2)).save(file, "TIFF")
     with pytest.raises(DataError, match=r"row 1 has values without a range .*mode F.*; save it with 8 or 16 bits"):
-        read_image({"bytes": file.getvalue(), "path": None}, "row 1")
+        read_image({"bytes": saved(Pillow.new("F", (2, 2)), "TIFF"), "path": None}, "row 1")
 
 
 def test_classify_images_refuses_models_options_and_data_that_do_not_fit(

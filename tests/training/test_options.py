@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_longattn.cli.train import evaluate, train
 from hf_longattn.conversion import convert_checkpoint
@@ -395,7 +395,6 @@ def test_every_shared_option_has_a_row() -> None:
     assert not [name for name in ours - elsewhere - {"roles", "choices"} if name not in lines]
 
 
-TEXT_TO_REFUSE = {"text": "def tree(): return 1"}
 ROWS = {task: rows[0] for task, rows in DATA.items()}
 """A good row of each task's data."""
 LEFT_OUT = {
@@ -419,11 +418,6 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
 """Values that a column must not hold, and a part of the sentence."""
 
 
-def written(rows: list[dict[str, Any]], folder: Path) -> str:
-    """A file that holds the rows."""
-    return write_rows(rows, folder / "data.jsonl")
-
-
 def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The sentence in which a task refuses a command line, and nothing else: no heading, no traceback, no model."""
     capsys.readouterr()
@@ -436,33 +430,18 @@ def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixt
     return errors[0]
 
 
-@pytest.fixture(scope="module")
-def models_to_refuse(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    encoder, decoder = (checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm"))
-    convert_checkpoint(encoder, folder / "hedgehog", mechanism="hedgehog", verify=False)
-    linearise = str(folder / "hedgehog")
-    return {
-        **dict.fromkeys(ROWS, encoder),
-        "clm": decoder,
-        "linearise": linearise,
-        "seq2seq": bart(folder, tokenizer),
-        "ctc": speech_checkpoint(folder / "ctc"),
-    }
-
-
 @pytest.fixture
-def sentence(tmp_path: Path, models_to_refuse: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What a task says about data, which it must refuse."""
 
     def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
         flag = "--tasks" if name == "multitask" else "--data"
         if name == "ctc":
             spoken(tmp_path, 1)
-        needed = ["--method", "logits", "--teacher", models_to_refuse[name]] if name == "distill" else []
-        file = source if isinstance(source, str) else written(source, tmp_path)
+        needed = ["--method", "logits", "--teacher", models[name]] if name == "distill" else []
+        file = source if isinstance(source, str) else write_rows(source, tmp_path / "data.jsonl")
         sources = [f"one=classify:{file}", f"two=classify:{file}"] if name == "multitask" else [file]
-        return refusal(name, ["--model", models_to_refuse[name], flag, *sources, *needed, *more], tmp_path, capsys)
+        return refusal(name, ["--model", models[name], flag, *sources, *needed, *more], tmp_path, capsys)
 
     return run
 
@@ -477,7 +456,7 @@ def test_every_task_refuses_missing_broken_and_wrong_data_in_a_sentence(task: st
 
 def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no model either: loading it would be another sentence."""
-    data = written([ROWS["classify"]] * 4, tmp_path)
+    data = write_rows([ROWS["classify"]] * 4, tmp_path / "data.jsonl")
     failing = {}
     for task in task_names():
         flag = "--tasks" if task == "multitask" else "--data"
@@ -503,9 +482,9 @@ def test_data_without_a_token_to_predict_are_refused_before_training(task: str, 
     rows = [WITHOUT_TOKENS[task]] * 4
     other = tmp_path / "other"
     other.mkdir()
-    bad, good = written(rows, other), [ROWS[task]] * 4
+    bad, good = write_rows(rows, other / "data.jsonl"), [ROWS[task]] * 4
     assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, "--no-eval-on-start")
-    said = sentence(task, bad, "--validation", written(good, tmp_path))
+    said = sentence(task, bad, "--validation", write_rows(good, tmp_path / "data.jsonl"))
     assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said
     for segments in ([], ["--segments", "8"])[: 1 + (task == "clm")]:
         assert "(held out) is left to evaluate on" in sentence(task, rows, *segments)
