@@ -48,9 +48,8 @@ class ByteCache:
         Args:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by default.
         """
-        return make() if torch.compiler.is_compiling() else self._get(key, make, size or tensor_bytes)
-
-    def _get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None]) -> Value:
+        if torch.compiler.is_compiling():
+            return make()
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -61,7 +60,7 @@ class ByteCache:
         # Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             value = make()
-        nbytes = size(value)
+        nbytes = (size or tensor_bytes)(value)
         if nbytes is None or nbytes + ENTRY_BYTES > self.budget:
             return value
         with self._lock:
@@ -81,7 +80,7 @@ class ByteCache:
             return tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()
 
         while True:
-            references, value = self._get(entry_key, with_references, lambda entry: size(entry[1]))
+            references, value = self.get(entry_key, with_references, lambda entry: size(entry[1]))
             if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
                 return value
             self.drop(entry_key)  # of other tensors, which had these addresses before
