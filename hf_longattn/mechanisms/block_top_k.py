@@ -124,14 +124,14 @@ class BlockTopK(Mechanism):
         blocks = torch.arange(means.shape[2], device=q.device)
         block = torch.arange(k.shape[2], device=q.device) // size
 
-        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
+        def selected(rows: Tensor, scores: Tensor) -> Tensor:
             own_block = block[rows][:, None]
             gates = askers[:, :, rows if per_query else own_block[:, 0]].to(means.dtype) @ means.mT
             allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
             chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
             return selection_mask(chosen, own_block, len(blocks))[..., block]
 
-        return keeps
+        return selected
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..engines.batch import in_graph
 from ..engines.block_sparse import full_attention
 from ..engines.call import AttentionCall, MaskMod, Pattern, clear_padding
 from ..positions.relative import SelfExtend
@@ -36,6 +37,7 @@ class Full(SparseMechanism):
         return lambda b, h, q_idx, kv_idx: (q_idx == q_idx) & (kv_idx >= 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if isinstance(self.relative, SelfExtend) and self.relative.moves(k.shape[2]):
+        # Without distant pairs, Self-Extend changes nothing. A graph is for all lengths.
+        if isinstance(self.relative, SelfExtend) and (in_graph() or k.shape[2] > self.relative.values["window"]):
             return self.relative.attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

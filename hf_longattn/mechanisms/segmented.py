@@ -8,7 +8,7 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
     pooled     the keys of its block, and one key and value, a summary, for each other block
     attention  the same, with summaries weighted by attention
 
-The causal form keeps only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the summaries of the
+The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the summaries of the
 other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
 With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
@@ -147,8 +147,8 @@ class Segmented(GatheredMechanism):
         pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
         if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
-            places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
-            return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)
+            positions = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
+            return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=positions)
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 

@@ -29,7 +29,7 @@ from .common.shared_options import KeysOrWeights
 
 @dataclasses.dataclass(frozen=True)
 class TopKOptions(Options):
-    num_keys: int = option(64, "k, keys that each query keeps", "keys", least=1)
+    num_keys: int = option(64, "k, keys that each query selects", "keys", least=1)
 
 
 @register_mechanism("top_k")
@@ -64,12 +64,12 @@ class TopK(Mechanism):
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
+        def selected(rows: Tensor, scores: Tensor) -> Tensor:
             chosen = topk(scores, self.options.num_keys)
             empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)
             return empty.scatter_(-1, torch.where(chosen < 0, scores.shape[-1], chosen), True)[..., :-1]
 
-        return keeps
+        return selected
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q.double(), k.double(), call)

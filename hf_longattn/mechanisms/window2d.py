@@ -251,10 +251,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a :class:`GridBias`."""
         seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
         queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
-        places = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
+        positions = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
         if call.key_mask is not None:
             call = call.with_mask(call.key_mask[:, seen])
-        return dense_attention(queries, keys, values, call, q_idx=places)
+        return dense_attention(queries, keys, values, call, q_idx=positions)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
@@ -270,12 +270,12 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         larger = self.padded_grid(grid)
         if larger == grid:
             return super().dense_weights(q, k, call), None
-        places = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
-        places = places[(places >= torch.tensor(grid.sizes, device=q.device)).any(1)]
+        added_cells = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
+        added_cells = added_cells[(added_cells >= torch.tensor(grid.sizes, device=q.device)).any(1)]
         tokens = torch.arange(grid.length, device=q.device)[:, None]
-        queries, fillers = grid.coordinates(tokens), places.unbind(1)
+        queries, fillers = grid.coordinates(tokens), added_cells.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
-        scores = scores.expand(-1, -1, -1, len(places))
+        scores = scores.expand(-1, -1, -1, len(added_cells))
         bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
         scores = scores if bias is None else scores + bias.beyond_grid(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)

@@ -300,11 +300,6 @@ class Rotation(NamedTuple):
     frequencies: Tensor
     interleaved: bool = False
 
-    @classmethod
-    def usual(cls, head_dim: int, base: float = 10_000.0) -> Rotation:
-        """Llama's rotation, of all features."""
-        return cls(base ** -(torch.arange(0, head_dim // 2 * 2, 2, dtype=torch.float64) / head_dim))
-
     def turned(self, x: Tensor, by: Tensor) -> Tensor:
         """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
         x = at_least_fp32(x)
@@ -341,12 +336,14 @@ class SelfExtend(RelativePositions):
         "group": (8, "tokens that share a position in distant pairs"),
     })  # fmt: skip
     rotation: Rotation | Callable[[], Rotation] | None = None
-    """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: :meth:`Rotation.usual`."""
+    """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: as Llama."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys for distant pairs, then those for distant later keys. Shapes stay."""
         window, group = self.values["window"], self.values["group"]
-        rotation = self.rotation() if callable(self.rotation) else self.rotation or Rotation.usual(self.head_dim)
+        rotation = self.rotation() if callable(self.rotation) else self.rotation
+        if rotation is None:
+            rotation = Rotation(10_000.0 ** -(torch.arange(0, self.head_dim // 2 * 2, 2, dtype=torch.float64) / self.head_dim))
         shift = window - window // group
 
         # The later of the two tokens is at A, the earlier one at B.
@@ -366,10 +363,6 @@ class SelfExtend(RelativePositions):
         for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
         return score - near
-
-    def moves(self, length: int) -> bool:
-        """Whether texts of up to ``length`` tokens can have distant pairs; true in graphs."""
-        return in_graph() or length > self.values["window"]
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.

@@ -75,12 +75,12 @@ class Mechanism(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (named := inspect.get_annotations(cls).get("options")) is not None:
-            found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
-            if found is None:
+            options_type = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
+            if options_type is None:
                 raise OptionError(
                     f"{cls.__name__} has options of {named}, which its module does not define; define it there, above the class."
                 )
-            cls._options_type = found
+            cls._options_type = options_type
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

@@ -225,7 +225,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     return (local.back, local.ahead) if local is not None and local.is_window else None
 
 
-def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
-    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
+def needs_training_by(mechanism: Any, strategy: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``strategy``; empty if it needs none. See
     :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
-    return untrained_distances(rule, trained, length, mechanism.locality(causal), keys_per_query(mechanism))
+    return untrained_distances(strategy, trained, length, mechanism.locality(causal), keys_per_query(mechanism))

@@ -1,4 +1,4 @@
-"""Rules for global tokens: fixed positions, token ids, or a whole segment of a text pair."""
+"""Global tokens at fixed positions, by token ids, or in a whole segment of a text pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class GlobalTokenIds:
-    """A rule that makes tokens global: the union of positions, token ids and segments. Padding is never global.
+    """The tokens that are global: the union of positions, token ids and segments. Padding is never global.
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
@@ -40,14 +40,14 @@ class GlobalTokenIds:
 
     @property
     def segments(self) -> bool:
-        """Whether the rule needs to know the separator."""
+        """Whether a whole segment is global, so that the separator must be known."""
         return self.first_segment or self.second_segment
 
     def with_separator(self, separator: int | None) -> GlobalTokenIds:
-        """The rule with ``separator`` filled in, if it needs a separator and has none.
+        """A copy with ``separator`` filled in, if a separator is needed and missing.
 
         Raises:
-            OptionError: the rule needs a separator and ``separator`` is ``None``.
+            OptionError: a separator is needed and ``separator`` is ``None``.
         """
         if self.separator is not None or not self.segments:
             return self

@@ -48,8 +48,8 @@ def residues(length: int, stride: int, device: torch.device) -> Tensor:
 
 def _members(steps: Tensor, stride: int, length: int) -> Tensor:
     """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``: ``(1, 1, stride * R, T)``."""
-    places = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
-    return torch.where((steps >= 0) & (places < length), places, -1).flatten(0, 1)[None, None]
+    positions = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
+    return torch.where((steps >= 0) & (positions < length), positions, -1).flatten(0, 1)[None, None]
 
 
 def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
@@ -74,8 +74,8 @@ def in_rows(cells: Tensor, row: int) -> Tensor:
 
 def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
     """Positions of the tokens of ``blocks (…, K)``, shape ``(…, K·size)``; -1 where there is no block or no token."""
-    place = blocks[..., None] * size + torch.arange(size, device=blocks.device)
-    return torch.where((blocks[..., None] >= 0) & (place < length), place, -1).flatten(-2)
+    position = blocks[..., None] * size + torch.arange(size, device=blocks.device)
+    return torch.where((blocks[..., None] >= 0) & (position < length), position, -1).flatten(-2)
 
 
 def prefixes(

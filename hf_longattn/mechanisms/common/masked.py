@@ -13,13 +13,7 @@ from ...engines import accelerator
 from ...engines.batch import Derived, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
-from ...engines.call import (
-    AttentionCall,
-    GatherTile,
-    MaskMod,
-    Pattern,
-    as_fixed,
-)
+from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
 from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
@@ -64,7 +58,7 @@ class MaskedMechanism(Mechanism):
 
     capabilities = Mechanism.capabilities.but(takes_sinks=True)
     global_token_ids: GlobalTokenIds | None = None
-    """Which tokens are global by their ids. The model marks them in inputs without a global mask."""
+    """The tokens that are global by their ids. The model finds them in inputs without a global mask."""
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
@@ -142,17 +136,19 @@ class MaskedMechanism(Mechanism):
         seen = _made_once((*name, additive and q.dtype, q.device), call, make)
         if plain:
             return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
-        found = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
+
+        # Relative positions count like the mechanism. A score term gets columns.
+        q_columns, k_columns = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         start = self._starts(call)
-        rows, keys = (x[None] if start is None else x - start for x in found)
+        rows, keys = (x[None] if start is None else x - start for x in (q_columns, k_columns))
         if call.score_mod is None:
             return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if self.relative is not None:
             scores = scores + self.relative.term(q, k, rows, keys, True, call.scale_for(self.head_dim))
         b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
-        rows, keys = found
-        scores = call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1))
+        index = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_columns.view(1, 1, -1, 1), k_columns.view(1, 1, 1, -1)
+        scores = call.score_mod(scores, *index)
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
@@ -161,8 +157,8 @@ class MaskedMechanism(Mechanism):
         mask, tokens = call.key_mask, call.global_mask
         real = None
         if mask is not None:
-            places = keys.clamp(max=mask.shape[1] - 1)
-            real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, places]
+            in_mask = keys.clamp(max=mask.shape[1] - 1)
+            real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, in_mask]
         hidden, start = keys > rows[:, None], self._starts(call)
         rows, keys = (x[None] if start is None else x - start for x in (rows, keys))
         if tokens is not None and start is not None:
@@ -191,7 +187,7 @@ class MaskedMechanism(Mechanism):
     def attend_retained(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Attention over the keys held by a cache.
+        """Attention over the keys that a cache retains.
 
         Args:
             q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
@@ -353,6 +349,8 @@ class GatheredMechanism(MaskedMechanism):
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+
+        # The tiles list the pairs of the mask; the call's global tokens are added as tiles of rows and columns.
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             count = int(tokens.sum(-1).max()) if tokens_of_call and not compiling else len(self.global_positions())

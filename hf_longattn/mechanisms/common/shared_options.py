@@ -233,9 +233,9 @@ def _hilbert(sizes: Sequence[int]) -> Tensor:
         bit >>= 1
     axes = [axis ^ gray for axis in axes]
     distance = torch.zeros_like(axes[0])
-    for place in range(bits - 1, -1, -1):
+    for bit_index in range(bits - 1, -1, -1):
         for axis_bits in axes:
-            distance = (distance << 1) | ((axis_bits >> place) & 1)
+            distance = (distance << 1) | ((axis_bits >> bit_index) & 1)
     return distance.argsort()
 
 

@@ -144,7 +144,7 @@ class Family:
         if problem:
             raise OptionError(f"The family at {where} cannot be registered: {problem}")
 
-        base_config = config.__bases__[-1]
+        base_config: Any = config.__bases__[-1]
         model_type = base_config.model_type
         vars(self).update(
             base_config_class=base_config,
