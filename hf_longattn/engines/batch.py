@@ -111,7 +111,7 @@ class Batch(PassCache):
         return tuple(spans)
 
     def rolled(self) -> tuple[Tensor, Batch]:
-        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Cached for all layers."""
         mask = self.mask
         assert mask is not None
 
