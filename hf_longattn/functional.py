@@ -283,34 +283,26 @@ def run_batch(
 
 def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
-    per_sequence: bool = False,
+    per_sequence: bool = False, observed: bool = False,
 ) -> Tensor:  # fmt: skip
-    """:func:`run_batch` without the option ``exact_length``: the mechanism runs at every length."""
+    """:func:`run_batch` without the option ``exact_length``: the mechanism runs at every length, in the layout that the dispatcher chooses.
+
+    observed: whether the observers of paths know that this mechanism runs.
+    """
+    if OBSERVERS and not observed and not torch.compiler.is_compiling():
+        with running(mechanism):
+            return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=True)
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     attention = run or mechanism
     if mechanism.options.order is not None:
         attention = in_order(mechanism.options.order, attention)
+    if observed:
+        attention = reporting(mechanism, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and reads_grid(mechanism) and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
-    if OBSERVERS and not torch.compiler.is_compiling():
-        with running(mechanism):
-            return _arranged(mechanism, reporting(mechanism, attention), q, k, v, call, run is None, per_sequence)
-    if call.batch is None:  # a call less
-        return attention(q, k, v, call)
-    return _arranged(mechanism, attention, q, k, v, call, run is None, per_sequence)
-
-
-def _arranged(
-    mechanism: Mechanism, attention: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, runs_engine: bool,
-    per_sequence: bool,
-) -> Tensor:  # fmt: skip
-    """``attention`` in the layout that the dispatcher chooses for the batch, if there is one.
-
-    runs_engine: whether ``attention`` is the mechanism's ``forward``.
-    """
     if (batch := call.batch) is None:
         return attention(q, k, v, call)
     if mechanism.is_cross_attention:
@@ -320,12 +312,12 @@ def _arranged(
 
     band = mechanism if isinstance(mechanism, SparseMechanism) else None
     packed, cross = batch.documents is not None, mechanism.is_cross_attention
-    single_call = cross or (runs_engine and needs_whole_batch(mechanism))
+    single_call = cross or (run is None and needs_whole_batch(mechanism))
     separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
     hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
     by_position = mechanism.capabilities.position_dependent
     separates: Literal["", "labels", "band"] = ""
-    if packed and runs_engine and mechanism.options.order is None and not cross:
+    if packed and run is None and mechanism.options.order is None and not cross:
         if mechanism.labels_documents(k, v, call):
             separates = "labels"
         elif band is not None and hides_padding and not (by_position or separate_calls or single_call):
@@ -336,4 +328,4 @@ def _arranged(
         single_call=single_call, separate_calls=separate_calls,
         trims_padding=band is not None and band.pattern(call.causal).bounded,
     )  # fmt: skip
-    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and runs_engine)
+    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and run is None)

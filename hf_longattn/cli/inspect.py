@@ -92,7 +92,7 @@ def inspect(
     flags.refuse_typed(context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
-        draw_patterns(name_layers(inspection.mechanisms), causal=inspection.causal, file=plot)
+        draw_patterns(name_layers(inspection.mechanisms), causal=inspection.shape.causal, file=plot)
     show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
 
 
@@ -104,7 +104,7 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.tower_names else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
+        "input": "" if model.tower_names else f"{model.longest_input}, {'causal' if model.shape.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),

@@ -111,7 +111,7 @@ class Batch(PassCache):
         return tuple(spans)
 
     def rolled(self) -> tuple[Tensor, Batch]:
-        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Cached for all layers."""
         mask = self.mask
         assert mask is not None
 
@@ -205,7 +205,7 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
 
     known: derived values by their keys.
     """
-    if not isinstance(tensor, Tensor) or in_graph():
+    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor
     alias = tensor.view_as(tensor)
     alias._long_attention = known or {}  # type: ignore[attr-defined]

@@ -48,20 +48,15 @@ class ByteCache:
         Args:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by default.
         """
-        return make() if torch.compiler.is_compiling() else self._get(key, make, size or tensor_bytes)
-
-    def _get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None]) -> Value:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                if self.nbytes > self.budget // 2:  # before, nothing is dropped soon, and hashing a key again takes time
-                    self._entries.move_to_end(key)
-                return entry[0]
+        if torch.compiler.is_compiling():
+            return make()
+        if (entry := self._find(key)) is not None:
+            return entry[0]
 
         # Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             value = make()
-        nbytes = size(value)
+        nbytes = (size or tensor_bytes)(value)
         if nbytes is None or nbytes + ENTRY_BYTES > self.budget:
             return value
         with self._lock:
@@ -72,19 +67,27 @@ class ByteCache:
                 self.drop(next(iter(self._entries)))
         return value
 
+    def _find(self, key: Hashable) -> tuple[Any, int] | None:
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and self.nbytes > self.budget // 2:  # before, nothing is dropped soon, and hashing again takes time
+                self._entries.move_to_end(key)
+            return entry
+
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
         """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the entry."""
         entry_key = (*key, *map(id, tensors), *map(tensor_version, tensors))
+        if (entry := self._find(entry_key)) is not None:
+            references, value = entry[0]
+            if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
+                return value
+            self.drop(entry_key)  # of other tensors, which had these addresses before
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
 
         def with_references() -> tuple[tuple[weakref.ref[Tensor], ...], Value]:
             return tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()
 
-        while True:
-            references, value = self._get(entry_key, with_references, lambda entry: size(entry[1]))
-            if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
-                return value
-            self.drop(entry_key)  # of other tensors, which had these addresses before
+        return self.get(entry_key, with_references, lambda entry: size(entry[1]))[1]
 
     def drop(self, key: Hashable) -> None:
         """Drop ``key``, if present."""

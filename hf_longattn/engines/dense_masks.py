@@ -12,7 +12,7 @@ HIDDEN = 1000.0
 """A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
 in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
 LOWERED = 5.0
-"""Documents count as kept apart, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
+"""Documents count as separate, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
 
 
 def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:

@@ -238,18 +238,17 @@ class DistanceTerm(ScoreTerm):
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
 
-        def taken(x: Any, axis: int) -> Any:
-            """The chosen heads of the tensor ``x``, if any. Tables may have one head for all."""
-            return x if x is None or (axis == 0 and len(x) == 1) else take_heads(x, chosen, axis)
+        def of_table(table: Tensor) -> Tensor:
+            return table if len(table) == 1 else take_heads(table, chosen, 0)
 
         return dataclasses.replace(
             self,
-            queries=taken(self.queries, 1),
-            table=taken(self.table, 0),
+            queries=take_heads(self.queries, chosen),
+            table=of_table(self.table),
             keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
-            content=taken(self.content, 0),
-            of_keys=taken(self.of_keys, 1),
-            key_table=taken(self.key_table, 0),
+            content=None if self.content is None else take_heads(self.content, chosen, 0),
+            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
+            key_table=None if self.key_table is None else of_table(self.key_table),
         )
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan import PositionWarning, completed, warnings_of_layers
+from ..conversion.plan import ConversionPlan, PositionWarning, completed, warnings_of_layers
 from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
@@ -25,7 +25,17 @@ from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARG
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .running import run_model
-from .sized import IMAGE_PROCESSOR, STATES, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
+from .sized import (
+    IMAGE_PROCESSOR,
+    STATES,
+    SizedModality,
+    UserFiles,
+    affordable_size,
+    check_sizes,
+    has_processor,
+    hidden_states,
+    load_processor,
+)
 
 CROPS = "patch features equal to the source's on each crop of the old size"
 PHOTO_SIZE = (427, 640)
@@ -121,7 +131,7 @@ class GridModality(SizedModality):
         tiled = positions == TILE and not fits_tiles(sizes, on_grid(mechanism, sizes.new.grid))
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
-    def requested(self, architecture: Any, request: Any) -> InputSizes:
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config = architecture.source_config
         if self.spec.shapes is not None:
             raise InputError(
@@ -140,23 +150,33 @@ class GridModality(SizedModality):
                 f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
                 "transformers resizes square ones only; leave --image-size out."
             )
-        return sizes
 
-    def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
-        """The requested attention, or the family's default. Its windows are as large as the source's grid unless the request says."""
+        # windows are as large as the source's grid unless the request says otherwise
         if request.long_attention is not None:
-            return super().attention(architecture, request, sizes)
-        config_class: Any = self.family.config_class
-        default, sides = config_class.default_mechanism, sizes.old.grid.sizes
-        named = request.mechanism is not None or bool(request.layers)
-        values = (request if named else replace(request, mechanism=default)).attention().to_dict()
-        window = list(sides) if len(set(sides)) > 1 else sides[0]
-        return completed(values, {"window": window}, lambda choice: choice.get("mechanism") == default and "window" not in choice)
+            attention = request.attention()
+        else:
+            default, sides = self.family.config_class.default_mechanism, sizes.old.grid.sizes
+            named = request.mechanism is not None or bool(request.layers)
+            values = (request if named else replace(request, mechanism=default)).attention().to_dict()
+            window = list(sides) if len(set(sides)) > 1 else sides[0]
+            attention = completed(values, {"window": window}, lambda choice: choice.get("mechanism") == default and "window" not in choice)
+        strategy, warnings = self.positions(request.positions, attention, self.layers(architecture, attention, sizes), sizes)
+
+        processor = load_processor(source.folder, self.files.part)
+        processed = None if processor is None else processed_size(processor)
+        if processed is not None and processed != sizes.old.value and self.spec.interpolates:
+            raise CheckpointError(
+                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its config.json says "
+                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
+            )
+        changes = size_fields(processor, sizes.new.value) if processor is not None and sizes.grows else {}
+        return self.planned(source, architecture, sizes, attention, strategy, warnings, processor, changes)
 
     def positions(
-        self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
+        self, strategy: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
     ) -> tuple[str, list[PositionWarning]]:
-        strategy, known = request.positions, (AUTO, TILE, INTERPOLATE)
+        """The strategy for positions, and reasons against using the result without training."""
+        known = (AUTO, TILE, INTERPOLATE)
         if strategy not in known:
             raise OptionError(
                 f"{strategy!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(strategy, known)}"
@@ -177,15 +197,6 @@ class GridModality(SizedModality):
         windowed = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
         affected = windowed if strategy == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
         return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
-
-    def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
-        processed = processed_size(processor)
-        if processed is not None and processed != sizes.old.value and self.spec.interpolates:
-            raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its config.json says "
-                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
-            )
-        return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
     def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
         """Check that the written image processor makes images of the new size."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -113,34 +112,25 @@ class SizedModality(Modality):
     field: ClassVar[str]  # of the config, with the size for which a model was converted
     trained_by: ClassVar[Mapping[str, tuple[str, ...]]]  # ending of a class's name -> arguments of `longattn train`
 
-    @abstractmethod
-    def requested(self, architecture: Any, request: Any) -> InputSizes:
-        """The sizes of source and result. Raises an error for a size that the model cannot have."""
-
-    def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
-        """The requested attention, or the family's default."""
-        return request.attention() if request.names_attention else self.family.config_class.default_attention()
-
-    @abstractmethod
-    def positions(
-        self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
-    ) -> tuple[str, list[PositionWarning]]:
-        """The strategy for positions, and reasons against using the result without training."""
-
-    @abstractmethod
-    def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
-        """Fields of the source's processor that are different for the result. Raises :class:`CheckpointError` for a wrong one."""
-
-    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        sizes = self.requested(architecture, request)
-        attention, count = self.attention(architecture, request, sizes), architecture.source_config.num_hidden_layers
+    def layers(self, architecture: Any, attention: LongAttentionConfig, sizes: InputSizes) -> list[Mechanism]:
+        """The mechanism of every layer, for inputs of the new size. Raises an error for one that cannot run on inputs of these sizes."""
+        count = architecture.source_config.num_hidden_layers
         attention.check_layers(count)
-        layers = [prototype(*attention.for_layer(layer)) for layer in range(count)]
-        for mechanism in layers:
+        mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
+        for mechanism in mechanisms:
             sizes.check(mechanism)
-        positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
-        processor = load_processor(source.folder, self.files.part)
-        changes = {} if processor is None else self.processor_fields(source, processor, sizes)
+        return sizes.new.bound(mechanisms)
+
+    def planned(
+        self, source: Any, architecture: Any, sizes: InputSizes, attention: LongAttentionConfig, positions: str,
+        warnings: Sequence[PositionWarning], processor: Any, changes: Mapping[str, Any],
+    ) -> ConversionPlan:  # fmt: skip
+        """The plan for these sizes.
+
+        Args:
+            positions, warnings: the strategy for positions, and reasons against using the result without training.
+            processor, changes: the source's processor, if any, and its fields that are different for the result.
+        """
         lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
         config = architecture.long_config(attention, lengths=lengths, strategy=positions)
         skeleton = architecture.skeleton(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan import PositionWarning
+from ..conversion.plan import ConversionPlan, PositionWarning
 from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
-from ..mechanisms import Mechanism
 from ..modeling.family.audio_spec import audio_seconds, check_mechanism_for_audio
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
-from .sized import FEATURE_EXTRACTOR, FILE, SizedModality, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
+from .sized import (
+    FEATURE_EXTRACTOR,
+    FILE,
+    SizedModality,
+    UserFiles,
+    affordable_size,
+    check_sizes,
+    has_processor,
+    hidden_states,
+    load_processor,
+)
 from .tokenizer import check_tokenizer, load_tokenizer
 
 PROCESSED_SECONDS = 600.0
@@ -126,7 +134,7 @@ class SoundModality(SizedModality):
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_audio(name, options)
 
-    def requested(self, architecture: Any, request: Any) -> InputSizes:
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config, spec, name = architecture.source_config, self.spec, architecture.source_class
         old, read = spec.durations(config)
         new = read if request.audio_seconds is None else spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
@@ -142,20 +150,16 @@ class SoundModality(SizedModality):
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
                 "longattn train seq2seq."
             )
-        return self.between(config, old, new, spec.reads_longer)
-
-    def positions(
-        self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
-    ) -> tuple[str, list[PositionWarning]]:
-        name = architecture.source_class
+        sizes = self.between(config, old, new, spec.reads_longer)
+        attention = request.attention() if request.names_attention else self.family.config_class.default_attention()
+        self.layers(architecture, attention, sizes)
         if request.positions != AUTO:
             raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
-        problem = self.spec.why_train(architecture.source_config, name) if sizes.grows else ""
         advice = "train the result by longattn train seq2seq, on sounds of the new duration"
-        return str(self.spec.positions), [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
-
-    def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
-        return dict(self.spec.extractor_fields(sizes.new.value)) if sizes.grows else {}
+        warnings = [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
+        extractor = load_processor(source.folder, self.files.part)
+        changes = spec.extractor_fields(new) if extractor is not None and sizes.grows else {}
+        return self.planned(source, architecture, sizes, attention, str(spec.positions), warnings, extractor, changes)
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
         """Check that the written feature extractor cuts and pads no sound of the new duration, and check the tokenizer."""

@@ -65,11 +65,6 @@ class Inspection(WithTowers):
         """The maximum input in tokens; 0 if the config does not say."""
         return self.inputs.new.tokens
 
-    @property
-    def causal(self) -> bool:
-        """Whether the layers are causal."""
-        return self.shape.causal
-
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The mechanism of every layer."""
@@ -78,7 +73,7 @@ class Inspection(WithTowers):
     @cached_property
     def states(self) -> tuple[DecodeState, ...]:
         """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
-        if not (self.causal and self.max_length):
+        if not (self.shape.causal and self.max_length):
             return ()
         if self.generic:  # a plain class caches every token
             return (DecodeState(self.max_length * self.shape.token_bytes, self.shape.token_bytes),) * self.shape.layers
@@ -95,7 +90,7 @@ class Inspection(WithTowers):
             "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
             "kept_heads": dict(self.kept_heads),
-            "causal": self.causal,
+            "causal": self.shape.causal,
             "max_length": self.max_length,
             **self.inputs.new.values,
             "parameters": self.parameters,
@@ -257,7 +252,7 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
             bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
             try:
                 with torch.no_grad(), _noting({}) as noted:
-                    attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.causal, hidden_states=hidden, **bound)
+                    attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.shape.causal, hidden_states=hidden, **bound)
                 ran[id(mechanism)] = list(noted.values())
             except LongAttentionError as error:  # it runs in a whole model only
                 ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]

@@ -96,7 +96,11 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
 
 
 def read_numbers(text: str, wanted: str) -> list[float]:
-    """Read numbers such as ``"7.5,30"``; raises :class:`OptionError` "… are not WANTED" if one is not finite."""
+    """Read numbers such as ``"7.5,30"``.
+
+    Raises:
+        OptionError: a number is not finite. The message ends in ``wanted``.
+    """
     numbers = [math.nan]
     with suppress(ValueError):
         numbers = [float(number) for number in text.split(",")]

@@ -136,13 +136,9 @@ class AdaptiveSpan(Mechanism, AddsLoss):
                 return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
         if choose("pairs", q, k, call) == "dense-masked":
-
-            def mask(h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-                return self.soft_mask((q_idx - kv_idx).abs(), h, dtype)
-
-            term = add_term(call.score_mod, lambda b, h, q_idx, kv_idx: logarithm(mask(h, q_idx, kv_idx)))
+            term = add_term(call.score_mod, lambda b, h, i, j: logarithm(self.soft_mask((i - j).abs(), h, dtype)))
             call = call.replace(score_mod=term)
-            return dense_attention(q, k, v, call, mask_mod=lambda b, h, q_idx, kv_idx: mask(h, q_idx, kv_idx) > 0)
+            return dense_attention(q, k, v, call, mask_mod=lambda b, h, i, j: self.soft_mask((i - j).abs(), h, dtype) > 0)
         if accelerator.accelerated(q):
             band = self.pattern(call.causal, longest)
             distance = torch.arange(-band.right, band.left + 1, device=q.device)

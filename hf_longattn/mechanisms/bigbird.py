@@ -15,7 +15,6 @@ block, as in transformers' BigBird in evaluation. transformers draws random bloc
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -259,8 +258,9 @@ class BigBird(MaskedMechanism):
         key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
         of_count: dict[int, BlockTable] = {}
         for count in dict.fromkeys(counts):  # the table of one count is cached for the process
-            make = functools.partial(self._table_of, torch.full((1,), count, device=device), rows, call, device)
-            of_count[count] = BYTE_CACHE.get((*key, count), make)
+            of_count[count] = BYTE_CACHE.get(
+                (*key, count), lambda count=count: self._table_of(torch.full((1,), count, device=device), rows, call, device)
+            )
         if len(of_count) == 1:
             return of_count[counts[0]]
         added = [table.added for count in counts if (table := of_count[count]).added is not None]
@@ -357,17 +357,17 @@ def seeded_blocks(
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
     """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser, in integers only."""
-    state = _mix(torch.full_like(head, seed % (1 << 32)))
+
+    def mixed(x: Tensor) -> Tensor:
+        """fmix32 of 32 bits in an int64. Products overflow, but their low 32 bits are correct."""
+        x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    state = mixed(torch.full_like(head, seed % (1 << 32)))
     for counter in (head, row, torch.full_like(head, step)):
-        state = _mix(state ^ (counter * 0x9E3779B1 + 0x85EBCA77 & 0xFFFFFFFF))
+        state = mixed(state ^ (counter * 0x9E3779B1 + 0x85EBCA77 & 0xFFFFFFFF))
     return state >> 1
-
-
-def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's fmix32 of 32 bits in an int64. Products overflow, but their low 32 bits are correct."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,16 +44,13 @@ class LinformerOptions(Options):
     )
     max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens", least=1, most=1 << 20)
 
-    def check(self) -> None:
-        if self.max_length is not None:
-            self.check_rank(self.max_length)
-
     def sample_length(self) -> int:
         return self.max_length or self.rank
 
-    def check_rank(self, length: int) -> None:
-        """Raise :class:`OptionError` if there are more rows than tokens."""
-        if self.rank > length and self.projection != "pooling":
+    def check(self, length: int | None = None) -> None:
+        """Refuse more rows than tokens, where the longest text is known: ``length``, or the option ``max_length``."""
+        length = self.max_length if length is None else length
+        if length is not None and self.rank > length and self.projection != "pooling":
             raise OptionError(
                 f"Option 'rank' of mechanism 'linformer' is {self.rank}, but must be at most the longest text, {length} tokens; "
                 f"for example rank={max(1, length // 4)}."
@@ -91,7 +88,7 @@ class Linformer(Mechanism):
                 "Mechanism 'linformer' learns a projection for every position, but neither the model nor the option max_length says how "
                 "many there are; give max_length=4096, or projection='pooling'."
             )
-        options.check_rank(longest)
+        options.check(longest)
         self.longest = longest
         projections = num_heads if options.sharing == "none" else 1
         shape = (projections, longest, options.rank) if options.projection == "linear" else (projections, -(-longest // options.rank))

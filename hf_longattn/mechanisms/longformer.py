@@ -88,12 +88,9 @@ class Longformer(SparseMechanism, CopiesProjections):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.capabilities = self.capabilities.but(takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global)
         self.copies = {}
-        by_segment = options.global_first_segment or options.global_second_segment
-        if options.global_token_ids or by_segment:
-            self.global_token_ids = GlobalTokenIds(
-                options.global_tokens, options.global_token_ids, options.global_first_segment, options.global_second_segment,
-                options.separator_token_id,
-            )  # fmt: skip
+        if options.global_token_ids or options.global_first_segment or options.global_second_segment:
+            segments = options.global_first_segment, options.global_second_segment
+            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, *segments, options.separator_token_id)
         if options.separate_global:
             self.forward_is_mask = False
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)

@@ -139,7 +139,8 @@ class Nystrom(Mechanism):
                 out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
         if self.options.conv_kernel is None:
             return out
-        kernel, size = self.conv, self.options.conv_kernel
+        kernel: Tensor = self.conv
+        size = self.options.conv_kernel
         if not of_any_length(length) and size // 2 >= length:  # the outer weights would meet nothing but zeros
             outer = size // 2 - length + 1
             kernel, size = kernel[:, outer : size - outer], 2 * length - 1

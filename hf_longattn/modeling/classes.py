@@ -41,7 +41,7 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         home, _, name = path.rpartition(".")
         return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
 
-    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"}
+    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"}
     attributes = {**facts.pop("attributes", {})}
     if towers := facts.pop("towers", None):
         attributes["tower_classes"] = {name: FAMILIES[tower].config_class for name, tower in towers.items()}

@@ -23,6 +23,7 @@ from hf_longattn.data.sources import DataError, files_of, read_hub, read_table
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, tagged_rows
 from tests.cases import every_case
+from tests.training.conftest import write_rows
 
 CARD = """---
 configs:
@@ -85,9 +86,7 @@ def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
         {"task": "Greet", "input": "", "result": 4},
         {"task": None, "input": "x", "result": 5},
     ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = written(str(path), "{task} {input}: {result}", "{{{task}}}: {result}")
+    texts = written(write_rows(rows, tmp_path / "rows.jsonl"), "{task} {input}: {result}", "{{{task}}}: {result}")
     assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
 
 
@@ -166,7 +165,7 @@ def test_column_with_a_word_after_many_numbers_keeps_all_values(tmp_path: Path) 
     table = write(tmp_path / "rows.csv", "text,label\n" + "".join(f"{cell},{cell}\n" for cell in cells))
     assert labelled(table)["label"][:] == cells
     values = [*range(110), "word"]
-    lines = write(tmp_path / "rows.jsonl", "".join(json.dumps({"text": "a" * 100_000, "n": value}) + "\n" for value in values))
+    lines = write_rows([{"text": "a" * 100_000, "n": value} for value in values], tmp_path / "rows.jsonl")
     assert read_table(lines)["n"][:] == values
 
 
@@ -390,7 +389,7 @@ def test_validation_texts_are_used_whole(tmp_path: Path) -> None:
     """As many as the training documents' hundredth were used once."""
     files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
     for file, count in zip(files, (300, 200), strict=True):
-        file.write_text("".join(json.dumps({"text": f"{file.stem} {number}"}) + "\n" for number in range(count)))
+        write_rows([{"text": f"{file.stem} {number}"} for number in range(count)], file)
     train, held_out = read_texts(arguments(str(files[0]), validation=str(files[1])), 0)
     assert (len(train), len(held_out)) == (300, 200)
     train, held_out = read_texts(arguments(*map(str, files)), 0)
@@ -527,16 +526,13 @@ def test_files_of_a_folder_are_those_of_their_kind(tmp_path: Path) -> None:
         files_of(tmp_path / "nowhere", "audio")
 
 
-LABELLED_TO_COMPARE = {"text": ("text",), "label": ("label",)}
-
-
 def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(rows, tmp_path / "a.jsonl")
     (tmp_path / "b.csv").write_text("label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n")
-    train, scored = (rows_of(str(tmp_path / name), "train", LABELLED_TO_COMPARE, {}) for name in ("a.jsonl", "b.csv"))
+    train, scored = (labelled(str(tmp_path / name)) for name in ("a.jsonl", "b.csv"))
     assert (trained_rows(train, scored), trained_rows(train, train), trained_rows(train.select([]), scored)) == (4, 6, 0)
-    assert trained_rows(*(rows_of(str(tmp_path / name), "train", {"text": ("text",)}, {}) for name in ("b.csv", "a.jsonl"))) == 4
+    assert trained_rows(*(texts_of(str(tmp_path / name)) for name in ("b.csv", "a.jsonl"))) == 4
     assert trained_rows(train, Dataset.from_list([{"text": "text 0", "label": "b"}])) == 0
 
     words = Dataset.from_list([{"words": ["a", "b"], "tags": ["O", "O"]}, {"words": ["a b"], "tags": ["O"]}])
@@ -549,5 +545,5 @@ def test_trained_questions_are_found_whatever_their_ids_and_schema(tmp_path: Pat
     nested = {"data": [{"title": "t", "paragraphs": [{"context": "a tree", "qas": [{**question, "id": "x"}]}]}]}
     (tmp_path / "a.json").write_text(json.dumps(nested))
     flat = {"question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}}
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (flat, {**flat, "question": "who?"})))
+    write_rows([flat, {**flat, "question": "who?"}], tmp_path / "b.jsonl")
     assert trained_rows(load_qa(tmp_path / "a.json"), load_qa(tmp_path / "b.jsonl")) == 1

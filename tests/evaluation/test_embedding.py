@@ -33,6 +33,7 @@ from tests.cases import every_case
 from tests.pages import ROOT
 from tests.ranks import free_port
 from tests.trained import REAL_TEXT, tokenizer_of
+from tests.training.conftest import write_rows
 
 st = pytest.importorskip("sentence_transformers")
 SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
@@ -283,8 +284,8 @@ def test_searches_of_the_retrieval_page_find_what_comparing_all_finds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts = {f"d{number}": " ".join(SENTENCES[3 * number : 3 * number + 2 + number]) for number in range(9)}
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in SENTENCES[5:8]))
+    write_rows([{"id": name, "text": text} for name, text in texts.items()], tmp_path / "data.jsonl")
+    write_rows([{"text": line} for line in SENTENCES[5:8]], tmp_path / "queries.jsonl")
     for vectors, suffix in (("passages:20", ""), ("tokens", "-tokens")):
         embed_documents(folder, "data.jsonl", f"index{suffix}", vectors=vectors)
         embed_documents(folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query")
@@ -345,8 +346,7 @@ def test_embed_pads_documents_of_a_decoder_without_a_padding_token(tmp_path: Pat
 
 def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def table(name: str, *rows: dict[str, str]) -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
+        return write_rows(rows, tmp_path / name)
 
     other = tmp_path / "other"
     encoder = st.SentenceTransformer(folder, device="cpu")

@@ -19,7 +19,7 @@ from hf_longattn.errors import OptionError, UsageError, flag
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from hf_longattn.training.tasks import load_task, parse_task, task_names, task_summary
 from tests.cases import every_case
-from tests.training.conftest import checkpoint
+from tests.training.conftest import checkpoint, write_rows
 from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 MOST_OPTIONS = 35
@@ -176,7 +176,7 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     page = capsys.readouterr().out
     assert "--columns" in page
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
-    data.write_text("".join(json.dumps({"text": f"text {number}", "grade": number / 20}) + "\n" for number in range(20)))
+    write_rows([{"text": f"text {number}", "grade": number / 20} for number in range(20)], data)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {checkpoint('mlm', tmp_path / 'short', tokenizer)}\noutput: {out}\ndata: {data}\n")
     line = ["--config", str(recipe), *LINE_OF_TASK.split()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_v
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.shared_code import kind_of_family
-from tests.training.conftest import start_task
+from tests.training.conftest import start_task, write_rows
 
 WORDS = "the tree is a file of lines"
 SHAPE = Shape(tokens=256, vocabulary=300)
@@ -84,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data of all tasks."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("texts", "questions", "labels", "tags", "summaries", "pairs"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name)))
+        write_rows(rows(name), folder / f"{name}.jsonl")
     return folder
 
 

@@ -250,7 +250,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
-    """The plan of a call with global tokens, kept for all layers, or why there is none, as a clause. Reads the host at most once a pass."""
+    """The plan of a call with global tokens, cached for all layers, or why there is none, as a clause. Reads the host once a pass."""
     batch, tokens, positions = call.batch, call.global_mask, call.global_positions
     assert tokens is not None
 

@@ -334,7 +334,7 @@ def flex_block_table(
 
     Args:
         q, k, v: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``. Values in padding must be finite.
-        key, make: the table, which is kept with its lists as :meth:`AttentionCall.cached` says.
+        key, make: the table, which is cached with its lists as :meth:`AttentionCall.cached` says.
         size: tokens in a block.
 
     Raises:

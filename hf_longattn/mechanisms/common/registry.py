@@ -220,11 +220,9 @@ def mechanism_info(name: str) -> MechanismInfo:
     one_pass = not cls.capabilities.needs_grid and cls.causal is not True and prototype(name, {}).capabilities.recursion is None
     refused = {RELATIVE: not cls.capabilities.takes_score_mod, ORDER: cls.capabilities.needs_grid, EXACT_LENGTH: not one_pass}
     options = tuple(info for info in cls._options_type.infos() if not refused.get(info.name))
-    about, capabilities = cls.about, cls.capabilities
-    return MechanismInfo(
-        name, about.summary, about.paper, about.when, about.engine, about.cost, cls.causal, capabilities.trains,
-        capabilities.takes_globals, _exact_when(cls), capabilities.needs_grid, options,
-    )  # fmt: skip
+    about = {field: getattr(cls.about, field) for field in ("summary", "paper", "when", "engine", "cost")}
+    flags = {flag: getattr(cls.capabilities, flag) for flag in ("trains", "takes_globals", "needs_grid")}
+    return MechanismInfo(name, **about, causal=cls.causal, **flags, exact_when=_exact_when(cls), options=options)
 
 
 def input_in_words(name: str) -> str:

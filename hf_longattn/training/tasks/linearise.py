@@ -26,6 +26,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.mechanisms.common.capabilities import NeedsWholeBatch
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_on
 from hf_longattn.modeling.family.definition import known_family
@@ -35,8 +36,6 @@ from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, batch_rows
-
-from ...mechanisms.common.capabilities import NeedsWholeBatch
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
