@@ -32,7 +32,7 @@ class MaskWithBias:
 
 
 def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBias:
-    """The bias of a base's ``relative_position_bias_table (M + 3, H)``. For a grid of the given sizes.
+    """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of these sizes.
 
     Args:
         module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.

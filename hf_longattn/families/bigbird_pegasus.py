@@ -58,7 +58,7 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
 
 
 class BigBirdPegasusOnTheInterface(OnTheInterface):
-    """Replaces the encoder's attention, and marks the decoder's self-attention as causal. In transformers only its mask is causal."""
+    """Replaces the encoder's attention, and marks the decoder's self-attention as causal. In transformers, only the mask is causal."""
 
     replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
 

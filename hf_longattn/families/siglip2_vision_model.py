@@ -41,8 +41,10 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     def resize_positional_embeddings(
         self, positional_embeddings: Tensor, spatial_shapes: Tensor | tuple[int, int], max_length: int
     ) -> Tensor:
-        """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches. From a table ``(height, width, D)``. If
-        ``spatial_shapes`` is one tuple (height, width) for all images: ``(1, height · width, D)``."""
+        """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``.
+
+        If ``spatial_shapes`` is one tuple (height, width) for all images, they are ``(1, height · width, D)``.
+        """
         if isinstance(spatial_shapes, tuple):
             return self._resized(positional_embeddings, *spatial_shapes)
         if self.config.position_extension != TILE:
@@ -60,7 +62,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
 
 class LongSiglip2PoolingHead(Siglip2MultiheadAttentionPoolingHead):
-    """Siglip2MultiheadAttentionPoolingHead that always gets a mask ``(B, 1, 1, N)``. For every attention implementation of the layers."""
+    """Siglip2MultiheadAttentionPoolingHead that gets a mask ``(B, 1, 1, N)`` under every attention implementation."""
 
     def forward(self, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return super().forward(hidden_state, None if attention_mask is None else attention_mask.bool()[:, None, None])

@@ -1,4 +1,4 @@
-"""One forward pass of a model of any modality, and random inputs for it. The same at every call."""
+"""One forward pass of a model of any modality, and random inputs for it. Both are the same at every call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reads_only_text(model_class: Any) -> bool:
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward``. With one start token for the decoder if the model has one, and the inputs have no tokens for it."""
+    """The arguments of ``forward``, with one start token for a decoder without tokens in ``inputs``."""
     if DECODER_INPUT in inputs or not model.config.is_encoder_decoder or DECODER_INPUT not in arguments_of(type(model)):
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
@@ -93,9 +93,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         names = taken if decodes else taken - {"future_values"}
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:
-        raise CheckpointError(
-            f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
-        )
+        raise CheckpointError(f"A {type(model).__name__} takes unknown inputs, so the result cannot be verified; add --no-verify.")
     return inputs
 
 
@@ -110,7 +108,7 @@ def _ids(text: Any, random: Generator, *shape: int) -> Tensor:
 
 
 def _images(model: Any, random: Generator) -> dict[str, Tensor]:
-    """Random images of the config's size. Two of different sizes if the class takes images of any size."""
+    """Random images of the config's size, or two of different sizes if the class takes images of any size."""
     taken, vision = arguments_of(type(model)), getattr(model.config, "vision_config", model.config)
     channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
     if "image_grid_thw" in taken:  # one patch per row; patches that become one token are adjacent

@@ -47,7 +47,7 @@ class VerificationText:
                 self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens; repeated if the text is shorter. Or seeded ids."""
+        """The text's token ids ``(1, count)``, int64, with special tokens, or seeded ids. A shorter text is repeated."""
         if self.why_seeded:
             generator = torch.Generator().manual_seed(0)
             return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)

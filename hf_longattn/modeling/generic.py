@@ -176,7 +176,7 @@ def _empty_config(base: Any) -> Any:
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
-    """Write ``long_attention`` into the config of an architecture, and mark its file as generic. For the model or by tower."""
+    """Write ``long_attention``, of the model or by tower, into the config of an architecture, and mark its file as generic."""
     setattr(config, FORMAT_FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -210,7 +210,7 @@ def attention_of_towers(config: Any) -> dict[str, LongAttentionConfig]:
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The parts of a model that have a config of their own. By that config's name: ``vision_config`` is the tower ``vision``.
+    """The parts of a model with separate configs, by the config's name: ``vision_config`` is the tower ``vision``.
 
     A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its attribute: CSM's
     ``backbone_model`` is the tower ``backbone``.
@@ -345,6 +345,6 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model without a Long class: checks global tokens. For all its attention modules."""
+    """Forward pre-hook of a model without a Long class: checks global tokens for all its attention modules."""
     if kwargs.get(GLOBAL_MASK) is not None and runs_mechanisms(model):
         check_globals(model, arguments_by_name(model, args, kwargs))

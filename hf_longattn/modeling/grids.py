@@ -55,8 +55,8 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
     """Whether the base's ``forward`` takes arbitrary keywords and passes them on to its attention modules."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        kinds = [parameter.kind for parameter in inspect.signature(cls.forward).parameters.values()]
-        cls.passes_keywords = inspect.Parameter.VAR_KEYWORD in kinds
+        parameters = inspect.signature(cls.forward).parameters.values()
+        cls.passes_keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         super().__init_subclass__(**kwargs)
 
     def after_attach(self) -> None:
@@ -64,8 +64,8 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
         if self.config.position_extension == TILE:
             for module in self.modules():
                 if hasattr(type(module), INTERPOLATE_ARGUMENT):
-                    kind: Any = type(module)
-                    module.__class__ = _tiled(kind)
+                    embeddings: Any = type(module)
+                    module.__class__ = _tiled(embeddings)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         spec = self.family.spec
@@ -177,16 +177,16 @@ def interpolating(model: Any) -> Iterator[None]:
     """Context in which a model interpolates its positions, as its base does, though its config says that they are tiled."""
     extension, tiled = model.config.position_extension, dict[Any, Any]()
     for module in model.modules():
-        kind: Any = type(module)
-        if hasattr(kind, INTERPOLATE_ARGUMENT) and kind is _tiled(kind.__base__):
-            tiled[module], module.__class__ = kind, kind.__base__
+        embeddings: Any = type(module)
+        if hasattr(embeddings, INTERPOLATE_ARGUMENT) and embeddings is _tiled(embeddings.__base__):
+            tiled[module], module.__class__ = embeddings, embeddings.__base__
     model.config.position_extension = INTERPOLATE
     try:
         yield
     finally:
         model.config.position_extension = extension
-        for module, kind in tiled.items():
-            module.__class__ = kind
+        for module, embeddings in tiled.items():
+            module.__class__ = embeddings
 
 
 def _empty_tiled(embeddings: Any) -> Any:
@@ -203,7 +203,7 @@ def _table(embeddings: Any) -> Tensor:
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
-    """A square table ``(1, prefix + n·n, D)``, tiled for a larger image. The image has ``height`` × ``width`` pixels.
+    """A square table ``(1, prefix + n·n, D)``, tiled for an image of ``height`` × ``width`` pixels.
 
     Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
     side = int((table.shape[1]) ** 0.5)

@@ -136,7 +136,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
-        """Height and width of the images that the model reads. By the name that a Long config of images gives them."""
+        """Height and width of the images that the model reads, under the name of this field in Long configs of images."""
         return None if self.images is None else self.images.size
 
 
@@ -156,7 +156,7 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Prepends a learned first token to images or to recordings. Also adds a learned embedding to all their tokens.
+    """Prepends a learned first token to images or recordings, and adds a learned embedding to all their tokens.
 
     width: width of the backbone's embeddings.
     """
@@ -344,7 +344,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         return LongMultimodalOutput(outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions"))
 
     def embedded(self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings ``(B, N, D)`` of images or of recordings. With the mask of their tokens; ``None`` = no padding."""
+        """The embeddings ``(B, N, D)`` of images or recordings, and the mask of their tokens; ``None`` = no padding."""
         if pixels is not None:
             return self._embedder("image")(pixels), None
         assert features is not None
@@ -421,7 +421,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The class scores of each token, ``(B, N, classes)``. With ``labels (B, N)`` (-100 = none), the loss, too."""
+        """The class scores of each token, ``(B, N, classes)``, and the loss if there are ``labels (B, N)`` (-100 = none)."""
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -438,7 +438,7 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
-        """Start and end scores of every token, ``(B, N)`` each. With ``start_positions`` and ``end_positions (B,)``, the loss as well."""
+        """Start and end scores of every token, ``(B, N)`` each, and the loss with ``start_positions`` and ``end_positions (B,)``."""
         outputs = self.multimodal(**inputs)
         starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None

@@ -108,7 +108,7 @@ def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module: sets the grid. Only if the module passes no keywords to its attention function (SigLIP)."""
+    """Forward pre-hook of an attention module that passes no keywords to its attention function (SigLIP): sets the grid."""
     if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
         RUNNING_GRID.set(kwargs[GRID])
 
@@ -129,9 +129,9 @@ def _pass_positions(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
-    """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
+    """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns.
 
-    Patches are in the order in which they are merged, or in the order of windows."""
+    Frames are separate sequences. Patches are in the order in which they are merged, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
 
     grids = grids.cpu()

@@ -1,4 +1,4 @@
-"""Runs parts of audio models on pieces of a long sound. Convolutions and feed-forward parts, if no gradients are needed.
+"""Runs convolutions and feed-forward parts of audio models on chunks of a long sound, if no gradients are needed.
 
 Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512 channels for each
 second of sound: 2 GB after the first convolution for five minutes.
@@ -32,7 +32,7 @@ FRAMES_PER_PRODUCT = 4096
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass. If gradients are needed, or in a graph, whose input may have any length."""
+    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, whose input may have any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -41,7 +41,7 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class InChunks(_Module):
-    """A module that gives what its base class gives, in pieces of a long sound, with any attention."""
+    """A module that computes the same as its base class, in chunks of a long sound, under any attention implementation."""
 
 
 class FeatureEncoderInChunks(InChunks):
@@ -98,7 +98,7 @@ def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> It
 
 
 def weights_at_hand(layer: Any, samples: Tensor) -> bool:
-    """Whether the weights of a layer can be read outside of ``forward``. Not sharded, not on another device, not in a wrapper."""
+    """Whether a layer's weights can be read outside of ``forward``. They must not be sharded, wrapped or on another device."""
     weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
     plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
     return plain and type(layer.conv) is nn.Conv1d
@@ -133,7 +133,7 @@ class NormalisedConvolution:
 
 
 def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tensor, Tensor]:
-    """Mean ``(B, K)`` and covariance ``(B, K, K)`` over time of a convolution's windows. Of ``samples (B, N)``, in float64."""
+    """Mean ``(B, K)`` and covariance ``(B, K, K)`` over time of a convolution's windows of ``samples (B, N)``, in float64."""
     centre = samples.double().mean(1, keepdim=True)
     total: Any = 0.0
     products: Any = 0.0
@@ -159,7 +159,7 @@ class FramesInChunks(InChunks):
 
 
 def run_in_chunks(model: nn.Module) -> None:
-    """Compute long sounds in pieces in the audio models of transformers that ``model`` contains, converted or not; in place."""
+    """Compute long sounds in chunks in the audio models of transformers that ``model`` contains, converted or not; in place."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
             replaced = getattr(family.mixin, "replaced", {})

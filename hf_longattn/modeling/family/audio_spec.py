@@ -65,7 +65,7 @@ def normalised_over_time(config: Any) -> str:
 
 
 def adapted(config: Any, length: int) -> int:
-    """Number of rows of the last hidden state for ``length`` samples. One per frame, fewer after Wav2Vec2's adapter."""
+    """Number of rows of the last hidden state for ``length`` samples: one per frame, or fewer after Wav2Vec2's adapter."""
     frames = outputs_of(unpadded_convolutions(config), length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
@@ -203,7 +203,7 @@ the attention of {base} instead.
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """Raise an error for an input that the model cannot read. Or for one whose padding it would take for sound.
+        """Raise an error for an input that the model cannot read, or whose padding it would take for sound.
 
         Args:
             values: whether the values of a mask can be read (not in a graph).

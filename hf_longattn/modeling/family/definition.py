@@ -178,7 +178,7 @@ class Family:
 
     @cached_property
     def base_model_name(self) -> str:
-        """Name of the base's model class without a head. Also if it has no ``AutoModel`` entry (SigLIP's text model)."""
+        """Name of the base's model class without a head. SigLIP's text model has no ``AutoModel`` entry."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
@@ -222,13 +222,14 @@ class Family:
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count.
+        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its base.
 
-        For images and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
+        Images and sound have the size for which the model was made. With towers, these are the text's tokens.
+        """
         return int(self.spec.most_tokens(self, config))
 
     def scales_rotations(self, config: Any) -> bool:
-        """Whether ``rope_parameters`` of this config can scale rotary positions. In the whole family or with this config."""
+        """Whether ``rope_parameters`` of this config can scale rotary positions."""
         chosen = getattr(config, "position_embedding_type", None) == "rope" or getattr(config, "use_mem_rope", False)
         return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
 

@@ -140,7 +140,7 @@ class GridSpec(InputSpec):
 
 
 def image_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels as a tuple, the height first. Given as one number or several.
+    """A size in pixels, given as one number or several, as a tuple with the height first.
 
     Raises:
         InputError: ``size`` is neither.

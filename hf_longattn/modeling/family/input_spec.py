@@ -36,7 +36,7 @@ the attention of {base} instead.
     """Arguments of ``forward`` with further whole numbers for each token -> how many each token has, or the config's field with that."""
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count."""
+        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its base."""
         alone = family.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
         if table is None:

@@ -1,4 +1,4 @@
-"""The fields and methods that Long configs add to their base's. Such as ``long_attention`` and cache layer types."""
+"""The fields and methods of Long configs, such as ``long_attention`` and cache layer types."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class LongConfig(_Base):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config file of the base as one of ours. Also as part of another config (CLIP's text tower)."""
+        """Read a config file of the base as a Long config, even as a part of another config (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         check_config(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None

@@ -85,7 +85,7 @@ def _families() -> ModuleType:
 
 
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
-    """Enter every Long model type in a table. With the name of its Long class or, if not ``long``, of the base's class.
+    """Enter every Long model type in a table, with the name of its Long class or, if not ``long``, of the base's class.
 
     complete: whether to enter also types whose base has no entry because it is part of other models (SigLIP's text model).
     """
@@ -279,13 +279,15 @@ def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
 
 
 def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Two mappings from model type. To the name of its class, and to the name of its config."""
+    """The mappings from a model type to the name of its class, and to the name of its config."""
     return table._model_mapping, table._config_mapping
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on first use. For a
-    table of tuples, ``name`` is a tuple of names."""
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on first use.
+
+    name: a tuple of names for a table of tuples.
+    """
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type

@@ -62,7 +62,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     elif not causal:
         width = 2 * width  # transformers gives the number of tokens on either side
     types = config.__dict__.get("layer_types")
-    return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]
+    return [width if types is None or layer_type == SLIDING else None for layer_type in types or [SLIDING] * layers]
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:

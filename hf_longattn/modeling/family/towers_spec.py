@@ -79,14 +79,14 @@ class LongTowersConfig(_Base):
         Raises:
             OptionError: there is a mechanism for all towers, or the name of a tower that does not exist.
         """
-        kind, known = type(self).__name__, [*self.tower_classes]
+        name, known = type(self).__name__, [*self.tower_classes]
         if others := sorted(set(long_attention) - {TOWERS}):
             raise OptionError(
-                f"The towers of a {kind} have mechanisms apart, and {others[0]!r} is given for all of them; give long_attention as "
+                f"The towers of a {name} have mechanisms apart, and {others[0]!r} is given for all of them; give long_attention as "
                 f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
             )
         chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}
-        check_towers(chosen, known, kind)
+        check_towers(chosen, known, name)
         return chosen
 
     @property
@@ -120,10 +120,10 @@ class LongTowersConfig(_Base):
         return values, kwargs
 
 
-def check_towers(chosen: Mapping[str, Any], known: list[str], kind: str) -> None:
-    """Raise :class:`OptionError` for a tower that does not exist. ``kind`` is the model's or config's name in the message."""
+def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None:
+    """Raise :class:`OptionError` for a tower that does not exist. ``name`` is the model's or config's name in the message."""
     if unknown := next((name for name in chosen if name not in known), None):
-        raise OptionError(f"A {kind} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
+        raise OptionError(f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
 
 
 def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
