@@ -1,8 +1,8 @@
 """Load what a user names: configs, tokenizers, processors and models, from a folder or the Hub.
 
-No other file calls ``from_pretrained`` on such names. transformers and huggingface_hub do the work; this file adds limits and sentences.
+No other file calls ``from_pretrained`` on user input. transformers and huggingface_hub do the work; this file adds limits and messages.
 A checkpoint's Python code never runs, whatever standard input contains. Pickled weights are read only if the caller allows it, and only as
-tensors. A tokenizer whose rules would fill the memory is refused. Every refusal is a :class:`CheckpointError` of one sentence.
+tensors. A tokenizer with rules that could fill the memory is refused. Every refusal is a :class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_mod
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
-"""Passed in every call. Models that load inner models do not pass it on; see :func:`loading_errors`."""
+"""Arguments of every load. Models that load inner models do not pass them on; see :func:`loading_errors`."""
 SIDECARS = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
 )  # fmt: skip
 """Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
 SMALL_FILES = (*SIDECARS, "README.md")
 MOST_GROWTH = 32
-"""Maximum bytes that the rules of a tokenizer.json make of one byte. Unicode's compatibility forms make 11 of one (U+FDFA)."""
+"""Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11 (U+FDFA)."""
 MOST_SPECIAL = 500
 """Maximum special tokens around a text."""
 SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
-"""Text that rules for all characters change."""
+"""Sample text for measuring a tokenizer's rules."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
 
@@ -47,13 +47,13 @@ TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 
 
 def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:
-    """The folder ``model``, or that of a Hub repository in the cache, with its :data:`SMALL_FILES`.
+    """The folder ``model``, or the cached folder of a Hub repository with its :data:`SMALL_FILES`.
 
     Without a connection, transformers would try for half a minute.
 
     Args:
         revision, token: of a Hub repository.
-        weights: patterns of further files of a repository.
+        weights: patterns of further files to download.
 
     Raises:
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
@@ -106,7 +106,7 @@ def translated_errors(repo_id: str, token: str | bool | None = None, raised: typ
         yield
     except LongAttentionError:
         raise
-    except Exception as error:  # an unexpected response can make the client raise anything
+    except Exception as error:  # an unexpected response can raise any error
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(cause)
@@ -206,7 +206,7 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer, which pads with its end token if it has no other. Refuse one with neither, or with ids that the model lacks."""
+    """The tokenizer, with the end token for padding if it has no padding token. Refuse one with neither, or with ids beyond the model."""
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
@@ -220,8 +220,8 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
 def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
     """Refuse a tokenizer with ids beyond the model's table of token embeddings. A table with more rows is usual.
 
-    Placeholders of images and sounds are not counted: a processor writes them, and no text does (Gemma 3, whose models of texts have no
-    row for its ``image_token``).
+    Placeholders of images and sounds are not counted, because only processors write them. (Gemma 3's text models have no row for
+    ``image_token``.)
     """
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
@@ -244,10 +244,10 @@ def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that makes far more of a text than it has.
+    """Refuse a tokenizer with rules that expand a text enormously.
 
-    A token takes about 200 bytes of memory, so a few rules could fill it with the tokens of a short text. Each rule is run on a sample, and
-    on what the rules before it write. A match of a regular expression counts as one byte.
+    A token takes about 200 bytes, so a few rules could fill the memory with the tokens of a short text. Each rule is run on a sample and
+    on the output of the earlier rules. A match of a regular expression counts as one byte.
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return
@@ -283,7 +283,7 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The steps of a part of a tokenizer, each with its rule in tokenizer.json. None for a part in Python, which no file can bring."""
+    """The steps of a tokenizer part, each with its rule in tokenizer.json. None for a part in Python, which no file can contain."""
     if type(part).__name__ == "Sequence":
         for inner in part:
             yield from _steps(inner)
@@ -320,8 +320,8 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, **argum
     Args:
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
-        complete: whether new weights are refused, because nothing will be trained.
-        arguments: of ``from_pretrained``.
+        complete: refuse checkpoints that lack weights (for use without training).
+        arguments: more arguments of ``from_pretrained``.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
     model, info = load_weights(loader, name, **options)
@@ -334,9 +334,9 @@ def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str =
     """Refuse a model with new weights, unless they are tied to others.
 
     Args:
-        info: of ``from_pretrained(output_loading_info=True)``.
-        name: of its checkpoint.
-        advice: what to type.
+        info: the loading info from ``from_pretrained(output_loading_info=True)``.
+        name: name of the checkpoint.
+        advice: what the user can do, for the message.
     """
     resized = (key for key, *_ in info["mismatched_keys"])
     new = {"": {*info["missing_keys"]} - {*tied_weights(model)}, " of this size": {*resized}}
@@ -373,11 +373,11 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     """A model of sentence-transformers in float32.
 
     Args:
-        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last uses the token states if another
-            class saved the folder. The random projection that it would add is left out.
+        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. If another class saved the folder,
+            ``MultiVectorEncoder`` uses the token states, without the random projection that it would add.
         name: a folder or a Hub repository id.
-        complete: whether new weights are refused, because nothing will be trained.
-        arguments: of the loader. With ``num_labels``, a head of another size is replaced by a new one.
+        complete: refuse checkpoints that lack weights (for use without training).
+        arguments: more arguments of the loader. With ``num_labels``, a head of another size is replaced by a new one.
     """
     listed_modules = sentence_modules(fetch_model(name))
     with loading_errors(name), without_load_report():

@@ -65,7 +65,7 @@ def option(setting: Field[Any]) -> Any:
 
 
 def read_layers(rules: list[str]) -> str:
-    """The mechanisms of layers in one line. Its typos are refused before torch is imported."""
+    """Join the mechanisms of layers into one line. Typos are refused before torch is imported."""
     read_layer_choices(text := ";".join(rules))
     return text
 
@@ -76,7 +76,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "decoder_long_attention": read_choice,
     "towers": read_towers,
 }
-"""Settings whose text stands for a mapping -> what reads it."""
+"""Name of a setting that is a mapping -> parser of its command-line text."""
 
 
 def model_argument(what: str, metavar: str = "MODEL") -> Any:

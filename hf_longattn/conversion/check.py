@@ -1,4 +1,4 @@
-"""Check the result of a conversion: source and result are loaded, and their tensors and outputs compared."""
+"""Check the result of a conversion: load source and result, and compare their tensors and outputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROUNDED = 1e-2
 
 @dataclass
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+    """Source and result of a conversion, both loaded in fp32, and the inputs for comparing them.
 
     Attributes:
         headless: whether the source's files lack weights of its head, so that only hidden states can be compared.
@@ -43,11 +43,11 @@ class Comparison:
         outputs: these outputs, as a noun phrase.
     """
 
-    plan: ConversionPlan  # of the conversion, or of a tower
+    plan: ConversionPlan  # for the whole model, or for one tower
     source: Any  # a model of the source's class
     result: Any  # loaded from `folder`
-    folder: Path  # the result's, with its tokenizer or processor
-    inputs: Any  # of the plan's modality, for running both models
+    folder: Path  # the result's folder, with its tokenizer or processor
+    inputs: Any  # inputs on which both models are run, in the plan's modality
     missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
@@ -101,9 +101,9 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides on training.
+    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether training is needed.
 
-    If no check decides, or the one cannot tell, the status of differing outputs and of untrained positions is "needs training".
+    Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
     """
     deciding = next((check for check in checks if VERDICT in check.values), None)
     label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
@@ -114,16 +114,16 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 
 
 def check_tensors(comparison: Comparison) -> list[Check]:
-    """Check that every tensor of the result has the bytes of the source's. Further ones belong to mechanisms or memory tokens.
+    """Check that the result has every tensor of the source, byte for byte, and new tensors only for mechanisms and memory tokens.
 
-    Position tables keep their first rows, or have equal rows if the strategy drops them.
+    An extended position table must keep its first rows. If the strategy drops positions, all its rows must be equal.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
     adoption, after = plan.architecture.converter, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
         missing = {renamed(name, adoption.names) for name in missing}
-    chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
+    chosen = {  # without random parameters, and without those of a mechanism that the result no longer has
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
     tied = {*tied_weights(result)}
@@ -153,7 +153,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
-    """What is wrong with the written tensor ``new``, whose values should be ``old`` or made of them."""
+    """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position table."""
     for tower, part in ({} if plan.generic else plan.towers).items():
         if name.startswith(prefix := f"{tower}_model."):
             yield from _differences(part, name.removeprefix(prefix), old, new)

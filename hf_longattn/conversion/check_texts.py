@@ -1,6 +1,6 @@
-"""Check the outputs of a converted model of texts, and measure whether it needs training.
+"""Check the outputs of a converted text model, and measure whether it needs training.
 
-The loss of a language model is measured by position; of a sentence encoder, the embeddings. Other heads would need labels.
+For a language model, the loss is measured by position. For a sentence encoder, embeddings are compared. Other heads would need labels.
 """
 
 from __future__ import annotations
@@ -42,30 +42,27 @@ SHORTEST_PADDED = 1024
 MEASUREMENT = 3e12
 """Maximum FLOPs for measuring source and result."""
 LOGITS_BYTES = 2**30
-"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all, up to twice as many. The logits
-that are compared have at most half as many."""
+"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all logits, up to twice as many
+bytes. Compared logits have at most half as many."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """The lengths in tokens at which source and result are run."""
 
-    covered: int  # maximum up to the old length at which every layer computes the source's attention; 0 if there is none
-    old: int  # of compared outputs
-    new: int  # of the result's longest text
-    padded: int  # of a text with padding
-    read: int  # of the text on which a loss or embeddings are measured; 0 if none is possible
+    covered: int  # longest text for which every layer computes the source's attention, at most the old length; 0 if there is none
+    old: int  # text on which outputs are compared
+    new: int  # longest text that the result reads
+    padded: int  # text with padding
+    read: int  # text on which a loss or embeddings are measured; 0 if that is impossible
     chunk: int  # tokens of that text that the source reads at once
-    every: int  # a decoder's loss is measured at every such position
+    every: int  # a decoder's loss is measured at every `every`-th position
     needed: int  # minimum of `read` at which the result can differ from the source
     at_once: bool  # whether the source reads the measured text in one pass, as the result does
 
 
 def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
-    """Choose the lengths by the text on which a loss or embeddings are measured.
-
-    They are shorter than planned if the model is large.
-    """
+    """Choose the lengths for this model and text. They are shorter than planned if the model is large."""
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
@@ -81,14 +78,14 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
     rows, width = (0, 0) if head is None else head.weight.shape
     old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 8 * rows))
     new = affordable_length(new_length, shape, layers, LONGEST)
-    reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # shorter texts are covered as well
-    least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # the mechanism hides tokens of such a text
+    reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # a covered length covers all shorter ones
+    least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # long enough that the mechanism hides tokens
     padded = affordable_length(new, shape, layers, PADDED, least)
     covered = min(reach, old_length)
-    per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0  # a decoder's loss is measured at as many positions as have room
+    per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0  # a decoder's loss is measured at as many positions as fit
 
     def affordable(count: int, chunk: int, least: int) -> int:
-        """The longest text of whole chunks, halved from ``count``; 0 if it is too short or takes too much work."""
+        """Halve ``count``, in whole chunks, until the measurement takes few enough FLOPs. 0 if ``least`` tokens are still too many."""
         count = count // chunk * chunk
         while count >= least:
             every = max(1, math.ceil(count * per_logits))
@@ -103,7 +100,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
         chunk = old_length if new_length >= 2 * old_length else new_length // -(-new_length // old_length)
         needed = min(2 * chunk, new_length // chunk * chunk)
         read = affordable(longest, chunk, needed)
-    if not read and same < old_length:  # both read a text in which the mechanism differs, at best in half of it
+    if not read and same < old_length:  # both read the same text, at least half of it beyond `same` if possible
         needed = min(max(2, 2 * same), old_length)
         chunk = read = affordable(min(longest, old_length), 1, needed)
     chunk, every = chunk if read else 0, max(1, math.ceil(read * per_logits))
@@ -126,13 +123,13 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
 
 
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
-    """The check that decides whether the result needs training. ``values`` say on how many "tokens" it was measured."""
+    """The check that decides whether the result needs training. ``values["tokens"]``: number of tokens measured."""
     verdict = READY if ready else TRAIN
     return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
 
 
 def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
-    """The check that cannot tell whether the result needs training, by a clause. ``would_tell`` (a noun phrase) would."""
+    """A check that cannot tell whether the result needs training. ``reason``: a clause; ``would_tell``: a noun phrase."""
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
     return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
 
@@ -141,8 +138,8 @@ def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | 
 class LanguageLoss:
     """The loss of a language model by position.
 
-    It decides only where the source reads the text: its loss is well below chance, the loss of predicting every token by its frequency in
-    the text. A source that does not read it (of another language, of code or proteins, untrained) loses nothing by a destroyed table.
+    It decides only if the source's loss is well below chance, the loss of predicting every token by its frequency in the text. Otherwise
+    (another language, code, proteins, an untrained source), even a destroyed position table would not raise the loss.
     """
 
     plan: ConversionPlan
@@ -151,7 +148,7 @@ class LanguageLoss:
 
     name = "language-model loss by position"
     least_gain = 0.1
-    """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
+    """Minimum gain of the source over chance, as a share of the chance loss. Untuned."""
 
     def measure(self, model: Any, chunk: int) -> Tensor:
         """The loss of each token, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where none is predicted."""
@@ -168,7 +165,7 @@ class LanguageLoss:
         """Judge the losses of source and result from :meth:`measure`."""
         plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
         count, chunk, causal = lengths.read, lengths.chunk, plan.shape.causal
-        # up to the covered length the result is the source, which would hide what the mechanism costs
+        # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
         same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
         edges = [0, same or (max(1, count // 8) if lengths.at_once else chunk)]
         while edges[-1] * 2 < count:
@@ -215,9 +212,9 @@ class LanguageLoss:
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
-    They are pooled and normalised as sentence-transformers does. A document is compared with the mean over its chunks, each embedded by
-    the source: the usual way to embed a long text. The first chunk has old positions, so it is left out of both, unless the pooling takes
-    a single token. Chance is the cosine of another passage, and for a document that of its first chunk.
+    They are pooled and normalised as sentence-transformers does. The document's embedding is compared with the mean of its chunks'
+    embeddings by the source, the usual way to embed a long text. The first chunk has old positions, so both leave it out, unless the
+    pooling takes a single token. Chance is the cosine with another passage, or for the document, with its first chunk.
     """
 
     plan: ConversionPlan
@@ -231,23 +228,23 @@ class Embeddings:
     most = 3
     """Maximum number of passages of each length."""
     alike = 0.95
-    """Cosine of different passages above which the source does not tell them apart. Untuned."""
+    """Maximum mean cosine of different passages. Above it, the source does not tell them apart. Untuned."""
     share = 1 / 3
-    """Maximum distance from the source's embedding, as a share of the distance by chance. With all-MiniLM-L6-v2 and documents of 1,024 to
-    4,096 tokens, tiled positions have at most 0.06 with windows and 0.25 with full attention; random new rows have 0.44 to 0.84."""
+    """Maximum cosine distance from the source's embedding, as a share of the chance distance. Measured with all-MiniLM-L6-v2 at 1,024
+    to 4,096 tokens: tiled positions have at most 0.06 with windows and 0.25 with full attention, random new rows 0.44 to 0.84."""
 
     def __post_init__(self) -> None:
-        """Choose ``passages``, tokens of a passage -> number of passages, and ``left_out``, leading chunks that are not compared."""
+        """Choose ``passages`` (length -> number of passages) and ``left_out`` (number of leading chunks that are not compared)."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
-        exact = 0 if short.reason else short.length  # such texts are read as by the source, so one length of them is enough
+        exact = 0 if short.reason else short.length  # the result equals the source up to this length, so one such length is enough
         self.passages = {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
-        self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # of pooling a single token, the first is compared
+        self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # a single token: compare the first chunk too
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
-        """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length.
+        """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special tokens.
 
-        The source reads a ``chunk`` of the document at once, so its chunks are embedded as well. The result's document is one passage.
+        The source reads the document in pieces of ``chunk`` tokens, which are embedded too. The result reads it as one passage.
         """
 
         def embed(count: int, length: int, start: int = 0) -> Tensor:
@@ -304,7 +301,7 @@ def mean_cosine(a: Tensor, b: Tensor) -> float:
 
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 BEYOND = "beyond the old length"
-"""Name of the check of texts that the source cannot read, for heads that nothing is measured of."""
+"""Name of the check of texts that are too long for the source, for heads without a measurement."""
 PADDING = 37
 """Tokens of padding in the padding check: not a multiple of any block size."""
 DECODED = 32
@@ -312,7 +309,7 @@ DECODED = 32
 
 
 def check_texts(comparison: Comparison) -> list[Check]:
-    """All checks of outputs of a model of texts. A loss or embeddings are measured only if the outputs pass."""
+    """Run all output checks of a text model. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
@@ -322,7 +319,7 @@ def check_texts(comparison: Comparison) -> list[Check]:
         return checks
 
     unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
-    if unmeasured is None:  # the last pass reads the longest text, whose hidden states are checked as well
+    if unmeasured is None:  # the last pass often reads the longest text, so its hidden states are stored for the next check
         before = purpose.measure(source, lengths.chunk)
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
         after = purpose.measure(result, lengths.read)
@@ -342,12 +339,12 @@ def check_texts(comparison: Comparison) -> list[Check]:
 
 
 def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
-    """The checks (often none) of a result whose loss or embeddings are not measured; ``None`` if they are."""
+    """The checks (often none) that replace a measurement of loss or embeddings. ``None`` if the measurement is possible."""
     old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if purpose.lengths.covered == new:
-        return []  # the result is the source at every length
+        return []  # the result computes the source's attention at every length
     if isinstance(purpose, LanguageLoss):
-        predicts = auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None  # not ELECTRA's
+        predicts = auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None  # not ELECTRA
         if not predicts or plan.decoder is not None:  # its decoder predicts its own output
             problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"
             would_tell = f"its scores on labelled texts of up to {new:,} tokens (longattn evaluate)"
@@ -371,12 +368,12 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
 
 
 def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
-    """Compare outputs up to the old length: where they must be equal, and by how much others differ."""
+    """Compare outputs up to the old length: some must be equal; the difference of all others is reported."""
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     old, change = lengths.old, plan.position_change
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
-    unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
-    limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
+    unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # even if positions change in longer texts
+    limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the decoder
     why_short = "" if covers(decoder_mechanisms(plan), min(short, limit or short), True) else "the decoder's mechanism does not cover it"
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
     differing = old if covered < old else 0
@@ -401,7 +398,7 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
         detail = f"{comparison.outputs} at {length} tokens, {attention.format(plan.short_texts.length)}: largest difference from the source"
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
         check = equality(name, detail, difference, values, why)
-        used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only the check runs it
+        used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only this check uses it
         checks.append(replace(check, status=MEASURED) if check.status == NEEDS_TRAINING and not used else check)
     return checks
 

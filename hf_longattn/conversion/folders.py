@@ -42,23 +42,23 @@ LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
     *PREDICTIONS,
 )  # fmt: skip
-"""Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
+"""Files of a source that are not copied: those that the result replaces, and records of the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
 VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
-"""The key in the values of the check that decides whether the result needs training, and its three values."""
+"""The key in a check's values for its verdict on training, and the three verdicts."""
 WOULD_TELL = "would_tell"
-"""The key in the values of a check that cannot tell: what would, as a noun phrase."""
+"""The key in a check's values for what else could decide, as a noun phrase. Set if the verdict is :data:`UNKNOWN`."""
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """The progress of a caller who shows none."""
+    """Ignore progress."""
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
@@ -72,15 +72,15 @@ class ConversionReport:
 
     Attributes:
         destination, files, bytes_written: the folder that was written, names of its files, and the total size of its tensors.
-        config, plan: settings that are not the default, and the plan, as :meth:`ConversionPlan.to_dict` gives it.
-        checks, text: what was checked, each with a status and a sentence, and the inputs on which the models were run.
+        config, plan: non-default settings, and the plan in the form of :meth:`ConversionPlan.to_dict`.
+        checks, text: the checks, each with a status and a sentence, and the inputs on which the models were run.
         versions: of this package, Python and the libraries.
-        next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
+        next_step: how to train the result, with "{model}" for its name; ``None`` if the result is known to need no training.
         train_command: the command of ``next_step`` for ``destination``, or advice; ``None`` without a next step.
         verified: whether the result was checked. A result that fails a check is never written.
-        deciding: the check that decides whether the result needs training, or that cannot tell; ``None`` if there is none.
-        verdict: of that check: "ready to use", "train before use" or "cannot tell".
-        needs_training: whether a check says so.
+        deciding: the check with a verdict on training; ``None`` if no check has one.
+        verdict: the verdict of ``deciding``: "ready to use", "train before use" or "cannot tell".
+        needs_training: whether some check has the status "needs training".
     """
 
     destination: Path
@@ -116,10 +116,10 @@ def versions(*further: str) -> dict[str, str]:
 
 
 def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:
-    """Copy what belongs to a model besides weights and config, which are in the result's folder ``stage`` already.
+    """Copy the source's other files into ``stage``, the result's folder, which already has weights and config.
 
-    The result takes at most ``max_length`` tokens; 0 if unlimited. The ``plan`` of a conversion changes limits of tokenizer, sentence
-    encoder and generated text, and files of processors.
+    The result takes at most ``max_length`` tokens; 0 if unlimited. With the ``plan`` of a conversion, the length limits of tokenizer,
+    sentence encoder and generation are raised, and processor files are changed.
     """
     tokenizer_length, changed = (0, {}) if plan is None else (plan.tokenizer_length, plan.files)
     generated = None if plan is None else plan.decoder or StackLength(plan.old_length, plan.new_length)
@@ -133,7 +133,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
         elif name == "generation_config.json" and generated is not None:
             values = read_json_object(files[name])
-            if values.get("max_length") == generated.old:  # a shorter one is the author's choice
+            if values.get("max_length") == generated.old:  # a shorter limit is the author's choice
                 values["max_length"] = generated.new
         elif name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation"):
             values = {**read, "truncation": {**read["truncation"], "max_length": tokenizer_length}}
@@ -143,12 +143,12 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             shutil.copyfile(files[name], stage / name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
-            shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without modes
+            shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without file modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
     config, dtype = read_json_object(stage / "config.json"), source.config.get("dtype") or source.config.get("torch_dtype")
-    code = config.pop("auto_map", None)  # its file stays with the source
-    retyped = plan is not None and dtype not in (None, config.get("dtype"))  # users load source and result alike, whatever the files have
+    code = config.pop("auto_map", None)  # the code file is not copied
+    retyped = plan is not None and dtype not in (None, config.get("dtype"))  # load with the same dtype as the source
     if code is not None or retyped:
         write_json(stage / "config.json", {**config, "dtype": dtype} if retyped else config)
     if source.root is not None:
@@ -158,7 +158,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
-    ``max_seq_length`` becomes ``max_length`` (0: stays as it is) if the result is ``longer``; otherwise the smaller of the two.
+    ``max_seq_length`` becomes ``max_length`` if the result is ``longer``, and otherwise at most ``max_length`` (0: no change).
     """
     modules = sentence_modules(root)
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
@@ -175,14 +175,14 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
 
 
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
-    """The names of a result's files, with its report and its card."""
+    """Names of the files in ``stage``, and of the report and the card that will be added."""
     return (*sorted(path.name for path in stage.iterdir() if not path.name.startswith(".")), report_file, "README.md")
 
 
 def complete_result(
     stage: Path, source: Source, name: str, report_file: str, checks: Sequence[Check], introduction: str | None = None, **facts: Any
 ) -> ConversionReport:
-    """Complete a checked result by its report, with further ``facts``, and its card. Refuses a result with a failed check."""
+    """Add report and card to a checked result. Refuses a result with a failed check. ``facts``: further fields of the report."""
     if failed := [check.detail for check in checks if check.status == FAILED]:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
     report = ConversionReport(
@@ -198,7 +198,7 @@ def complete_result(
 
 
 def write_report(stage: Path, source: Source, name: str, report: Any, report_file: str, **card: Any) -> None:
-    """Complete a result's folder with report (an object with ``to_dict``) and card. Users type ``name`` to load the result.
+    """Write report (an object with ``to_dict``) and card into a result's folder. Users load the result by ``name``.
 
     ``card``: more arguments of :func:`~hf_longattn.hub.model_card`.
     """
@@ -211,7 +211,7 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 def open_for_writing(
     model: str | Path | Source, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
-    """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
+    """Open the source, and check the destination of the result. Returns the source and the absolute destination path."""
     target = destination_path(destination)
     source = model if isinstance(model, Source) else open_source(model, revision, token)
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
@@ -219,9 +219,9 @@ def open_for_writing(
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs that do not know the result.
+    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs without this package.
 
-    It is the file's class, or the model type's if the file names none or transformers overrides it (Qwen2).
+    The class is from the file, or from the model type if the file has none or transformers overrides it (Qwen2).
     """
     from transformers.models.auto import tokenization_auto
 

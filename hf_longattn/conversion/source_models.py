@@ -53,15 +53,15 @@ class Source:
     """An opened checkpoint."""
 
     name: str  # as the user typed it
-    folder: Path  # with its config, its tokenizer and its weights; without the weights if only a plan is made
+    folder: Path  # has config, tokenizer and weights (no weights if only a plan is made)
     config: dict[str, Any]  # its config.json
     pickled: bool = False  # whether transformers reads the weights from .bin files
-    root: Path | None = None  # the folder of sentence-transformers whose first module this is; None for other checkpoints
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # of floating-point tensors by name; not of .bin files, nor for a plan
+    root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # by tensor name, floating point only; empty for .bin and plans
 
     @property
     def card_folder(self) -> Path:
-        """The folder with its README.md, in which everything lies that belongs to the source."""
+        """The outermost folder of the source, with its README.md."""
         return self.root or self.folder
 
 
@@ -120,7 +120,7 @@ def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ..
 def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of floating-point tensors in the files that transformers reads, by name.
 
-    Refuses what transformers does not check: an index that leads out of its folder or to pickles, pointers of Git LFS, and integers.
+    Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS pointers, and integers.
     """
     single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
     if not single.is_file():
@@ -180,9 +180,9 @@ class Architecture:
     """The family of a source, and its model class before and after the conversion.
 
     Attributes:
-        modality: that the source reads.
+        modality: the kind of input that the source reads.
         encoder_decoder: whether the source has both an encoder and a decoder.
-        decoder_reads_text: whether the head feeds the whole text to the decoder, which must then be as long.
+        decoder_reads_text: whether the head feeds the whole text to the decoder, so the decoder must be as long as the encoder.
     """
 
     family: Family
@@ -191,7 +191,7 @@ class Architecture:
     long_class: str  # "LongBertForQuestionAnswering"
     converter: Adoption | None = None  # for a source of a long stock architecture, such as Longformer
     original_config: Any = None  # the source's own config, if there is a converter
-    original_attention: LongAttentionConfig | None = None  # computes the same as such a source
+    original_attention: LongAttentionConfig | None = None  # equals the attention of this source
 
     def __post_init__(self) -> None:
         self.modality: Modality = modality_of(self.family)
@@ -209,7 +209,7 @@ class Architecture:
     ) -> Any:
         """The config of the result: the source's values, the attention (``None`` for the default), and the new positions.
 
-        These are fields with new ``lengths``, and rotary positions (``rope``) or the ``strategy`` by which position tables are extended.
+        New positions: fields with ``lengths``, and ``rope`` for rotary positions or ``strategy`` for extending position tables.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
@@ -243,9 +243,9 @@ class Architecture:
 
 
 def find_architecture(source: Source, request: ConversionConfig) -> Architecture:
-    """The family and classes for a source, of its plain class if the settings say ``generic``.
+    """The family and classes for a source. With the setting ``generic``, its plain transformers class.
 
-    Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
+    Refuses a source that is unsupported, already converted or inconsistent, and settings that do not apply to it.
     """
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
@@ -261,7 +261,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
 
 def _long_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source with Long classes, which may be that of an adoption."""
+    """The architecture of a source with Long classes, or with a converter in :data:`ADOPTIONS`."""
     converter = ADOPTIONS.get(model_type)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *ADOPTIONS})
@@ -294,7 +294,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source without a family, or of one with towers."""
+    """The architecture of a source without a family, or with several towers."""
     family, base = FAMILIES.get(model_type), class_of(source.config)
     if family is not None and not modality_of(family).tower_names:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
@@ -310,7 +310,7 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def generic_hint(source: Source) -> str:
-    """A relative clause that says what can be done with a source without Long classes."""
+    """What to do with a source without Long classes, as a relative clause for a message."""
     base, why = class_of(source.config), stored_facts()["refused"].get(source.config["model_type"])
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
@@ -325,7 +325,7 @@ def generic_hint(source: Source) -> str:
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
-    """The class of transformers that a ``config.json`` names, or its type's class without a head. ``None`` if there is no such class."""
+    """The transformers class that a ``config.json`` names, or the headless class of its model type. ``None`` if neither exists."""
     model_type = str(config.get("model_type"))
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
@@ -355,7 +355,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class that loads a result with this config: the Auto class of its head, or else its own class."""
+    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is none."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 
@@ -366,7 +366,7 @@ def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
 
 
 def added_modules(model: nn.Module) -> tuple[str, ...]:
-    """The beginnings of the names of parameters that mechanisms and memory tokens add to the base."""
+    """Name prefixes of the parameters that mechanisms and memory tokens add to the base."""
     return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mechanism | MemoryTokens))
 
 
@@ -397,7 +397,7 @@ def load_as_result(
     Returns what :func:`load_checked` does. New parameters of mechanisms have the same values at every call.
 
     Args:
-        dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
+        dtype: dtype of all weights. ``None`` keeps each tensor's dtype, even if config.json names another.
     """
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
@@ -422,13 +422,14 @@ LAYER = re.compile(r"\.\d+\.")
 
 
 def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any) -> tuple[Any, set[str]]:
-    """Load a model whose files must have all of its weights, in evaluation mode. Returns the names of missing parameters, too.
+    """Load a model in evaluation mode, and check that its files have all weights. Also returns the names of missing parameters.
 
-    A pooler that they lack would be random. A model without a head works without it, so it is removed there.
+    Without weights, a pooler would be random. It is removed from a model without a head.
 
     Args:
-        folder: of the files; ``None`` if ``arguments`` have a state_dict. With a config there, parameters of mechanisms may be new.
-        headless: the weights of a head may be missing.
+        folder: folder of the files; ``None`` if ``arguments`` have a state_dict. If ``arguments`` have a config, mechanisms may have new
+            parameters.
+        headless: whether weights of the head may be missing.
     """
     try:
         model, info = load_weights(
@@ -445,7 +446,7 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
     needed, prefix = missing, f"{model.base_model_prefix}."
-    if headless:  # without weights of a head, and without tables that are computed
+    if headless:  # weights of the head and computed tables may be missing
         family = known_family(model.config)
         tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
         needed = {name for name, table in tables.items() if table is None or table.learned}
@@ -456,7 +457,7 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
-    # tensors of layers that the model does not have; other surplus tensors do no harm (a pooler, a head of pretraining)
+    # refuse tensors of layers that the model does not have; a surplus pooler or pretraining head does no harm
     known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
     surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
     if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
@@ -468,7 +469,7 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Remove a random pooler, without which its class works. Returns what is still missing; for a model with a head, all of ``missing``."""
+    """Remove a random pooler. Returns ``missing`` without its parameters, but all of ``missing`` for a model with a head."""
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
     if pooler_names := {name for name in missing if name.startswith(pooler)}:
@@ -479,7 +480,8 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
     """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
 
-    The decoder of an encoder-decoder gets ``decoder_tokens`` of them, shifted right by one; all for ``None``, and in sequence classifiers.
+    A decoder beside an encoder gets the first ``decoder_tokens`` ids, shifted right by one. It gets all ids if that is ``None``, and in
+    sequence classifiers.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Batches of padded or packed rows, of a number of rows or tokens, and with the masks of language models."""
+"""Collators and samplers: padded or packed batches, batches by number of tokens, and masks for language models."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ EVALUATION = -1
 
 
 class EpochAwareCollator:
-    """A collator whose random choices depend on ``epoch``, from 0, which :class:`~hf_longattn.training.trainer.SetEpoch` sets."""
+    """A collator with random choices by ``epoch`` (from 0). :class:`~hf_longattn.training.trainer.SetEpoch` sets the epoch."""
 
     shared_epoch: Tensor
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         collator: Any = super().__new__(cls)
-        collator.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+        collator.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # shared with the worker processes
         return collator
 
     @property
@@ -48,14 +48,14 @@ class EpochAwareCollator:
         self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
-        """A copy that draws the same in every evaluation, different from the training, or nothing."""
+        """A copy for evaluations. Its random choices, if any, are the same in every evaluation and differ from training."""
         collator = copy.copy(self)
         collator.shared_epoch = torch.tensor(EVALUATION)
         return collator
 
 
 def shuffled(count: int, seed: int | str) -> list[int]:
-    """The numbers below ``count`` in an order by the seed."""
+    """The numbers ``0 … count - 1``, shuffled by ``seed``."""
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
@@ -74,8 +74,8 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 class DataCollatorWithGlobals(DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have ``labels`` of tokens or a ``global_attention_mask``.
 
-    Labels are padded with -100. In the mask, 1 = global; padding is never global. Models whose config says which tokens are global
-    (question answering) need no such column.
+    Labels are padded with -100. In the mask, 1 = global; padding is never global. If the config defines the global tokens (question
+    answering), the column is not needed.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
-    It gives ``documents (1, T)`` in place of ``position_ids``, since each family counts positions in its way (RoBERTa from 2). Other
-    columns of ``(T,)`` (labels of tokens, token_type_ids, global_attention_mask) are concatenated. Where the labels are classes of
-    documents, ``(B,)``, there are ``lengths (B,)``, too.
+    It adds ``documents (1, T)`` instead of ``position_ids``, because families count positions differently (RoBERTa from 2). Other
+    columns with a value per token (labels, token_type_ids, global_attention_mask) are concatenated. If each document has one label,
+    ``(B,)``, the batch also has ``lengths (B,)``.
 
     Args:
         shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
@@ -139,7 +139,7 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
-    """The module that reads the first token of all hidden states; ``None`` if the model selects the token itself."""
+    """The module that pools hidden states by their first token; ``None`` if the model selects the token itself."""
     modules = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
     module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
     return None if isinstance(module, nn.Linear) else module
@@ -175,12 +175,12 @@ class EpochSampler(Sampler[Any]):
 
 
 class TokenBudget(EpochSampler):
-    """Batches of rows of similar length, of a limited number of tokens. Their order depends on the seed and the epoch.
+    """A sampler of batches with a limited number of tokens and rows of similar length. The order depends on seed and epoch.
 
     Args:
         budget: maximum tokens of a batch. A longer row gets its own batch.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
-        processes: the number of batches is a multiple of it, so that all processes take equally many steps.
+        processes: number of processes. The number of batches is a multiple of it, so that all processes take equally many steps.
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
@@ -194,7 +194,7 @@ class TokenBudget(EpochSampler):
                 self.batches.append([])
                 total = lengths[row]
             self.batches[-1].append(row)
-        while len(self.batches) % processes:  # split the largest batch, or repeat one of a single row
+        while len(self.batches) % processes:  # split the largest batch, or repeat it if it has a single row
             largest = max(self.batches, key=len)
             half = len(largest) // 2
             self.batches.append(largest[half:] if half else list(largest))
@@ -213,10 +213,9 @@ MASKED = 0.15
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids with a share :data:`MASKED` masked, and their labels: the ids at masked tokens, else :data:`.tokenization.IGNORED`.
+    """Mask a share :data:`MASKED` of the tokens. Returns token ids and labels, :data:`.tokenization.IGNORED` where nothing is masked.
 
-    For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
-    other token is.
+    For evaluations: no token is replaced by a random one. Special tokens are never masked, and at least one other token is.
     """
     mask = getattr(tokenizer, "mask_token_id", None)
     if mask is None:
@@ -228,27 +227,26 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 
 
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
-    """transformers' collator of language models with repeatable masks.
+    """transformers' language-modelling collator with repeatable masks.
 
-    They depend on the seed, on ``epoch`` and on the tokens of the batch alone, so that resumed runs and other numbers of workers draw the
-    same masks.
+    Masks depend only on the seed, ``epoch`` and the tokens of the batch. Resumed runs draw the same masks, with any number of workers.
 
     At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
     padding token is the end token (GPT-2, Llama).
     """
 
     def create_rng(self, *args: Any) -> None:
-        """Make the generator for the masks of one batch. The base would make one for each process."""
+        """Make a generator for the masks of one batch. The base class would make one generator per process."""
         digest = hashlib.blake2b(self.drawn_from.encode(), digest_size=7).digest()
         self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        passes = [row.pop("epoch") for row in examples if "epoch" in row]  # of segments, through the documents
+        passes = [row.pop("epoch") for row in examples if "epoch" in row]  # the pass over the documents that a segment belongs to
         if passes and self.epoch != EVALUATION:
             self.epoch = max(passes)
-        rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
+        rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # next-token labels need no draw
         self.drawn_from = repr((self.seed, self.epoch, rows))
-        self.generator = None  # so that the base calls create_rng, if there is a seed
+        self.generator = None  # makes the base call create_rng if there is a seed
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
@@ -258,7 +256,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     def torch_mask_tokens(self, inputs: Any, special_tokens_mask: Any = None, offset_mapping: Any = None) -> tuple[Any, Any]:
         original = inputs.clone()
         shown, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
-        if not bool((labels != IGNORED).any()):  # a short batch; its loss would be the mean of nothing
+        if not bool((labels != IGNORED).any()):  # in a short batch; without a label, its loss would be NaN
             rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
             if len(rest):
                 index = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
@@ -271,7 +269,7 @@ class DataCollatorForPackedText(RepeatableMasks):
     ``documents (1, T)``. With next-token labels, the first token of a document is no target."""
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        """Rows with input_ids and documents, lists of the same length."""
+        """Collate rows with ``input_ids`` and ``documents``, two lists of the same length."""
         ids = [token for row in examples for token in row["input_ids"]]
         batch = super().torch_call([{"input_ids": ids}])
         numbers = torch.tensor([(row, number) for row, example in enumerate(examples) for number in example["documents"]])

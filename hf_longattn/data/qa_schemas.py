@@ -1,7 +1,7 @@
 """Questions about documents: SQuAD 1 and 2 (nested or flat), MRQA, HotpotQA, and rows of ``question``, ``context`` and ``answers``.
 
-Where the data give answers without their positions, every occurrence in the document counts as one (distant supervision, Joshi et al. 2017;
-Clark & Gardner 2018). Other data are written in the common schema first, by :func:`save_qa`.
+If the data give no position for an answer, every occurrence in the document is an answer (distant supervision, Joshi et al. 2017; Clark &
+Gardner 2018). Convert data in other schemas with :func:`save_qa`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def load_qa(
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.sources.read_table`. ``answer``, with or without ``answer_start``, counts where ``answers`` are empty. Empty
-            answers are those of questions without an answer, wherever they start.
+        source: see :func:`.sources.read_table`. If ``answers`` is empty, ``answer`` is used, with or without ``answer_start``. An empty
+            answer means that the question has no answer.
         split: which split, if the source has several.
         named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
@@ -105,7 +105,7 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def _questions(value: Any) -> Iterator[dict[str, Any]]:
-    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row."""
+    """The questions in a JSON value: articles under ``data`` (SQuAD), a document (MRQA), or a single row."""
     if not isinstance(value, dict) or "question" in value:
         yield value
         return
@@ -144,9 +144,9 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
 
 
 def _spans(answers: Any) -> list[tuple[str, Any]]:
-    """Each answer with a text, and its first character or ``None``.
+    """Text and start (a character index, or ``None``) of each answer that is not empty.
 
-    ``answers``: {text, answer_start} with one or several of each, or texts.
+    ``answers``: texts, or {text, answer_start} with one value or a list of values each.
     """
     if isinstance(answers, list):
         return [span for each in answers for span in _spans(each)]
@@ -198,7 +198,7 @@ def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     """HotpotQA: paragraphs [[title, sentences]], an answer (a span, yes or no) and supporting_facts [[title, sentence]], or the Hub's
-    columns. An answer counts in the supporting sentences, if it is there."""
+    columns. Occurrences in the supporting sentences take precedence."""
     paragraphs, facts, answer = row["context"], row["supporting_facts"] or [], row.get("answer")
     pairs = zip(paragraphs["title"], paragraphs["sentences"], strict=True) if isinstance(paragraphs, dict) else paragraphs
     supporting = {*zip(facts["title"], facts["sent_id"], strict=True)} if isinstance(facts, dict) else {*map(tuple, facts)}
@@ -221,7 +221,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MOST_MATCHES = 64
-"""Occurrences of an answer that distant supervision takes from one document."""
+"""Maximum occurrences of an answer that distant supervision takes from one document."""
 UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
 """A character of a script without spaces between words, such as Thai, Tibetan, Burmese, Khmer, kana and Chinese characters."""
 _NOTHING = str.maketrans("", "", string.punctuation)
@@ -239,17 +239,17 @@ def normalise(text: str) -> str:
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """SQuAD's answers: where ``texts`` occur in ``context`` as whole words, or else anywhere.
+    """Occurrences of ``texts`` in ``context``, in SQuAD's form: as whole words, or else anywhere.
 
-    Scripts without spaces have no whole words, so that every occurrence counts. Case, kind of space and Unicode normalisation form do not
-    matter. With ``normalised``, whole words alone count, and punctuation and articles between them are ignored, as in TriviaQA's script.
+    In scripts without spaces, every occurrence counts. Case, type of space and Unicode normalisation form do not matter. With
+    ``normalised``, only whole words count, and punctuation and articles between them are ignored, as in TriviaQA's script.
     """
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     lowered = normalize("NFD", context.lower())
     patterns = []
     for text in {normalised_alias(text) for text in texts} if normalised else texts:
         words = text.split()
-        if words and all(normalize("NFD", word.lower()) in lowered for word in words):  # most of an answer's aliases are not there
+        if words and all(normalize("NFD", word.lower()) in lowered for word in words):  # most aliases do not occur
             forms = [{word, normalize("NFC", word), normalize("NFD", word)} for word in words]
             patterns.append(re.compile(gap.join(f"(?:{'|'.join(map(re.escape, word))})" for word in forms), re.IGNORECASE))
     text_by_start: dict[int, str] = {}
@@ -270,7 +270,7 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
 
 
 def _goes_on(context: str, position: int, step: int) -> bool:
-    """Whether the word at a position goes on at the next character (step 1) or the previous one (step -1)."""
+    """Whether the word at a position extends to the next character (step 1) or the previous one (step -1)."""
     if not 0 <= position + step < len(context):
         return False
     here, there = context[position], context[position + step]

@@ -229,7 +229,7 @@ class DistanceTerm(ScoreTerm):
 
     @classmethod
     def of(cls, term: ScoreTerm, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """``term`` for the path ``cpu-distances``: a bias has p = 1 for each query. ``None`` for terms of other kinds."""
+        """Convert ``term`` for the path ``cpu-distances``. A :class:`DistanceBias` gets p = 1. ``None`` for other terms."""
         if isinstance(term, DistanceBias):
             ones = q.new_ones(1, dtype=term.table.dtype).expand(*q.shape[:3], 1)
             return cls(ones, term.table[..., None], term.ahead, k)
@@ -245,7 +245,7 @@ class DistanceTerm(ScoreTerm):
             self,
             queries=take_heads(self.queries, chosen),
             table=of_table(self.table),
-            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
+            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one key head per query head
             content=None if self.content is None else take_heads(self.content, chosen, 0),
             of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
             key_table=None if self.key_table is None else of_table(self.key_table),
@@ -266,7 +266,7 @@ class DistanceTerm(ScoreTerm):
     @property
     def written_out(self) -> ScoreMod:
         """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory each."""
-        return self._differentiable if torch.is_grad_enabled() else self._constant  # apart, as a search without gradients may come first
+        return self._differentiable if torch.is_grad_enabled() else self._constant  # two caches: a search without gradients may be first
 
     _differentiable = graph_property(lambda self: self._lookup())
     _constant = graph_property(lambda self: self._lookup())
@@ -310,7 +310,7 @@ class GridBias(ScoreTerm):
 
     engines = ("windows",)
     moves_with_tokens = False
-    """All sequences of a call have the same grid."""
+    """False, because all sequences of a call have the same grid."""
 
     def __post_init__(self) -> None:
         distances = math.prod(2 * size - 1 for size in self.sizes)

@@ -3,11 +3,11 @@
 Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of three layouts. The choice
 is made by :mod:`hf_longattn.engines.dispatch`:
 
-- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
-  each packed document has bitwise the output of a separate call. Mostly on the CPU;
+- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real tokens, and the
+  output of a packed document is bitwise the same as without packing. Mostly on the CPU;
 - **unchanged**: one call on the rows as they are. Padded rows get a key mask: for short inputs, GPUs and graphs, if there is no left
-  padding or only distances matter. Packed documents are separated by the mechanism. On the CPU, each has bitwise the output of a separate
-  call, and is not copied. On a GPU, operations run on whole rows;
+  padding or only distances matter. Packed documents are separated by the mechanism. On the CPU, documents are not copied, and outputs are
+  bitwise the same as without packing. On a GPU, operations run on whole rows;
 - **aligned**: one call on rows that all begin with a real token. Padded rows are rolled to the left (:func:`rolled`), by tensor operations
   only, mostly for GPUs and graphs. Packed documents are gathered into the rows of a right-padded batch (:func:`stacked`), for mechanisms
   that draw or learn something once per call. The output is moved back.
@@ -46,7 +46,7 @@ def why_not_split(context: DispatchContext) -> str | None:
         return UNKNOWN_STARTS
     if context.single_call:
         return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
-    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):  # rolling would copy all keys for a few queries
+    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):  # avoids copying all keys for few queries
         return None
     if context.device != "cpu":
         return "one call serves all rows of a batch on this device"
@@ -57,7 +57,7 @@ def why_not_split(context: DispatchContext) -> str | None:
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
-    """Why packed documents do not run in one call on unchanged rows, in which the mechanism separates them itself."""
+    """Why packed documents do not run unchanged: one call, in which the mechanism itself separates the documents."""
     if not context.separates:
         return "the mechanism does not keep packed documents apart"
     if in_graph():
@@ -87,7 +87,7 @@ def attend_per_sequence(
 
     Args:
         layout: one of the three layouts, as the dispatcher chose.
-        clears_padding: whether ``run`` itself keeps values of padding out of real rows.
+        clears_padding: whether ``run`` itself hides padding values from real tokens.
     Returns:
         Outputs at padding are finite but meaningless.
     Raises:
@@ -142,7 +142,7 @@ def advanced(
 
     Args:
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
-        state: of all rows, zeros for a row before its first token; ``None`` while no row has a token.
+        state: state of all rows, zeros for a row before its first token; ``None`` while no row has a token.
         skipped: number of padding tokens before each row's first token; ``None`` if there are none.
     Returns:
         The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.

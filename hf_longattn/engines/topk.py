@@ -181,7 +181,7 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
         Args:
             queries: ``(B, H, n, D)``.
             positions: ``(B or 1, H or 1, n)``, their positions.
-            seen: number of leading keys that causality hides from no query.
+            seen: number of leading keys that every query may see under causality.
         """
         scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
         if queries.dtype == torch.float64:
@@ -210,10 +210,10 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
 
 
 def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int) -> Tensor:
-    """``best (B, H', N, K)``, with queries ``in_doubt (B, H', N)`` searched again. Reads their number from the device, nothing else.
+    """Search again for queries ``in_doubt (B, H', N)``, and update ``best (B, H', N, K)``. Only their number is read from the device.
 
     Args:
-        exactly: searches for queries ``rows (B, H', n)`` in float64 and returns ``(B, H', n, K)``.
+        exactly: function of ``rows (B, H', n)`` that searches for these queries in float64 and returns ``(B, H', n, K)``.
         q: the queries ``(B, H, N, D)``.
         columns: scores per query.
     """
@@ -238,7 +238,7 @@ def _search(q: Tensor, k: Tensor, count: int, visible: Finish, diagonal: int | N
     """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
-    shared = heads if accelerator.accelerated(q) else 1  # an accelerator takes all heads in a step, which need not fit a CPU cache
+    shared = heads if accelerator.accelerated(q) else 1  # an accelerator searches all heads in one step: there is no CPU cache to fit
     rows = min(length, max(1, cells // (k.shape[2] * shared)))
     together = max(1, min(heads, cells // (k.shape[2] * rows)))
     parts = []
@@ -305,7 +305,7 @@ def float32_products(x: Tensor) -> bool:
         return False
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # raised if precision was set for one backend only
+    except RuntimeError:  # raised if the user set the precision of a single backend
         return False
     chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # new in PyTorch 2.9
     return exact and chosen in ("none", "ieee")

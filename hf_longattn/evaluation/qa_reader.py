@@ -31,18 +31,18 @@ EXAMPLES_AT_ONCE = 256
 
 
 class QAReader:
-    """Answers with the best span of a document.
+    """Answers questions with the best span of a document.
 
     Args:
         model: a question-answering model.
         tokenizer: its tokenizer.
-        length: maximum number of tokens of an input; ``None`` = the model's.
+        length: maximum number of tokens of an input; ``None`` = the model's maximum.
         stride: tokens shared by the windows of a longer document, a quarter of ``length`` at most; ``None`` = the rest is cut off.
         batch_size: windows per forward pass.
         dtype: autocast to this type; ``None`` = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; ``None`` = the config's
-            ``no_answer_threshold``, which training writes; without it, always answer.
+        null_threshold: answer "" if the best span's margin over "no answer" is below this. ``None`` = ``no_answer_threshold`` of the
+            config, which training sets; if it is not set, always answer.
         name: the reader's name in tables.
     """
 
@@ -71,7 +71,7 @@ class QAReader:
         return self.read([example])[0].text
 
     def read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers with their candidates, in the order of ``examples``. Inputs of similar length share a forward pass.
+        """Answers with candidate spans, in the order of ``examples``. Inputs of similar length share a forward pass.
 
         Raises:
             OptionError: an example has no ``question`` or no ``context``.
@@ -111,8 +111,8 @@ class QAReader:
 class Span:
     """A candidate answer: its ``text``, its characters ``start`` … ``end`` in the context, its ``score``.
 
-    ``score`` is the start and end scores minus those of "no answer" (the first token) in the same input, so that windows are comparable. It
-    is negative if the model prefers no answer.
+    ``score``: start plus end score, minus the same sum for "no answer" (the first token) in the same input, so windows are comparable.
+    Negative if the model prefers no answer.
     """
 
     text: str
@@ -129,7 +129,7 @@ class Answer:
         text: the answer, "" for none.
         spans: candidates, best first.
         length: tokens of the document.
-        position: tokens before the first right answer; -1 without one.
+        position: number of tokens before the first correct answer; -1 without one.
     """
 
     text: str
@@ -139,7 +139,7 @@ class Answer:
 
     @property
     def best(self) -> str:
-        """The answer if there must be one."""
+        """The text of the best span, even if "no answer" scores higher. "" without a span."""
         return self.spans[0].text if self.spans else ""
 
     @property
@@ -148,7 +148,7 @@ class Answer:
         return self.spans[0].score if self.spans else -float("inf")
 
     def above(self, threshold: float | None) -> str:
-        """The best answer, or "" if its score is below ``threshold``; ``None`` = there must be an answer."""
+        """The best answer, or "" if its score is below ``threshold``; ``None`` = always answer."""
         return "" if threshold is not None and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
@@ -171,10 +171,10 @@ def best_answers(
     *,
     most_tokens: int = 30,
 ) -> list[Answer]:
-    """The best span of all windows of each example. It is the answer, also where "no answer" has a higher score.
+    """The best span of all windows of each example, even if "no answer" scores higher.
 
     Args:
-        examples: with ``context``, and ``answers`` where they are known.
+        examples: rows with ``context``, and with ``answers`` if they are known.
         rows: all windows of the examples, in their order; see :func:`~hf_longattn.data.qa_features.qa_inputs`.
         starts, ends: per window, the logits (≥ L,); padding after L is ignored.
         most_tokens: maximum length of an answer.
@@ -243,14 +243,14 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     """Scores of ``answers`` to ``examples`` in per cent.
 
     Args:
-        examples: of ``load_qa``; ``gold`` (or else ``answers``) are the right texts, none for a question without an answer.
-        answers: one per example, as a :class:`QAReader` returns them.
+        examples: rows of ``load_qa``; ``gold`` (or else ``answers``) are the correct texts, none for a question without an answer.
+        answers: one answer per example, from a :class:`QAReader`.
 
     Returns:
-        exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
-        without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
-        A question with several documents (TriviaQA) counts once (:func:`by_question`). document_* count every document, as in TriviaQA's
-        Web part.
+        exact_match and f1 with standard errors, n, and scores ``by_length`` and ``by_position`` (of the answer), both in tokens. If some
+        questions have no answer, SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
+        A question with several documents (TriviaQA) counts once (:func:`by_question`). Scores named document_* count every document, as
+        in TriviaQA's Web part.
     """
     parts: dict[str, Sequence[tuple[Mapping[str, Any], Answer]]] = {}
     if any(example.get("document") for example in examples):
@@ -288,8 +288,8 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
     """Merge the documents of a question (TriviaQA) into one example with the best-scored answer.
 
-    Joshi et al. (2017, section 5.2) choose it in this way. The answer has the candidates and the total length of all documents, and the
-    position of the first right answer. All other examples stay as they are.
+    Joshi et al. (2017, section 5.2) choose the answer in this way. It gets the candidates and the total length of all documents, and the
+    position of the first correct answer. Examples with one document do not change.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -307,7 +307,7 @@ def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
 
 
 def gold_of(example: Mapping[str, Any]) -> list[str]:
-    """The correct texts."""
+    """The correct answers of an example, as texts."""
     return list(example.get("gold") or example["answers"]["text"])
 
 

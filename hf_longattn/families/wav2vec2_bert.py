@@ -1,5 +1,4 @@
-"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023). Rows of features of 20 ms, Conformer layers with embeddings of clipped
-distances.
+"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), Conformer layers over feature rows of 20 ms.
 
 Relative positions are score terms that depend on query and distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped
 distances (``relative_key``). Rotary positions rotate the hidden states before they are projected, as in the base.
@@ -33,7 +32,7 @@ SinusoidsNear = Callable[[int, int], Tensor]
 
 
 class NearSinusoids(nn.Module):
-    """Mixin before the base's ``…RelPositionalEmbedding``: returns a function that computes sinusoids only for visible distances."""
+    """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible distances only."""
 
     config: Any
 
@@ -43,7 +42,7 @@ class NearSinusoids(nn.Module):
         like = hidden_states[0, 0, 0].detach()
 
         def near(back: int, ahead: int) -> Tensor:
-            furthest = back + ahead + 1  # no less than both, and never 1, which a graph would exclude
+            furthest = back + ahead + 1  # at least the larger of both, and never 1, which graphs specialise on
             table: Any = self.extend_pe(like.expand(1, furthest + 1))  # type: ignore[operator]
             return table[0, furthest - back : furthest + ahead + 1].flip(0)
 
@@ -111,7 +110,7 @@ def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
 
 
 def adapted(config: Any, rows: int) -> int:
-    """Number of rows of the last hidden state: ``rows``, or fewer after the adapter."""
+    """Number of rows of the last hidden state: ``rows``, or fewer if the model has an adapter."""
     kernel, stride = config.adapter_kernel_size, config.adapter_stride
     for _ in range(config.num_adapter_layers if config.add_adapter else 0):
         rows = (rows + 2 * (kernel // 2) - kernel) // stride + 1

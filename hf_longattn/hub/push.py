@@ -29,11 +29,11 @@ LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "trainer_state.json", "optimizer.*",
     "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__", "*_report.json", "training_log.json", "*_results.json", *PREDICTIONS,
 )  # fmt: skip
-"""Patterns of files that are not uploaded. Reports and logs name files of this machine, and the card says what they measured; predictions
-quote the data; ``training_args.bin`` is a pickle that may contain a Hub token; the rest belongs to a training run."""
+"""Patterns of files that are not uploaded. Reports and logs name local files; the card has their results. Predictions quote the data.
+``training_args.bin`` is a pickle that may contain a Hub token. All others belong to a training run."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
 NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
-"""The comment in a card with the name by which its code loads the model."""
+"""The HTML comment in a card with the model name in its code."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
@@ -78,7 +78,7 @@ def push_model(
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: add the file for `trust_remote_code`, see :func:`hf_longattn.hub.write_remote_code`.
         leave_out: patterns of further files and folders that are not uploaded.
-        contents: for the card, if neither the folder nor the repository has one; see :func:`hf_longattn.hub.model_card`.
+        contents: arguments of :func:`hf_longattn.hub.model_card`, used if neither the folder nor the repository has a card.
         commit: more arguments of ``HfApi.create_commit``.
 
     Raises:
@@ -99,7 +99,7 @@ def push_model(
     changed = {"README.md": card_for_repository(path, name)} if has_card else {}
     with translated_errors(repo_id, token):
         if has_card:
-            read_card(path / "README.md").validate(repo_type="model")  # before a repository is created for it
+            read_card(path / "README.md").validate(repo_type="model")  # fail before the repository is created
         api.create_repo(name, private=private or None, exist_ok=True)
         is_private = bool(api.model_info(name).private)
         if revision is not None:
@@ -109,14 +109,14 @@ def push_model(
         changed["README.md"] = str(model_card(path, name=name, **contents))
     sent = sorted({*files, *changed})
     added = [CommitOperationAdd(file, changed[file].encode() if file in changed else path / file) for file in sent]
-    with translated_errors(repo_id, token):  # upload_folder cannot send other contents than a file's
+    with translated_errors(repo_id, token):  # upload_folder could not send a changed card
         message = commit_message or f"Upload {path.resolve().name}"
         done = api.create_commit(name, added, commit_message=message, revision=revision, **commit)
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
-    """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
+    """Check whether an upload is possible, before the work that produces its files. Returns the full name of the repository.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
@@ -141,7 +141,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
     Args:
         folder: a saved model. Our card replaces transformers' placeholder card in it; any other card stays.
         source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
-        arguments: of :func:`push_model`.
+        arguments: more arguments of :func:`push_model`.
     """
     readme, contents = Path(folder) / "README.md", {}
     if readme.is_file() and EMPTY_CARD in read_text(readme):
@@ -152,7 +152,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
 
 
 def chosen_files(folder: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
-    """Relative paths of the files to upload, and of all other files. ``patterns`` of names are left out."""
+    """Relative paths of the files to upload, and of all other files. ``patterns``: names to leave out."""
     uploaded: list[str] = []
     left_out: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):

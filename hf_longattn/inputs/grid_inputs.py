@@ -78,12 +78,12 @@ class Images(UserFiles):
         return dict(self.spec.arguments(self.config, self.spec.seeded(self.config, size.value)))
 
     def processed(self, file: Path | None = None, processor: Any = None) -> Tensor:
-        """The input that a processor makes of a file; by default the model's processor at its own size, of the first file."""
+        """The processor's output for a file. Defaults: the model's processor at its own size, and the first file."""
         image = read_image(file or self.files[0], otherwise="give another file")
         return torch.as_tensor((processor or self.required)(images=image, return_tensors="pt")[PIXELS])
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for each image, processed at ``size``; refused if the processor makes images of another size."""
+        """The arguments of ``forward`` for each image, processed at ``size``. Raises an error if the processor outputs another size."""
         processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
         values = [self.processed(file, processor) for file in self.needed()]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
@@ -95,7 +95,7 @@ class Images(UserFiles):
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
-    """The part of a card's code that makes an input with the image processor."""
+    """Code for a model card that prepares an input with the image processor."""
     lines = (
         f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
         'inputs = processor(image, return_tensors="pt")'
@@ -151,7 +151,7 @@ class GridModality(SizedModality):
                 "transformers resizes square ones only; leave --image-size out."
             )
 
-        # windows are as large as the source's grid unless the request says otherwise
+        # by default, windows are as large as the source's grid
         if request.long_attention is not None:
             attention = request.attention()
         else:
@@ -199,7 +199,7 @@ class GridModality(SizedModality):
         return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
 
     def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
-        """Check that the written image processor makes images of the new size."""
+        """Check that the written image processor outputs the new size."""
         name, size = "image processor", plan.inputs.new
         if inputs.processor is None:
             return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
@@ -230,13 +230,15 @@ class GridModality(SizedModality):
 
 
 def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
-    """Whether every cell sees only cells in its own repetition of a position table that is tiled over the new grid."""
+    """Whether every cell sees only cells in its own tile, where the old position table is tiled over the new grid."""
     blocks = grid_blocks(layer, sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
 def check_crops(comparison: Comparison) -> Check:
-    """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
+    """Compare each window of the old size with the source's output for that crop.
+
+    Applies only if positions are tiled and no token sees two windows."""
     plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes
@@ -249,7 +251,7 @@ def check_crops(comparison: Comparison) -> Check:
         return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
 
     def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
-        """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
+        """Cut one image ``(1, channels, height, width)`` into parts with these sides. Returns them as a batch, row by row."""
         return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
 
     arguments = comparison.inputs.at(new)

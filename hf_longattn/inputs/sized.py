@@ -1,4 +1,4 @@
-"""Images and sounds, whose size changes no tensor of a model: the plan of a new size, the processor, and the checks at both sizes."""
+"""Plans, processors and checks for a new size of images or sounds. The size changes no tensor of the model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_processor(folder: Path, part: str) -> Any | None:
     """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
     files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
     for file in files:
-        read_json_object(file)  # transformers would refuse a damaged one in other words
+        read_json_object(file)  # transformers would raise other errors for a damaged file
     loader = getattr(transformers, AUTO_CLASSES[part])
     return load_part(loader, folder, part.replace("_", " "), local_files_only=True) if files else None
 
@@ -61,15 +61,15 @@ def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, A
 
 
 class UserFiles:
-    """A user's images or recordings as inputs of a model, made by the model's processor, which is by default that of its folder.
+    """A user's images or recordings as model inputs. They are processed by the given processor, or by that of the model's folder.
 
-    There are at most ``count`` of them, taken at even distances from a larger folder; without files, inputs are seeded.
+    At most ``count`` files are used, evenly spaced in a larger folder. Without files, inputs are random but seeded.
     """
 
-    part: ClassVar[str]  # the model's processor, a key of AUTO_CLASSES
+    part: ClassVar[str]  # type of the model's processor, a key of AUTO_CLASSES
     file_type: ClassVar[str]
-    noun: ClassVar[str]  # several of them
-    built_in: ClassVar[str]  # the seeded inputs, for a report
+    noun: ClassVar[str]  # plural noun for the files
+    built_in: ClassVar[str]  # description of the seeded inputs, for a report
 
     def __init__(
         self, spec: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
@@ -109,11 +109,11 @@ class SizedModality(Modality):
     """Inputs whose size changes no tensor of a model."""
 
     files: ClassVar[type[UserFiles]]
-    field: ClassVar[str]  # of the config, with the size for which a model was converted
+    field: ClassVar[str]  # config field with the size for which a model was converted
     trained_by: ClassVar[Mapping[str, tuple[str, ...]]]  # ending of a class's name -> arguments of `longattn train`
 
     def layers(self, architecture: Any, attention: LongAttentionConfig, sizes: InputSizes) -> list[Mechanism]:
-        """The mechanism of every layer, for inputs of the new size. Raises an error for one that cannot run on inputs of these sizes."""
+        """The mechanism of every layer, for inputs of the new size. Raises an error if a mechanism cannot run at these sizes."""
         count = architecture.source_config.num_hidden_layers
         attention.check_layers(count)
         mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
@@ -129,7 +129,7 @@ class SizedModality(Modality):
 
         Args:
             positions, warnings: the strategy for positions, and reasons against using the result without training.
-            processor, changes: the source's processor, if any, and its fields that are different for the result.
+            processor, changes: the source's processor, if any, and the fields that change in the result.
         """
         lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
         config = architecture.long_config(attention, lengths=lengths, strategy=positions)
@@ -158,15 +158,15 @@ class SizedModality(Modality):
 
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
-    """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
+    """The size for checks: the new size, or the largest step from old to new size that takes few enough FLOPs."""
     costs = [(cost.size, 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops)) for cost in plan.costs]
     return [plan.inputs.old, *(size for size, flops in costs if flops <= FLOPS_AT_NEW_SIZE)][-1]
 
 
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
-    """Compare outputs at the old size, and hidden states at the new one, which is smaller for a large model.
+    """Compare outputs at the old size, and hidden states at the new size (a smaller one for a large model).
 
-    resizing, how: arguments with which the source reads the new size, and in words.
+    resizing, how: arguments with which the source reads the new size, and their description.
     """
     plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
     sizes, noun, (source, measured) = plan.inputs, plan.inputs.modality.noun, comparison.compared
@@ -208,6 +208,6 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
 
 
 def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The last hidden states of a model without its head, without a pooled state; all of its outputs if it has none."""
+    """The last hidden states of a model below its head. All outputs if there are no last hidden states."""
     outputs = run_model(without_head(model), arguments)
     return {STATES: outputs[STATES]} if STATES in outputs else outputs

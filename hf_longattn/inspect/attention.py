@@ -49,16 +49,16 @@ from .watching import (
 )
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-"""Lengths in tokens that are measured by default, as far as the model and the text are long enough."""
+"""Default lengths in tokens. Lengths beyond the model's maximum or the text are left out."""
 SHORTEST = 16
 SECONDS = (7.5, 15.0, 30.0)
-"""Durations in seconds that are measured by default, as far as the model and the recordings are long enough."""
+"""Default durations in seconds. Durations beyond the model's maximum or the recordings are left out."""
 EXCERPTS = 4
 """Maximum number of excerpts of the recordings for each duration."""
 QUERIES = 1024
-"""Number of queries measured at each length by default, one from each of as many equal parts of the input."""
+"""Default number of queries measured at each length. The input is cut into this many equal parts, with one query from each."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of the names of files that are read as images."""
+"""File name suffixes of images."""
 Progress = Callable[[str], None]
 
 
@@ -67,7 +67,7 @@ class CapturedMass:
     """The share of the softmax of every layer and head that each candidate retains, for one input.
 
     mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
-    pairs: number of query–key products per head for each candidate. full_pairs: for full attention.
+    pairs: number of query–key products per head for each candidate. full_pairs: the same for full attention.
     reasons: candidate as text -> why it is not applicable.
     """
 
@@ -82,8 +82,8 @@ class CapturedMass:
 class LoadedCheckpoint:
     """A model to watch, in fp32 unless it was given in memory.
 
-    name, class_name: of the checkpoint, or of a model in memory. is_long: whether it has mechanisms.
-    folder: with its tokenizer or processor; ``None`` for a model in memory.
+    name, class_name: names of the model (a checkpoint or in memory) and its class. is_long: whether it has mechanisms.
+    folder: folder with the tokenizer or processor; ``None`` for a model in memory.
     """
 
     model: Any
@@ -96,7 +96,7 @@ class LoadedCheckpoint:
 def load_to_watch(
     model: str | Path | nn.Module, *, device: str | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> LoadedCheckpoint:  # fmt: skip
-    """Load a checkpoint as it is. Where only Long classes are watched (sound), it is loaded as that, with its base's attention.
+    """Load a checkpoint with its own class. A sound model is loaded as a Long class with full attention, as only those can be watched.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is quantised.
@@ -119,10 +119,10 @@ def load_to_watch(
 
 @dataclass(frozen=True)
 class ReadInputs:
-    """What a model reads.
+    """Inputs of a diagnosis.
 
-    name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
-    frame_seconds: of sounds, seconds per frame.
+    name: name of the file. lengths: for each length, its name in messages, and inputs for :func:`.watching.watched_inputs`.
+    frame_seconds: for sounds, seconds per frame.
     """
 
     name: str
@@ -268,7 +268,7 @@ def _read_text(
 def _read_sounds(
     modality: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
-    """Excerpts of recordings of each duration.
+    """Excerpts of each duration from recordings.
 
     Raises:
         InputError: a duration exceeds the model's maximum or the recordings.
@@ -300,7 +300,7 @@ def _read_image(
     """One image, at the size that the processor makes.
 
     Raises:
-        OptionError: lengths were asked for.
+        OptionError: lengths were given.
         CheckpointError: the model has no processor.
     """
     if requested is not None:
@@ -314,7 +314,7 @@ def _read_image(
 def untrained(
     stack: PreTrainedModel, candidates: Sequence[Candidate], reasons: Mapping[str, str], causal: bool, heads: int, width: int
 ) -> dict[str, str]:
-    """Candidate as text -> why learned positions need training with it in texts of twice the trained length; others are left out."""
+    """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates are left out."""
     config: Any = stack.config
     family, limit = FAMILIES.get(getattr(config, "base_model_type", config.model_type)), longest_input(config)
     if limit is None or family is None or not any(table.learned for table in family.position_tables):
@@ -360,7 +360,7 @@ def captured_mass(
 class MeasuredLayers:
     """Sums of every layer's numbers over one or more forward passes of the same length.
 
-    rows: indices of the queries that the next pass adds. grid: of the tokens of an image. draws: whether its maps of attention are stored.
+    rows: indices of the queries that the next pass adds. grid: grid of an image's tokens. draws: whether attention maps are stored.
     """
 
     def __init__(

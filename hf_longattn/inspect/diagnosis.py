@@ -21,7 +21,7 @@ from .layer_attention import MEANS, SINK
 FORMAT = 2
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
 ENOUGH = 0.9
-"""Minimum share of the mass that the chosen mechanism keeps, if one that costs less than full attention keeps so much."""
+"""Minimum share of the attention mass that a chosen mechanism keeps, if possible; see :meth:`Diagnosis.chosen`."""
 DIGITS = 5
 """Number of significant digits in JSON."""
 
@@ -53,7 +53,7 @@ class LengthDiagnosis:
     length: number of tokens.
     queries: number of measured queries.
     bins: first and last distance of each bin.
-    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: for full attention.
+    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: the same for full attention.
     seconds: duration of the measurement, all forward passes included.
     """
 
@@ -77,7 +77,7 @@ class LengthDiagnosis:
 class Image(NamedTuple):
     """An image as the model reads it.
 
-    grid: of its tokens. size: as text.
+    grid: grid of the tokens. size: size as text.
     """
 
     grid: Grid
@@ -159,10 +159,11 @@ class Diagnosis:
         return self.last.pairs[number] / self.last.full_pairs
 
     def chosen(self) -> int | None:
-        """Index of the cheapest candidate that keeps at least :data:`ENOUGH` of the mass. If none cheaper keeps so much,
-        of the one that keeps most for at most half of that cost. ``None`` if no candidate is cheaper than full attention.
+        """Index of the chosen candidate. ``None`` if no candidate is cheaper than full attention.
 
-        Costs are compared in whole percent; of equal ones, the larger mass is chosen.
+        The cheapest candidate that keeps at least :data:`ENOUGH` of the mass is chosen. If none does, the largest mass is chosen,
+        among candidates of at most half the cost of full attention if there are any. Costs are rounded to whole percent; a tie goes to
+        the larger mass.
         """
         holding = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
         cheaper = [number for number in holding if self.cost(number) < 1]
@@ -195,7 +196,7 @@ class Diagnosis:
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
 
         def in_words(layer: int) -> str:
-            """The mean of a layer's effective tokens as text, rounded, but to no more than the length."""
+            """The mean of a layer's effective tokens as text, rounded, and at most the length."""
             tokens = float(spread[layer])
             rounded = round(tokens, -2 if tokens >= 2000 else 0)
             return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
@@ -210,7 +211,7 @@ class Diagnosis:
         return f"{sentence}; {self.candidates[number]} keeps {mass} of the attention, at {cost} of the cost."
 
     def dilution(self) -> str:
-        """How effective tokens grow from the shortest to the longest length, as a sentence; empty for a single length."""
+        """Growth of the effective tokens from the shortest to the longest length, as a sentence. Empty for a single length."""
         first, last = self.lengths[0], self.last
         if first is last:
             return ""
@@ -225,7 +226,7 @@ class Diagnosis:
         )
 
     def reach(self) -> str:
-        """Distances within which half and :data:`ENOUGH` of the attention lie at the longest length, as a sentence."""
+        """Distances that cover half and :data:`ENOUGH` of the attention at the longest length, as a sentence."""
         by_layer = torch.stack([layer.distance.mean(0) for layer in self.last.layers])
         mass = by_layer.mean(0).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]

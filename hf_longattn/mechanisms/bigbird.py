@@ -7,9 +7,9 @@ block I sees the keys of block J if
     causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window  (and key <= query)
 
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
-attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that a
-query counts m times has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first block counts once more for each random
-block, as in transformers' BigBird in evaluation. transformers draws random blocks only in training; here the pattern is always the same.
+attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that
+counts m times for a query has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first block counts once more for each
+random block, as in transformers' BigBird in evaluation. transformers draws random blocks only in training; here the pattern is fixed.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 TABLE_STEP = 64
-"""Blocks by which a table for decoding grows. Untuned."""
+"""Number of blocks by which a decoding table grows. Untuned."""
 MAX_TABLE = 1 << 24
-"""Maximum entries of a layer's table for decoding, of a byte each. For longer texts, every step draws the random blocks again. Untuned."""
+"""Maximum entries (one byte each) of a layer's decoding table. For longer texts, every step draws the random blocks again. Untuned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class BigBird(MaskedMechanism):
         return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """A function for the number of times that each key counts in a query's softmax. Its ``kv_idx`` must cover the whole sequence."""
+        """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class BigBird(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        one_call = accelerator.accelerated(q)  # takes any number of global tokens, also in a graph
+        one_call = accelerator.accelerated(q)  # supports any number of global tokens, even in a graph
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens is not None and not one_call}
         path = choose("pairs", q, k, call, **about)
         if path == "dense":
@@ -244,7 +244,7 @@ class BigBird(MaskedMechanism):
         return out[:, :, kv_len - q_len :]
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """Which blocks of keys each block of queries sees. The number of blocks of each text is read with the batch."""
+        """The key blocks that each query block sees. The number of blocks of each text is read together with the batch."""
         size, batch = self.options.block_size, call.batch
         rows = -(-length // size)
         by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
@@ -267,7 +267,7 @@ class BigBird(MaskedMechanism):
         return BlockTable(torch.cat([of_count[count].seen for count in counts]), torch.cat(added) if added else None)
 
     def _causal_table(self, rows: int, device: torch.device) -> Tensor:
-        """Which blocks each block of a causal text sees, ``(H, rows, rows)`` bool. The layer stores it for the next steps of decoding."""
+        """The blocks that each block of a causal text sees, ``(H, rows, rows)`` bool. Stored for the next decoding steps."""
         key = (rows, device, self.layer)
 
         def make() -> Tensor:
@@ -381,7 +381,7 @@ class Blocks:
     edge: global blocks at each end; at the start only when causal.
     full: maximum number of blocks at which a bidirectional sequence has full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 for none.
-    again: how many extra times the first block counts for queries that do not see everything.
+    again: number of extra times that the first block counts for queries without full attention.
     """
 
     count: Tensor

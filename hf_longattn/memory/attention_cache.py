@@ -1,8 +1,8 @@
-"""Cache layers that compute the attention of a step themselves, from what they keep in place of all keys.
+"""Cache layers that store less than all keys, and compute the attention of a decoding step themselves.
 
-A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It holds the keys that a later token can
+A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It stores the keys that a later token can
 still see, each with its column in the padded batch. Keys that :meth:`MaskedMechanism.retained` excludes are dropped. Positions count from
-each sequence's first real token, so rows with different padding hold different columns. A row with fewer keys has empty slots (column -1).
+each sequence's first real token, so rows with different padding store different columns. A row with fewer keys has empty slots (column -1).
 
 A :class:`StateLayer` is for mechanisms with a state of constant size: linear states, ring buffers, segment memories.
 """
@@ -31,9 +31,9 @@ from .key_cache import ReservedLayer, compact
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type of a state in ``config.layer_types``."""
 NOT_STARTED = 1 << 40
-"""Start of a sequence without a real token so far. It is larger than every column."""
+"""Value of ``starts`` for a sequence without a real token so far. Larger than every column."""
 SLACK = 64
-"""Number of tokens between two removals of unneeded keys."""
+"""Number of new tokens after which unneeded keys are removed."""
 
 
 class AttentionCacheLayer(DynamicLayer):
@@ -67,7 +67,7 @@ class AttentionCacheLayer(DynamicLayer):
 
         Args:
             k, v: the keys and values that this layer's ``update`` returned.
-            call: has the padding of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
+            call: with the padding mask of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
         Returns:
             ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
         """
@@ -86,7 +86,7 @@ class AttentionCacheLayer(DynamicLayer):
         return self.cumulative_length if self.is_initialized else 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`InputError`: the layer does not hold what earlier tokens see."""
+        """Raise :class:`InputError`, because the keys that earlier tokens see have been dropped."""
         raise InputError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
 
     def restart(self, rows: Tensor) -> None:
@@ -102,7 +102,7 @@ class AttentionCacheLayer(DynamicLayer):
             self.starts = torch.where(self.starts == NOT_STARTED, NOT_STARTED, self.starts - count)
 
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``change`` to every tensor of the layer whose first dimension is the batch: to all but numbers."""
+        """Apply ``change`` to every tensor of the layer with a batch dimension, that is, all except scalars."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.dim():
                 setattr(self, name, change(value))
@@ -124,10 +124,10 @@ class AttentionCacheLayer(DynamicLayer):
 
 
 def unread_cache(name: str) -> BackendError:
-    """The error if a model stored tokens in a cache that its attention function did not receive, so that they would be lost.
+    """The error for a model that stores tokens in a cache without passing the cache to its attention function.
 
     Args:
-        name: the class of the cache layer or of the attention module.
+        name: class name of the cache layer or attention module.
     """
     lowest, highest = TESTED["transformers"]
     return BackendError(
@@ -148,8 +148,8 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
 class SparseCacheLayer(AttentionCacheLayer):
     """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
 
-    ``mechanism`` and ``options`` (JSON) determine them; unneeded keys are removed once per :data:`SLACK` tokens. The layer computes the
-    attention once keys have been removed.
+    The keys depend on ``mechanism`` and ``options`` (JSON). Unneeded keys are removed after every :data:`SLACK` tokens. After the first
+    removal, the layer computes the attention.
     """
 
     keeps = "retained keys"
@@ -163,7 +163,7 @@ class SparseCacheLayer(AttentionCacheLayer):
         self._clean_size = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens and return all keys and values of the layer. Before that, unneeded keys are dropped if it is time."""
+        """Append the new tokens, and return all keys and values of the layer. Unneeded keys are dropped first, if due."""
         if self.columns is None:
             self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
         if self.columns.shape[1] >= self._clean_size + SLACK:
@@ -179,7 +179,7 @@ class SparseCacheLayer(AttentionCacheLayer):
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
     def _prune(self) -> None:
-        """Drop the keys that no later token sees. The other slots are packed to the left, in order."""
+        """Drop the keys that no later token sees, and pack the other slots to the left in order."""
         if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
             return
         positions = self.positions()
@@ -221,7 +221,7 @@ class SparseCacheLayer(AttentionCacheLayer):
         return out, mechanism.attend_retained(q, k, one_hot, *positions, call.replace(dropout=0.0))
 
     def unused(self) -> int:
-        """The number of columns at the start that no slot holds."""
+        """Number of leading columns without a stored key."""
         filled = None if self.columns is None else self.columns[self.columns >= 0]
         return int(filled.min()) if filled is not None and len(filled) else self.cumulative_length
 
@@ -263,7 +263,7 @@ class StateLayer(AttentionCacheLayer):
             raise unread_cache(type(self).__name__)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.cumulative_length += key_states.shape[2]  # a tensor is changed in place
+        self.cumulative_length += key_states.shape[2]  # a tensor is updated in place
         self.is_unread = True
         return key_states, value_states
 
@@ -300,7 +300,7 @@ class StateLayer(AttentionCacheLayer):
         return out, weights
 
     def unused(self) -> int:
-        """The number of columns that the mask may drop: all of them, because the state contains their tokens."""
+        """Number of columns that the mask may drop: all, because the state contains their tokens."""
         return int(self.cumulative_length)
 
     def restart(self, rows: Tensor) -> None:

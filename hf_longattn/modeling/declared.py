@@ -1,4 +1,4 @@
-"""What a stock model declares about the keys that each query sees, and the attention to these keys.
+"""Reads a stock model's own attention mask, and computes attention to the keys that it shows.
 
 transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks that see each other.
 :class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing of size N×N is built for a window.
@@ -33,11 +33,11 @@ from ..mechanisms.common.registry import mechanism_from
 from . import masks
 
 BLOCK_PAIRS = 1 << 26
-"""Maximum pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
+"""Maximum query-key pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
 FEWEST_ROWS = 128
-"""Minimum number of queries of a block. Untuned."""
+"""Minimum queries per block. Untuned."""
 FEW_QUERIES = 32
-"""Maximum number of new tokens for which one masked call over all keys costs least. Untuned."""
+"""Maximum new tokens for one masked call over all keys. Untuned."""
 SINKS = "s_aux"
 """The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
@@ -45,7 +45,7 @@ MaskFunction = Callable[[Any, Any, Any, Any], Any]
 
 
 def _code(name: str, *arguments: Any) -> CodeType | None:
-    """The code of the functions that transformers' ``name`` makes. ``None`` if the installed version has no ``name``."""
+    """The code object of the mask functions that transformers' ``name`` creates. ``None`` if this version has no ``name``."""
     make = getattr(masking, name, None)
     return None if make is None else make(*arguments).__code__
 
@@ -59,15 +59,15 @@ KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, DOCUMENTS, MOVED
 
 
 def _settings(function: MaskFunction) -> dict[str, Any]:
-    """The values with which transformers made a mask function, by name."""
+    """Arguments with which transformers created a mask function, by name."""
     return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
 
 
 class Region(NamedTuple):
-    """Keys that a stock model's queries see, if a band, padding and documents describe them.
+    """Visible keys of a stock model, described by a band, padding and documents.
 
-    keys: the number of keys in use. Further ones are empty slots of a static cache. Queries are at the last of them.
-    cross: whether the queries may be another sequence than the keys, so that padding of keys says nothing about queries.
+    keys: number of keys in use. Later keys are empty slots of a static cache. The queries are the last of the keys in use.
+    cross: whether queries may be a different sequence, so that the key padding says nothing about queries.
     """
 
     pattern: Pattern
@@ -78,20 +78,20 @@ class Region(NamedTuple):
     def is_one_call(self, queries: int) -> bool:
         """Whether one call of scaled_dot_product_attention without a mask, causal or not, is enough."""
         aligned = queries in (1, self.keys) or not self.pattern.causal
-        any_length = torch.compiler.is_exporting() and self.pattern.bounded  # which no window covers
+        any_length = torch.compiler.is_exporting() and self.pattern.bounded  # no window covers every length
         return self.batch is None and aligned and not any_length and self.pattern.covers(queries, self.keys)
 
 
 class DeclaredMask(PassCache):
-    """The mask of a stock model, in column of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
+    """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would build.
 
-    It alone says which keys a query sees. Attention modules get it as they get flex-attention's ``BlockMask``. Any operation of a model
-    on it, and any attribute of a tensor, is that of :meth:`dense`. Scores to which it is added get 0 and the lowest number.
+    It fully determines which keys a query sees. Attention modules receive it like flex-attention's ``BlockMask``. Tensor operations and
+    attributes are forwarded to :meth:`dense`. If it is added to scores, visible keys get 0 and hidden keys the lowest number.
 
     left, right: the band that contains every visible pair: from ``query - left`` to ``query + right``.
     exact: whether the band, :attr:`padding` and documents describe the mask completely.
     padding: ``(B, Nk)`` bool, True = real key; ``None`` if every key is real.
-    chunk: tokens of a chunk, one of the documents; ``None`` without chunks.
+    chunk: tokens per chunk, if the mask has chunks; else ``None``. Each chunk counts as a document.
     """
 
     ndim, dtype = 4, torch.bool
@@ -100,7 +100,7 @@ class DeclaredMask(PassCache):
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
-        if isinstance(arguments["q_offset"], Tensor):  # of a static cache, which changes it before the mask is evaluated
+        if isinstance(arguments["q_offset"], Tensor):  # a static cache changes its offset before the mask is evaluated
             arguments["q_offset"] = arguments["q_offset"].clone() if in_graph() else int(arguments["q_offset"])
         self.first_query, self.first_key = arguments["q_offset"], arguments["kv_offset"]
         self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
@@ -116,9 +116,9 @@ class DeclaredMask(PassCache):
             self.padding = arguments["attention_mask"] = None
 
     def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
-        """Narrow the band to ``function``, and collect its documents. A function that is not known leaves the band as it is.
+        """Narrow the band to ``function``, and collect its documents. An unknown function does not change the band.
 
-        positions: ``(B, N)``, by which the function counts instead of by the token's index.
+        positions: ``(B, N)``, the positions that the function uses instead of token indices.
         """
         code = getattr(function, "__code__", None)
         settings = _settings(function) if code in KNOWN else {}
@@ -150,7 +150,7 @@ class DeclaredMask(PassCache):
             self.exact = False
 
     def _read_in_graph(self, function: MaskFunction) -> None:
-        """:meth:`_read` by the other arguments of transformers, because a graph cannot look into a function."""
+        """Like :meth:`_read`, from the other arguments of transformers, because a graph cannot inspect a function."""
         config, local_size = self.arguments.get("config"), self.arguments.get("local_size")
         causal = bool(self.arguments.get("allow_is_causal_skip"))
         usual = causal or self.arguments.get("allow_is_bidirectional_skip")  # no documents, blocks or functions of a model
@@ -169,15 +169,15 @@ class DeclaredMask(PassCache):
         return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
 
     def region(self, documents: Tensor | None = None) -> Region | None:
-        """The visible keys. ``documents (B, Nq)`` are those of the call, which separate tokens as well.
+        """The visible keys. ``documents (B, Nq)`` of the call separate tokens, in addition to those of the mask.
 
-        ``None`` if a band, padding and documents do not describe them, or if a graph does not know where they are.
+        ``None`` if a band, padding and documents do not describe the keys, or if a graph does not know their offsets.
         """
 
         def make() -> Region | None:
             pattern, everything = Pattern(self.left, self.right, self.right == 0), self.hides_padding_alone
             keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
-            if everything and keys != self.keys:  # the queries are another sequence
+            if everything and keys != self.keys:  # the queries are a different sequence
                 keys = self.keys
             elif (
                 not self.exact
@@ -196,18 +196,18 @@ class DeclaredMask(PassCache):
         return self.cached(("region", documents is None), make)
 
     def dense(self) -> Tensor:
-        """The mask that transformers makes for its sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
+        """The mask of transformers' sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
         return self.rows(0, self.queries, 0, self.keys).expand(self.shape)
 
     def added(self, dtype: torch.dtype) -> Tensor:
-        """:meth:`dense` as it is added to scores: 0 where a key is visible, else the lowest number of ``dtype``."""
+        """:meth:`dense` in additive form: 0 where a key is visible, else the lowest number of ``dtype``."""
         hidden = torch.zeros((), dtype=dtype, device=self.device)
         return torch.where(self.dense(), hidden, torch.finfo(dtype).min)
 
     def rows(self, start: int, stop: int, first: int, last: int) -> Tensor:
-        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Stored if it is most of the mask.
+        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Cached if it is at least half.
 
-        With equal rows, it has one: ``(B, 1, 1, keys)``.
+        ``(B, 1, 1, keys)`` if all queries see the same keys.
         """
         if self.hides_padding_alone and self.padding is not None:
             return self.padding[:, None, None, first:last]
@@ -280,7 +280,7 @@ DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def _longest_block(ids: Tensor) -> int:
-    """The largest number of tokens from the first to the last of a block, by ``ids (B, N)`` of blocks; -1: in no block. 0 without any."""
+    """Extent in tokens (from first to last) of the largest block; 0 without blocks. ``ids (B, N)``: each token's block, -1 for none."""
     row, column = (ids >= 0).nonzero(as_tuple=True)
     if not len(row):
         return 0
@@ -294,7 +294,7 @@ def _longest_block(ids: Tensor) -> int:
 
 
 def in_words(module: nn.Module) -> str:
-    """The class of an attention module, with the number of its layer if it has one."""
+    """The class of an attention module for messages, with its layer number if known."""
     layer = getattr(module, "layer_idx", None)
     return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
 
@@ -335,8 +335,8 @@ def attend_as_declared(
     terms: dict[str, Any] = {"documents": documents, "bias": kwargs.get("position_bias"), "softcap": kwargs.get("softcap")}
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
 
-    # Four ways, the cheapest first: one unmasked call, as transformers' sdpa attention makes it; one masked call, for few queries or for a
-    # padding mask of another sequence's keys; an engine, for a band; pairs of tokens, for everything else.
+    # Four ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few queries or for the padding
+    # mask of a different key sequence; an engine, for a band; blocks of query-key pairs, for everything else.
     if region is None or terms["bias"] is not None or terms["softcap"] is not None or with_weights:
         return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=with_weights)
     if region.is_one_call(q_len) and not OBSERVERS and not (dropout and query.device.type == "cpu"):
@@ -353,7 +353,7 @@ def attend_as_declared(
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
         query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
     call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=kwargs.get(SINKS))
-    if in_graph():  # which cannot build a mechanism
+    if in_graph():  # a graph cannot build a mechanism
         output = block_sparse_attention(query, key, value, pattern, call)
     else:
         cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
@@ -375,18 +375,18 @@ def _attend_pairs(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, settings: dict[str, Any], *, documents: Tensor | None,
     bias: Tensor | None, softcap: float | None, with_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of a stock module by a mask over pairs, in blocks of queries where there are many pairs.
+    """Attention of a stock module by a mask over query-key pairs. Many pairs are computed in blocks of queries.
 
     Args:
-        mask: as in ``longattn_attention_forward``, or with fewer axes, which broadcast.
-        settings: dropout, scale and sinks of :func:`fused_attention`.
+        mask: as in ``longattn_attention_forward``. Fewer axes broadcast.
+        settings: dropout, scale and sinks for :func:`fused_attention`.
         documents: ``(B, Nk)``; pairs of different documents are hidden.
         bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
-        softcap: the bound that a tanh puts on the scores, before the bias and an additive mask are added.
-        with_weights: whether the weights ``(B, H, Nq, Nk)`` are returned, too.
+        softcap: bound of the scores by tanh, before the bias and an additive mask are added.
+        with_weights: whether to return the weights ``(B, H, Nq, Nk)`` too.
     """
     (batch, heads, q_len, width), kv_len = query.shape, key.shape[2]
-    plain = softcap is not None or with_weights  # operations that hold all scores of a block
+    plain = softcap is not None or with_weights  # plain operations store all scores of a block
 
     def rows_of(term: Tensor, start: int, stop: int) -> Tensor:  # a mask or bias may have one row for all queries
         return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]

@@ -60,20 +60,20 @@ class GenericConfig:
             values["architectures"] = [GENERIC_CLASS + str(name) for name in values["architectures"]]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # the class is made on first use and in no module
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # the class is created on first use, outside any module
         return _empty_config, (type(self).__mro__[2],), self.__dict__
 
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture, with :class:`GenericConfig` in front. Its name is registered with transformers."""
+    """The config class of an architecture with the mixin :class:`GenericConfig`. Registers its name with transformers."""
     members = {"__module__": base.__module__, "__init__": base.__init__}  # without __init__, transformers would generate one
     members["registered_type"] = f"{GENERIC_TYPE}{base.model_type}"
     return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), members)
 
 
 class GenericModel(LoadsMechanisms):
-    """Mixin before an architecture's model class. A model that is loaded with it, or made from a config, has the architecture's class.
+    """Mixin before an architecture's model class. After loading, or creation from a config, an instance gets the plain class.
 
     plain_class: the architecture's class.
     """
@@ -105,7 +105,7 @@ class GenericModel(LoadsMechanisms):
 
 @cache
 def generic_model_class(base: Any) -> Any:
-    """The model class of an architecture, with :class:`GenericModel` in front. transformers looks up renamed weights by its name."""
+    """The model class of an architecture with the mixin :class:`GenericModel`. transformers looks up renamed weights by its name."""
     members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
     return type(base.__name__, (GenericModel, base), members)
 
@@ -142,7 +142,7 @@ class PlainFamily(Family):
 
 
 class PlainSpec(InputSpec):
-    """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
+    """Input spec of an architecture without Long classes: any arguments of its ``forward``."""
 
     reads = "plain"
 
@@ -157,7 +157,7 @@ def plain_family(config_class: Any) -> PlainFamily:
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
-    """The family of a ``config.json`` with these values, also of one that ``--generic`` wrote. ``None`` for other models."""
+    """The family of a ``config.json`` with these values, including files from ``--generic``. ``None`` for other models."""
     if not is_generic(values):
         return named_family(values)
     model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
@@ -176,7 +176,7 @@ def _empty_config(base: Any) -> Any:
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
-    """Write ``long_attention``, of the model or by tower, into the config of an architecture, and mark its file as generic."""
+    """Write ``long_attention`` (of the model, or by tower) into an architecture's config, and mark its file as generic."""
     setattr(config, FORMAT_FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -311,7 +311,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 
 def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
-    """Make ``model`` run its attached mechanisms, and note them in its config.
+    """Make ``model`` run its attached mechanisms, and store them in its config.
 
     Raises:
         BackendError: a part keeps its own attention, or a mechanism has memory tokens.
@@ -325,7 +325,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
     if shared := shared_parameters(model):
-        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # so that they are saved once
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # shared parameters are then saved once
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs

@@ -35,9 +35,9 @@ Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16", "int8")
 """Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
 TOKENS_PER_PIECE = 512
-"""Maximum tokens, of all rows, per call of feed-forward block and attention's output layer. Chosen by measurement (128 to 2,048)."""
+"""Maximum tokens, over all rows, per call of the feed-forward block and attention's output layer. Chosen by measurement (128 to 2,048)."""
 PRECISION_ATTRIBUTE = "inference_precision"
-"""The attribute with the precision of a model after :func:`optimize_for_inference`."""
+"""Name of the model attribute that :func:`optimize_for_inference` sets to the precision."""
 INT8_IS_SLOWER = (
     "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory for weights "
     "but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
@@ -50,7 +50,7 @@ ROTARY_FREQUENCIES = "inv_freq"
 LARGEST_CODE = 127
 """The largest magnitude of a symmetric 8-bit number."""
 ROWS_PER_PRODUCT = 512
-"""Maximum rows per 8-bit product. With fewer, the weight is read too often (measured: 32 to 2,048 rows of 768 and 3,072 values)."""
+"""Maximum rows per 8-bit product. A smaller number reads the weight too often (measured: 32 to 2,048 rows of 768 and 3,072 values)."""
 VALUES_PER_ROUNDING = 3 * 2**16
 """Number of input values to quantise at a time, so that they stay in the CPU cache between the steps of rounding."""
 SMALLEST_SCALE = 1e-8
@@ -126,7 +126,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Stand in for ``_apply``, which ``to``, ``half`` … call. Packed layers refuse another dtype or device before any tensor changes."""
+    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the packed layers' errors before any tensor changes."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module._apply(fn)
@@ -169,7 +169,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
         ):
             values.data = values.data.to(dtype)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding, which gets float32 pixels from processors
+        if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding gets float32 pixels from processors
             module.register_forward_pre_hook(_as_its_weight)
     model.config.dtype = dtype
 
@@ -186,7 +186,7 @@ def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by :class:`PackedLinear`."""
+    """Replace linear layers by ``layer`` in the base model of ``model``, and by :class:`PackedLinear` elsewhere."""
     inside = {id(module) for module in model.base_model.modules()}
     with suppress(NotImplementedError):  # a base with several embeddings
         inside.discard(id(model.get_input_embeddings()))  # models read the embeddings' dtype
@@ -206,10 +206,10 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
 
 
 def _run_in_pieces(model: nn.Module) -> None:
-    """Run the feed-forward block, and the output layer before it, on some tokens at a time.
+    """Run the feed-forward block and the output layer before it on some tokens at a time.
 
-    Applies to models of transformers with a method for pieces of any length. In 8 bits a token's result depends on no other token, so this
-    changes no bit; products in bf16 may depend on their number of rows.
+    Applies to transformers models with ``feed_forward_chunk``. In 8 bits a token's result depends on no other token, so results do not
+    change. A product in bf16 may depend on its number of rows.
     """
     for module in model.modules():
         if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
@@ -222,8 +222,7 @@ def _run_in_pieces(model: nn.Module) -> None:
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
     """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time. For other arguments, call it once.
 
-    ``function`` computes each token by itself. transformers counts the parameters of ``feed_forward_chunk``, and counts ``*tensors`` as
-    one.
+    ``function`` treats tokens independently. transformers counts the parameters of ``feed_forward_chunk``, and ``*tensors`` counts as one.
     """
     shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
     rows, length = shapes.pop() or (0, 0)
@@ -310,7 +309,7 @@ class InferenceLinear(nn.Module):
     packed: Tensor
     """The weight in oneDNN's layout."""
     product: Any
-    """The product of rows, a method: ``(M, in_features)`` -> ``(M, out_features)``."""
+    """Function that multiplies rows ``(M, in_features)`` by the weight and adds the bias: ``(M, out_features)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (…, in_features)`` -> ``(…, out_features)``.

@@ -70,7 +70,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     """Whether global tokens are passed in the attention mask instead (DeBERTa-v2)."""
 
     packs_documents: bool = True
-    """Whether this head works where a row has several documents; for a base model, see :func:`.refusal_of_documents`."""
+    """Whether this head supports several documents in a row. For base models, see :func:`.refusal_of_documents`."""
 
     added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
     """Keyword arguments of ``forward`` besides the base's, with their types."""
@@ -112,7 +112,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return long_forward
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
-        """Check and complete the arguments of ``forward``, by name. A head passes them on to its base model."""
+        """Check and complete the named arguments of ``forward``. A head passes them on to its base model."""
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
 
@@ -124,7 +124,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """
         for module in self.modules():
             long_class = None if module is self or not hasattr(module, "config_class") else self.family.long_class_of(type(module))
-            if long_class is not None:  # the Long class adds no state, so that the instance can become one
+            if long_class is not None:  # the Long class adds no state, so the instance can change its class
                 module.__class__ = long_class
                 module.after_class_swap()
         attention = self.config.long_attention
@@ -182,8 +182,9 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward``. A mean loss gets the mechanisms' auxiliary losses in training, and becomes the batch's share of
-        the step if ``num_items_in_batch`` is given, Trainer's number of labels in a step."""
+        """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss.
+
+        With ``num_items_in_batch``, Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss."""
         items = arguments.pop("num_items_in_batch", None)
         outputs = base_forward(self, **arguments)
         by_name = not isinstance(outputs, tuple)
@@ -201,25 +202,25 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return outputs
 
     def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
-        """As in transformers, where models initialise tensors of their layers. Of custom code, modules without tensors are skipped."""
+        """As in transformers, but never as custom code, for which transformers skips modules without tensors."""
         super()._initialize_weights(module)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """Every Long class is on the AttentionInterface. transformers would search the base's source, which may not be (BigBird)."""
+        """Always true for Long classes. transformers would inspect the source of the base, which may not support this (BigBird)."""
         return True
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        """The base's answer, because transformers searches the source of the class."""
+        """The base's value, because transformers inspects the source code of the class."""
         base: Any = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
         return base is not None and base._can_set_experts_implementation()
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        """Resolve the name before transformers looks for kernels, which it would download."""
+        """Resolve the name first, because transformers would look for a kernel of this name and download it."""
         chosen = self.config.resolve_implementation(attn_implementation)
         adjusted = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
-        return self.config.resolve_implementation(adjusted)  # a kernel from the Hub gets the windows when it is loaded
+        return self.config.resolve_implementation(adjusted)  # kernels from the Hub get windows when they are loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The base's method, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
@@ -277,7 +278,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:
-        """The one base model that every call runs; ``None`` for an encoder-decoder, which has two.
+        """The base model that every call runs; ``None`` for an encoder-decoder, which has two.
 
         Not always ``base_model``: some heads call an inner model (OPT's call the decoder)."""
         bases = [module for module in self.modules() if isinstance(module, LongBaseModelMixin)]
@@ -338,7 +339,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """The base's criteria, and whether every mechanism decodes from a static cache in a single graph."""
+        """The base's criteria, and that every mechanism can decode from a static cache in a single graph."""
         valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         if not valid or not self.runs_mechanisms:
             return valid
@@ -354,7 +355,7 @@ class LongGenerationMixin(_Base):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Find tokens that are global by id now, because later steps have only the last token.
+        """Find tokens that are global by id before decoding, because later steps have only the last token.
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
@@ -386,7 +387,7 @@ class LongGenerationMixin(_Base):
 
 
 class LongBaseModelMixin(LongAttentionMixin):
-    """Mixin before the base model, which receives all inputs: checks and completes its arguments."""
+    """Mixin before a base model. Checks and completes the arguments of ``forward``."""
 
     position_table: ClassVar[PositionTable | None]
     attention_modules: list[Any]
@@ -395,7 +396,7 @@ class LongBaseModelMixin(LongAttentionMixin):
     has_encoder: Any = False
     """Whether the model is a decoder that reads an encoder's output. ``global_attention_mask`` is then for the encoder."""
     first_id: int = 0
-    """The first ``position_ids`` of a text. As attached: Trainer may change ``config.pad_token_id``, on which it depends, later."""
+    """The first ``position_ids`` of a text. Set once, because Trainer may later change ``config.pad_token_id``, on which it depends."""
     longest: int = 0
     """The number of tokens for which the position table has rows."""
     recursion: Recursion | None = None
@@ -405,13 +406,13 @@ class LongBaseModelMixin(LongAttentionMixin):
     mixes_beside_attention: bool = False
     """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
     exact_length: int | None = None
-    """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
+    """Maximum length of batches with the source's positions. In longer batches, positions start after left padding.
 
-    That of full attention in all layers; 0 for an encoder that never computes the source's attention, and for one with rotary positions,
-    whose full attention does not depend on where they start. ``None``: every batch has the source's."""
+    It is the length up to which layers have full attention. 0 for an encoder that never computes the source's attention, and for an
+    encoder with rotary positions, for which the start does not matter. ``None``: every batch has the source's positions."""
 
     def after_attach(self) -> None:
-        """Note what every call needs to know of layers and positions, and add memory tokens.
+        """Store facts about layers and positions that every call needs, and add memory tokens.
 
         Raises:
             OptionError: layers contradict each other.
@@ -436,8 +437,7 @@ class LongBaseModelMixin(LongAttentionMixin):
                 self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward``. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
-        model runs in segments. A base model has no loss.
+        """Check inputs, find documents and global tokens, and run ``base_forward``, in segments if there are memory tokens.
 
         Raises:
             InputError: masks or documents do not fit, or the text is too long.
@@ -469,14 +469,14 @@ class LongBaseModelMixin(LongAttentionMixin):
         return base_forward(self, **arguments)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        """Whether a call returns attentions."""
+        """Whether this call returns attention weights."""
         wanted = arguments.get("output_attentions")
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
-        """Refuse inputs that this model cannot run, and add documents, positions and a mask to ``arguments``.
+        """Refuse inputs that this model cannot process, and add documents, positions and a mask to ``arguments``.
 
-        runs: whether mechanisms run.
+        runs: whether mechanisms run (not the base's attention).
         """
         if runs and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
@@ -495,13 +495,13 @@ class LongBaseModelMixin(LongAttentionMixin):
             arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         if self.position_table is not None and (self.recursion is None or not runs):
             is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
-            if is_long:  # it may still fit, because padding has no position in some models
+            if is_long:  # may still fit: in some models, padding has no position
                 self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """The ``position_ids (B, N)`` that the model uses when a call passes none.
+        """Default ``position_ids (B, N)``, for calls without them.
 
-        They start after left padding in batches that are longer than ``exact_length``. Shorter ones have the source's positions.
+        In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's positions.
         """
         table, first = None if self.is_rotary else self.position_table, self.first_id
         real: Tensor | None = None
@@ -532,7 +532,7 @@ class LongDecoderMixin(LongBaseModelMixin):
 
 
 class LongStackMixin(LongDecoderMixin):
-    """Mixin before a base's class of both encoder and decoder (``T5Stack``), without position tables."""
+    """Mixin before a base class that is both encoder and decoder (``T5Stack``), without position tables."""
 
     has_encoder = property(lambda self: self.is_decoder)
 

@@ -1,6 +1,6 @@
-"""Settings of a search, with its budget: what the attention of all layers may cost.
+"""Settings of a search, and its budget: the maximum cost of the attention of all layers.
 
-Command line and search read them here. Nothing heavy is imported, as in ``conversion/settings.py``.
+Used by the command line and the search. Imports nothing heavy, as ``conversion/settings.py``.
 """
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNITS = {"": 1.0, "%": 0.01, "s": 1.0, "ms": 1e-3, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 TYPED = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
 BUDGET = "0.25"
-"""The share of full attention's time, if none is given."""
+"""Default budget, as a share of the time of full attention."""
 EXAMPLES = "0.25 (of full attention's time), 1.5s, or 200MB"
 
 
@@ -43,7 +43,7 @@ class Budget:
         """Read ``0.25``, ``25%``, ``1.5s``, ``800ms``, ``200MB`` or ``2GiB``.
 
         Raises:
-            OptionError: anything else, or nothing at all.
+            OptionError: any other text, or a budget of 0.
         """
         if isinstance(text, Budget):
             return text
@@ -59,7 +59,7 @@ class Budget:
         return self.unit == "B"
 
     def limit(self, full: float) -> float:
-        """The limit in seconds or bytes, where full attention in every layer takes ``full`` seconds."""
+        """The limit in seconds or bytes. ``full``: seconds of full attention in every layer, for a budget that is a share."""
         return self.value * full if self.unit == "" else self.value
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Budget:
         return readable_seconds(self.value) if self.unit == "s" else readable_bytes(self.value)
 
     def like(self, amount: float, full: float) -> str:
-        """``amount`` in the form in which this budget is typed, rounded up so that it is enough."""
+        """``amount`` as a budget text of the same unit, rounded up so that it suffices."""
         if self.unit == "B":
             return f"{-int(-amount // 1000) / 1000:g}MB" if amount < 1e6 else f"{-int(-amount // 1e4) / 100:g}MB"
         value = amount / full if self.unit == "" else amount
@@ -131,7 +131,7 @@ class SearchConfig(Settings):
             raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
 
     def conversion(self) -> ConversionConfig:
-        """Settings of the conversion whose result the designs are for."""
+        """Settings of the conversion for which designs are searched."""
         return ConversionConfig(
             max_length=self.length, image_size=self.image_size, audio_seconds=self.audio_seconds,
             positions=self.positions, revision=self.revision, token=self.token,

@@ -1,6 +1,6 @@
-"""Candidates of a search, which are mechanisms that any layer may run, and designs, which have a candidate for each layer.
+"""Candidates of a search (mechanisms for single layers), and designs with a candidate for each layer.
 
-A design is written as a configuration, as a recipe for `longattn convert --config`, and in words, and has costs.
+A design can be written as a configuration, as a recipe for `longattn convert --config`, and in words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USUAL = (
     "longformer:window=256", "longformer:window=384", "longformer:window=512", "bigbird", "block_top_k:num_blocks=4",
     "block_top_k:num_blocks=8",
 )  # fmt: skip
-"""Tried by default, besides full attention."""
+"""Default candidates for texts, besides full attention."""
 USUAL_ON_GRIDS = (
     "window2d:window=7", "window2d:window=8", "window2d:window=16", "window2d:window=32", "window2d:window=16,shift=alternate",
     "window:window=256,order=hilbert", "window:window=512,order=hilbert",
@@ -35,12 +35,12 @@ USUAL_ON_GRIDS = (
     "bigbird:block_size=64,order=tiles:8x8", "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
-"""Tried by default for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
+"""Default candidates for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
 FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
-    """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
+    """The default candidates for the model's inputs, including full attention. For decoders, also windows with sinks."""
     if not sizes.modality.drawn:
         return unique_candidates([*candidates_from((*USUAL, *USUAL_CAUSAL * causal), by_user=False), FULL])
     side = min(sizes.old.grid.sizes)
@@ -55,8 +55,8 @@ def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
     """Candidates from texts such as ``window:window=512``, without repetitions.
 
     Raises:
-        OptionError: there is none, or an option that does not exist.
-        OptionError: a mechanism that does not exist.
+        OptionError: there is no candidate, or an option does not exist.
+        OptionError: a mechanism does not exist.
     """
     candidates = candidates_from(texts)
     if not candidates:
@@ -105,10 +105,10 @@ class Design:
         return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
     def split(self) -> tuple[Candidate, list[int]]:
-        """The default of a configuration, and the layers that it names besides.
+        """The default candidate of a configuration, and the layers that it overrides.
 
-        The default is the candidate of most layers, the first of several. Layers are named if they run another candidate, or are in
-        :attr:`named`.
+        The default is the most common candidate; a tie goes to the earlier layer. A layer is overridden if it runs another candidate or
+        is in :attr:`named`.
         """
         names = self.names
         default = Counter(names).most_common(1)[0][0]
@@ -116,7 +116,7 @@ class Design:
         return self.layers[names.index(default)], overridden
 
     def groups(self, layers: Iterable[int]) -> list[tuple[str, Candidate]]:
-        """The ``layers`` that run the same candidate, as text such as ``0-2,5``, and the candidate; in the order of their first layers."""
+        """Group ``layers`` by candidate: their numbers as text such as ``0-2,5``, and the candidate. Ordered by first layer."""
         numbers: dict[str, list[int]] = {}
         for number in layers:
             numbers.setdefault(self.names[number], []).append(number)

@@ -34,7 +34,7 @@ from .design import FULL, CostedDesign, Design, DesignCosts, read_candidates, un
 from .model import SearchedModel, SearchText, read_inputs
 
 FORMAT = 2
-"""Number of the JSON form; it changes when a key changes its meaning or goes."""
+"""Version of the JSON form. It changes when a key is removed or changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class SearchResult:
 
     @property
     def target(self) -> str:
-        """What the result reads, in words."""
+        """The inputs of the target in words."""
         return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
     @property
@@ -105,7 +105,7 @@ class SearchResult:
 
     @property
     def loss_sentence(self) -> str:
-        """What the design does to the predictions, or why that was not measured."""
+        """Effect of the design on predictions, or why that was not measured."""
         if self.loss_change is None:
             return f"No held-out loss was measured: {self.no_loss}" if self.no_loss else ""
         verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
@@ -152,7 +152,7 @@ class SearchResult:
 
 
 REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
-"""Keys of a search's JSON form that plan and report have, besides the size of the compared inputs."""
+"""Keys of a search's JSON form that are copied into a conversion's plan and report, besides ``compared_*``."""
 
 
 @quiet_libraries()
@@ -201,15 +201,15 @@ def search_design(
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, chosen by inputs, and what plan and report say of the choice.
+    """Search the attention of every layer. Returns it, and facts about the search for plan and report.
 
     Args:
         source: the opened checkpoint.
         config: the settings of the conversion.
     Raises:
-        OptionError: a budget that nothing meets.
-        InputError: a text that is too short.
-        DataError, CheckpointError: no image or recording, or a model without its processor.
+        OptionError: no design meets the budget.
+        InputError: the text is too short.
+        DataError, CheckpointError: there is no image or recording, or the model has no processor.
     """
     result = Search(
         source,
@@ -222,7 +222,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
 
 
 def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
-    """The size at which mechanisms are compared: the user's ``value``, or the largest that the checkpoint reads in little time.
+    """The size at which mechanisms are compared: the user's ``value``, or the largest size that the checkpoint reads quickly.
 
     Raises:
         InputError: the checkpoint or the result does not read this size.
@@ -239,18 +239,18 @@ def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
 
 
 class Search:
-    """One search, step by step: what is known so far of the candidates, and the designs found.
+    """State of a search: candidates, their scores and costs, and the designs found.
 
     Args:
         model: a folder, a Hub repository or an opened checkpoint.
-        text: or images, or recordings; ``None`` for those that come with packages.
+        text: a text, images or recordings; ``None`` for built-in inputs.
         config: the settings.
         progress: called with a sentence before each step.
         conversion: settings of the conversion, if ``config`` does not have them.
 
-    length: tokens of the pieces by which candidates are judged, or the size of images or sounds.
-    candidates: those that single layers can run. reasons: why others were left out, by their text. notes: for the report.
-    costs, table: of the candidates. front: the best designs under every budget.
+    length: number of tokens at which candidates are compared, or the size of images or sounds.
+    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for the report.
+    costs, table: costs and scores of candidates. front: the best designs under every budget.
     """
 
     costs: DesignCosts
@@ -302,14 +302,14 @@ class Search:
         """Take the candidates that single layers can run and that need no training of positions.
 
         Raises:
-            OptionError: one that the user named cannot run, or none is left.
+            OptionError: a candidate from the user cannot run, or no candidate is left.
         """
         shape, sizes = self.model.original.shape, self.model.original.inputs
         for candidate in usual_candidates(sizes, shape.causal) if self.requested is None else self.requested:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
-            untrained = ""  # why the result's positions need training with it
+            untrained = ""  # why positions would need training with this candidate
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
                 planned, chosen = self.model.original.positions, self.conversion.positions
@@ -318,7 +318,7 @@ class Search:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
             self.candidates.append(candidate)
-        if str(FULL) in map(str, self.candidates):  # a layer with a window of the base can keep that, too
+        if str(FULL) in map(str, self.candidates):  # layers with a window in the base can keep it
             base = self.model.base_design.layers
             self.candidates += [base[layer] for layer in sorted(self.model.named)]
         if not self.candidates:
@@ -327,10 +327,10 @@ class Search:
         self.candidates = unique_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Continue without candidates that failed.
+        """Remove candidates that failed.
 
         Raises:
-            OptionError: none is left.
+            OptionError: no candidate is left.
         """
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
@@ -356,7 +356,7 @@ class Search:
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
         full = costs.costed(costs.uniform(FULL))
-        change, no_loss = None, ""  # of the held-out loss at the target length
+        change, no_loss = None, ""  # change of the held-out loss at the target length
         if isinstance(self.text, SearchText) and not model.predicts_tokens:
             name = model.original.architecture.source_class
             no_loss = f"{model.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss."

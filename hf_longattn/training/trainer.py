@@ -1,7 +1,4 @@
-"""The Trainer of every task.
-
-It is transformers' Trainer with the loss of a step as one mean, a time limit, and batches of a number of tokens.
-"""
+"""The Trainer of every task: transformers' Trainer with one mean loss per step, a time limit, and batches by number of tokens."""
 
 from __future__ import annotations
 
@@ -39,22 +36,22 @@ class DivergenceError(LongAttentionError):
 class LongTrainer(Trainer):
     """transformers' Trainer for long inputs and short budgets.
 
-    The loss of a step is the mean over the labels of all its batches and processes, as of one large batch. A subclass may define
+    The loss of a step is the mean over the labels of all its batches and processes, as for one large batch. A subclass may define
     :meth:`mean_loss`, the mean over a batch, and :meth:`items_of`, the number of labels in it.
 
-    What it overrides, and why:
+    Overridden methods:
 
-    - ``compute_loss``, ``get_batch_samples``: weigh every batch by its labels. A run that is resumed at its end takes no further step.
-    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens, and rows of similar length that a resumed run draws again.
-    - ``get_eval_dataloader``: evaluation by ``eval_collator``.
-    - ``evaluation_loop``: standard errors of the loss, and scores that ``measure`` returns.
-    - ``create_scheduler``: follow the minutes with a time limit, and let no step have a learning rate of 0.
+    - ``compute_loss``, ``get_batch_samples``: weight each batch by its labels. A run that is resumed at its end takes no further step.
+    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens. Groups of similar length are the same in a resumed run.
+    - ``get_eval_dataloader``: use ``eval_collator``.
+    - ``evaluation_loop``: add standard errors of the loss, and the scores of ``measure``.
+    - ``create_scheduler``: follow the time limit, if there is one. No step has a learning rate of 0.
 
     Args:
-        eval_collator: makes the batches of evaluations, if not ``data_collator``. Collators with masks or augmentations draw the same in
-            every evaluation.
-        measure: returns the scores of an evaluation by name, in place of Trainer's loop over ``eval_dataset``.
-        *args, **kwargs: Trainer's.
+        eval_collator: collator for evaluations; default: ``data_collator``. Random masks and augmentations are then the same in every
+            evaluation.
+        measure: function that returns the scores of an evaluation by name, instead of Trainer's loop over ``eval_dataset``.
+        *args, **kwargs: arguments of Trainer.
 
     Raises:
         OptionError: Trainer refuses its arguments.
@@ -94,7 +91,7 @@ class LongTrainer(Trainer):
         mark_for_zero3(inner)
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))
-        if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # which counts steps
+        if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # counts steps
             self.add_callback(PrinterCallback)
         for callback in (self.minutes, SetEpoch(), SynchroniseCentroids()):
             self.add_callback(callback)
@@ -106,7 +103,7 @@ class LongTrainer(Trainer):
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
         loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
         evens = self.accelerator.even_batches
-        self.accelerator.even_batches = batches.batch_size is not None and evens  # of unequal batches each process has as many
+        self.accelerator.even_batches = batches.batch_size is not None and evens  # batch sizes differ, but each process has the same number
         prepared = self.accelerator.prepare(loader)
         self.accelerator.even_batches = evens  # evaluations have any number of rows
         return prepared
@@ -125,7 +122,7 @@ class LongTrainer(Trainer):
         return BatchSampler(groups, args.train_batch_size, args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """By ``eval_collator``. Nothing with ``measure``, which reads the data itself."""
+        """A data loader with ``eval_collator``. Empty with ``measure``, which reads the data itself."""
         if self.measure is not None:
             return []
         collator = self.data_collator
@@ -136,7 +133,7 @@ class LongTrainer(Trainer):
             self.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """The batches of a step, and the mean number of their labels in a process. None after the last step."""
+        """The batches of a step, and their number of labels, averaged over processes. No batches after the last step."""
         if self.state.global_step >= self.state.max_steps or self.minutes.fraction() >= 1.0:
             self.control.should_training_stop = True
             return [], None
@@ -148,7 +145,7 @@ class LongTrainer(Trainer):
         return batches, mean  # gradients are averaged over the processes
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
-        """The number of labels, or else rows, over which :meth:`mean_loss` averages."""
+        """The number of labels, or rows if there are none, over which :meth:`mean_loss` averages."""
         count = label_count(self.head, inputs)
         return batch_rows(inputs) if count is None else count
 
@@ -185,7 +182,7 @@ class LongTrainer(Trainer):
         return scheduler
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, with the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``.
+        """Trainer's loop, plus the number of rows ``n`` and the standard error of the loss over batches, ``loss_se``.
 
         Batches without a label have no loss.
         """
@@ -208,10 +205,10 @@ class LongTrainer(Trainer):
 
 
 class Minutes(TrainerCallback, ExportableState):
-    """The time limit and learning rate of a training, which ends if a loss is not finite.
+    """Time limit and learning rate of a training. Stops the training if a loss is not finite.
 
-    All processes use the first one's time at the last step, so they stop after the same step, with the same learning rate. A resumed run
-    counts the minutes before. ``limit`` is in minutes; ``None`` = no limit.
+    All processes use the time of the first process at the last step, so they stop after the same step and have the same learning rate.
+    A resumed run also counts the minutes of earlier runs. ``limit`` is in minutes; ``None`` = no limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -220,7 +217,7 @@ class Minutes(TrainerCallback, ExportableState):
         self.logged = 0.0
 
     def fraction(self) -> float:
-        """Spent fraction of the time from the first step to the limit. Equal in all processes."""
+        """Elapsed fraction of the time from the first step to the limit. Equal in all processes."""
         if self.limit is None:
             return 0.0
         start = self.first_step or 0.0
@@ -249,7 +246,7 @@ class Minutes(TrainerCallback, ExportableState):
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
         self.spent, self.first_step = self.before, earlier.get("first_step")
         lr_scheduler = kwargs.get("lr_scheduler")
-        if state.global_step and isinstance(lr_scheduler, LambdaLR):  # the checkpoint's rate is 0 where a run that resumes had ended
+        if state.global_step and isinstance(lr_scheduler, LambdaLR):  # after a finished run, the checkpoint's rate is 0
             lr_scheduler.last_epoch -= 1
             lr_scheduler.step()
 
@@ -270,7 +267,7 @@ class Minutes(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
         control.should_training_stop |= share >= 1.0
-        # Trainer logs after numbers of steps, but how many steps the time allows is not known.
+        # Trainer logs every few steps, but the number of steps within the time limit is unknown.
         if args.logging_strategy == "steps" and (share - self.logged >= 0.05 or share >= 1.0):
             control.should_log, self.logged = True, share
 
@@ -287,7 +284,7 @@ class Minutes(TrainerCallback, ExportableState):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of collator and sampler. accelerate forgets the sampler's when several processes resume."""
+    """Sets the epoch of collator and sampler. accelerate does not restore the sampler's epoch if several processes resume."""
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loader = kwargs.get("train_dataloader")
@@ -301,7 +298,7 @@ class SetEpoch(TrainerCallback):
 
 
 class SynchroniseCentroids(TrainerCallback):
-    """Moves the centroids of ``routing`` by the tokens of all processes. Transformers' own Trainer takes it by ``callbacks=``."""
+    """Updates the centroids of ``routing`` from the tokens of all processes. Also works as a callback of transformers' Trainer."""
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
@@ -310,8 +307,9 @@ class SynchroniseCentroids(TrainerCallback):
 
 
 class SeededGroups(LengthGroupedSampler, EpochSampler):
-    """Groups by length that depend on the seed and the epoch. Trainer draws them from the process's generator, which a resumed run does not
-    restore to the start of the epoch."""
+    """Groups rows of similar length by seed and epoch.
+
+    Trainer draws groups from the process's generator, which a resumed run does not restore to the start of the epoch."""
 
     seed = 0
 
@@ -337,5 +335,5 @@ def batch_rows(inputs: Mapping[str, Any]) -> int:
 
 
 def highest(logits: Any, labels: Tensor) -> Tensor:
-    """Number of the highest logit, along the last axis; for ``preprocess_logits_for_metrics``."""
+    """Index of the highest logit on the last axis, for ``preprocess_logits_for_metrics``."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)

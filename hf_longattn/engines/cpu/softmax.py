@@ -185,7 +185,7 @@ class Source(ABC):
     sums_in_fp32: ClassVar[bool] = True
     """Whether gradients are summed in at least fp32 instead of the dtype of q."""
     may_see_nothing: ClassVar[bool] = False
-    """Whether some queries may have no visible key. Their log-sum-exps and outputs are 0."""
+    """Whether a query may have no visible key. Its log-sum-exp and output are 0."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
@@ -319,7 +319,7 @@ def softmax_forward(
             else:
                 results = flash(rows, of_keys, of_values, 0.0, part.causal, attn_mask=part.mask, scale=scale)
 
-            # The kernel's own tensors are the result if they cover the batch in the layout of the result: a copy less.
+            # If the kernel's tensors cover the batch in the right layout, they are the result. This saves a copy.
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 if sink_scores is not None:
                     merge_sinks(results[0], results[1], sink_scores)
@@ -398,7 +398,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     of_sinks = None
-    if sinks is not None:  # the value of a sink is 0, so its score has the gradient -weight · (grad · out)
+    if sinks is not None:  # a sink has the value 0, so the gradient of its score is -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
         of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
     return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings), None, of_sinks

@@ -26,7 +26,7 @@ CHUNK_BYTES = 800
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""Mask of a tile row: nothing visible (row skipped), no mask, one mask over keys for all its queries, or one per query-key pair."""
+"""Mask types of a tile row: nothing visible (row skipped), no mask, one mask over keys for all queries, a mask over query-key pairs."""
 
 
 class Bounds(NamedTuple):
@@ -54,7 +54,7 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row's tokens are higher by ``step``."""
+    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row starts at ``start + step``."""
 
     start: int
     stride: int
@@ -133,7 +133,7 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """What mask every tile row needs, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Views skip empty key slots without a mask."""
+    """Mask type of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Empty key slots of views need no mask."""
     queries, keys, bias, bounds = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
@@ -180,8 +180,8 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
 def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int, list[_Row | None]]]:
     """Group neighbouring rows of equal shape, need and step.
 
-    Yields the index of the first row, the number of rows, and for each side the first row with the step to the next one. That is ``None``
-    if the side's rows are not equally spaced.
+    Yields the index of the first row, the number of rows, and for queries and keys the first :class:`_Row`, or ``None`` if the rows are
+    not equally spaced.
     """
     listed = [side for side in sides if side is not None]
     shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
@@ -207,8 +207,8 @@ def _cut(
 ) -> Iterator[Chunk]:  # fmt: skip
     """Cut ``count`` equal rows into calls within ``limits``.
 
-    A call takes slots of one row first. If there is room, it adds rows, then heads, if heads differ (``per_head``). Otherwise it adds
-    heads, then rows.
+    A call is filled with slots of one row first. If heads differ (``per_head``), rows are added next, then heads; otherwise heads, then
+    rows.
     """
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
@@ -247,7 +247,7 @@ def _cut(
 
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
-"""Size limits of one kernel call. Its results then fit into the CPU cache, and the next call reuses their memory."""
+"""Size limits of one kernel call, forward and backward. Results fit into the CPU cache, and the next call reuses their memory."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -338,7 +338,7 @@ class _Gathered(Side):
 
 
 class _Tile(Scope):
-    """One tile, with all batch items. ``tables``: those of the call, by the names of their tensors."""
+    """One tile, with all batch items. ``tables``: the call's token tables by the names of their tensors."""
 
     def __init__(self, tables: dict[str, TokenTable], parts: Iterator[Part]) -> None:
         super().__init__(parts)

@@ -11,14 +11,14 @@ import evaluate
 
 
 class DescribedMetric(evaluate.Metric, ABC):
-    """An ``evaluate.Metric`` that its module's docstring describes; its own says what it takes and returns.
+    """An ``evaluate.Metric`` described by its module's docstring. The class docstring documents inputs and results.
 
-    A file of a metric may import this class: ``evaluate.load`` takes the first class that is not abstract.
+    A metric's file may import this class: ``evaluate.load`` takes the first class that is not abstract.
     """
 
     citation = ""
     items: ClassVar[tuple[Any, Any]]
-    """A prediction and a reference: a type of ``datasets.Value``, or a list or dict of such."""
+    """Types of a prediction and of a reference: type names of ``datasets.Value``, or lists or dicts of type names."""
 
     def _info(self) -> evaluate.MetricInfo:
         predictions, references = map(feature, self.items)

@@ -14,7 +14,7 @@ Entity = tuple[str, int, int]
 SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
 """seqeval's schemes, each with its prefix for one-word entities."""
 EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
-"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 class Entities(DescribedMetric):

@@ -13,7 +13,7 @@ from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, in_percent, mean_and_error, standard_error
 
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
-"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 class LongClassification(DescribedMetric):

@@ -14,7 +14,7 @@ from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
-"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
+"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 class Rouge(DescribedMetric):
@@ -46,6 +46,6 @@ class AnyScript:
     normalise, split = BertNormalizer(strip_accents=False), BertPreTokenizer()
 
     def tokenize(self, text: str) -> list[str]:
-        """Words; each Chinese character is a word."""
+        """The words of a text. Each Chinese character is a word."""
         words = self.split.pre_tokenize_str(self.normalise.normalize_str(text))
         return [word for word, _ in words if any(map(str.isalnum, word))]

@@ -8,7 +8,7 @@ from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
 EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
-"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
+"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 class Wer(DescribedMetric):

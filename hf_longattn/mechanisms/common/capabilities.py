@@ -28,8 +28,8 @@ class About:
     engine: engine that ``forward`` runs on.
     cost: how time grows with the length N, such as ``"N·w"``.
     sample: options that suit inputs of a few hundred tokens, for tests and plots.
-    covering: a function ``(length, causal)`` that returns options with which the mechanism equals full softmax attention up to ``length``
-        tokens; of a mechanism on a grid, a function of the grid. ``None`` if no such options are known.
+    covering: a function of ``(length, causal)``, or of the grid for a mechanism on a grid. It returns options with which the mechanism
+        equals full softmax attention up to ``length`` tokens. ``None`` if no such options are known.
     """
 
     summary: str = ""
@@ -55,31 +55,31 @@ class Recursion:
     depth: int | None = None
 
     def text(self, causal: bool) -> int:
-        """Text tokens in a segment. A causal segment holds its memory twice: in front to read, at the end to write."""
+        """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last to write."""
         return self.length - self.memory * (2 if causal else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-    """What a mechanism takes, and what it needs from its layer and model.
+    """Features that a mechanism supports, and its requirements on layer and model.
 
-    A class states only what differs from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a capability
-    depends on options, ``__init__`` sets ``self.capabilities`` in the same way.
+    A class lists only changes from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a capability depends on
+    options, ``__init__`` sets ``self.capabilities`` in the same way.
 
     trains: whether the mechanism adds parameters, so that a converted checkpoint needs training.
     takes_globals: whether the mechanism uses ``global_mask``.
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
-    takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
+    takes_sinks: whether a call may have sinks (``sink_scores``). Requires that every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises InputError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
-    ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
+    ignores_padding: whether padding leaves outputs unchanged. False if an option reproduces an implementation that counts padding.
     position_dependent: whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If
         not, a key mask is enough for left padding.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    images: which images it reads: ``"ordered"`` with the option ``order``, because it matters which tokens are close in the sequence;
-        ``"any"``; or ``"never"``, because it reads segments one after the other, each with a memory of earlier ones.
-    exports: what ``torch.export`` writes for all lengths: ``"engine"``, ``"definition"`` (in N×N memory, for engines whose layout depends
-        on the length or the data), or ``"never"``.
+    images: support for images: ``"any"``; ``"ordered"`` = only with the option ``order``, because distances in the sequence matter; or
+        ``"never"``, because it reads segments one after the other, each with a memory of earlier segments.
+    exports: code in a ``torch.export`` graph for all lengths: ``"engine"``; ``"definition"`` (in N×N memory), if the engine's layout
+        depends on length or data; or ``"never"``.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     """
 
@@ -148,18 +148,19 @@ class OnGrid(ABC):
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Any:
         """The mechanism bound to ``grid``.
 
-        check: whether to raise :class:`InputError` if its options make no sense on ``grid``.
-        layer: number of its layer, by which some mechanisms shift their windows.
+        check: whether to raise :class:`InputError` if the options make no sense on ``grid``.
+        layer: layer number. Some mechanisms shift their windows by it.
         """
 
     @abstractmethod
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
-        """Block size in cells along each axis, if cells of ``grid`` see exactly their own block; else ``None``. Blocks are counted from
-        the first cell and may be smaller at the end of an axis."""
+        """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``.
+
+        Blocks start at the first cell. The last block of an axis may be smaller."""
 
 
 def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
-    """:meth:`OnGrid.on_grid`, or the mechanism itself if it does not depend on a grid, or tokens are on none."""
+    """:meth:`OnGrid.on_grid`, or the mechanism itself if it does not depend on a grid or ``grid`` is ``None``."""
     return mechanism if grid is None or not isinstance(mechanism, OnGrid) else mechanism.on_grid(grid, check, layer)
 
 
@@ -184,8 +185,10 @@ def projection_copies(mechanism: Any) -> Mapping[str, str]:
 
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
-    """Whether every sequence is moved to index 0 before the mechanism runs. Never without a batch; always for packed documents and for a
-    grid per sequence. Otherwise only if padding does not affect outputs and no grid is read (padding is a gap in a grid)."""
+    """Whether every sequence is moved to index 0 before the mechanism runs.
+
+    Never without a batch, always for packed documents and for a grid per sequence. Otherwise if padding does not affect outputs and the
+    mechanism reads no grid, in which padding would be a gap."""
     if call.batch is None:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and reads_grid(mechanism)):
@@ -194,20 +197,21 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality if queries see only keys in its range, without global tokens or other extra keys; else ``None``."""
+    """The mechanism's locality, or ``None`` if queries also see keys outside its range (global tokens, for example)."""
     local = mechanism.locality(causal)
     return local if local is not None and not local.beside else None
 
 
 def keys_per_query(mechanism: Any) -> int | None:
-    """The maximum number of keys that a causal query sees, its own included. Sizes the decode cache. ``None`` if unbounded, if the keys
-    are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
+    """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache.
+
+    ``None`` if unbounded, if the keys are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 else local.back + 1
 
 
 def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
-    """The largest visible distances of a call: back (query - key) and ahead (key - query). Sizes tables of relative positions."""
+    """The largest visible distances, back (query - key) and ahead (key - query). They determine the size of relative position tables."""
     local = _distances(mechanism, causal)
     if local is None:
         return kv_len - 1, 0 if causal else q_len - 1

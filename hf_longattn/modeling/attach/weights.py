@@ -1,4 +1,4 @@
-"""Weights of a Long model that its checkpoint lacks, or has in another form.
+"""Loads weights of a Long model that differ from its checkpoint: extended position tables, and new parameters.
 
 Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens are initialised by
 ``reset_parameters``, because transformers itself initialises only layers that it knows, and regards modules without direct tensors as
@@ -33,7 +33,7 @@ else:
 class ExtendPositions(ConversionOps):
     """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table is learned.
 
-    table: ``None`` to pass tensors on unchanged, as saving does with a table that was extended while loading.
+    table: ``None`` passes tensors on unchanged, for saving a table that is already extended.
     """
 
     def __init__(self, table: PositionTable | None, config_class: type[Any]) -> None:
@@ -44,7 +44,7 @@ class ExtendPositions(ConversionOps):
         table, model_type = self.table, self.config_class.model_type
         if table is None:
             return tensors
-        if config.model_type != model_type:  # the config of a model in which this one is a tower
+        if config.model_type != model_type:  # config of an outer model that has this model as a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
         rows, dropped = table.rows(config), config.position_extension in DROPPED
@@ -105,13 +105,12 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any], *, extends: bool) -> None:
-    """Make transformers convert tensors of ``long_class`` as the base's (GPT-NeoX: ``embed_out`` for ``lm_head``).
+    """Make transformers convert tensors of ``long_class`` like those of its base (GPT-NeoX: ``embed_out`` to ``lm_head``).
 
     Registered by class name, because transformers looks up inner models by name.
 
     Args:
-        extends: whether the class has the family's position tables, which :class:`ExtendPositions` then extends. The other heads contain
-            such a class.
+        extends: whether the class itself has the family's position tables, for :class:`ExtendPositions`. Heads contain such a class.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or []
     if not extends:
@@ -130,7 +129,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
 
 
 INITIALISED = "_is_hf_initialized"
-"""The attribute of tensors that transformers has loaded, and of modules that it has initialised."""
+"""The attribute that transformers sets on loaded tensors and on initialised modules."""
 
 
 def initialise_missing(module: nn.Module) -> None:
@@ -155,14 +154,14 @@ def initialise_missing(module: nn.Module) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Parameters that layers share: name -> its name in the first layer with equal options.
+    """Shared parameters: name -> name of the same parameter in the first layer with equal options.
 
-    ``model.share_within``: the parts of a model whose layers share nothing with other parts.
+    ``model.share_within``: parts of a model. Layers of different parts share nothing.
     """
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
     sharing = [module for module in model.modules() if isinstance(module, Linformer) and module.shared_by_layers]
-    if not sharing:  # which is usual, and this runs several times for each model that is built
+    if not sharing:  # the usual case; this function runs several times per model
         return shared
     part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
     for name, module in model.named_modules():
@@ -186,11 +185,11 @@ class LoadsMechanisms(_Base):
     """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights, and parameters that mechanisms share, which are tied even if word embeddings are not."""
+        """The base's tied weights and the shared mechanism parameters. The latter are tied even if word embeddings are not."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie parameters that mechanisms share, since transformers would mark them as initialised although the first may not be."""
+        """Untie shared mechanism parameters first. transformers would mark them as initialised even if the source is not."""
         for target, source in shared_parameters(self).items():
             mechanism, _, name = target.rpartition(".")
             if self.get_parameter(target) is self.get_parameter(source):
@@ -198,7 +197,7 @@ class LoadsMechanisms(_Base):
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, and so never missing."""
+        """Tie the base's weights and shared mechanism parameters. The latter are initialised by now, so they do not count as missing."""
         missing = set() if missing_keys is None else missing_keys
         initialised = missing & set(shared_parameters(self).values())
         missing -= initialised
@@ -207,10 +206,10 @@ class LoadsMechanisms(_Base):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise as the base does, then mechanisms and memory tokens that were not loaded. Unused position tables become zero."""
+        """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Unused position tables become zero."""
         missing: list[nn.Module] = []
         waiting: list[nn.Module] = [self]
-        while waiting:  # outermost mechanisms only, which initialise those inside them
+        while waiting:  # a mechanism initialises the mechanisms inside it
             module = waiting.pop()
             if not isinstance(module, (Mechanism, MemoryTokens)):
                 waiting += reversed([*module.children()])

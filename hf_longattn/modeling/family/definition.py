@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 FACTS_FILE = Path(__file__).parents[2] / "families" / "families.json"
-"""A row for every family without a file, and why other models of texts have no family (:func:`stored_facts`)."""
+"""Rows of the families without a Python file, and why other text models have no family (:func:`stored_facts`)."""
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
@@ -51,7 +51,7 @@ def without_head(model: Any) -> Any:
 
 
 def model_name(model: Any) -> str:
-    """The name of a model in messages and reports. The folder or Hub name that it was loaded from, or else its class."""
+    """The name of a model in messages and reports: the folder or Hub name it was loaded from, or its class name."""
     return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
 
 
@@ -72,7 +72,7 @@ class AttentionNames:
 
 
 ENTERED: list[Callable[[Any], None]] = []
-"""Functions that get each family when it is registered. :mod:`..classes`, from which entries import :class:`Family`, adds one."""
+"""Functions called with each family that is registered. :mod:`..classes` adds one; family files import :class:`Family` from there."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Family:
             reads_text=self.spec.reads == PLAIN_TEXT.reads,
         )
 
-        # a module that is imported again, as after an error in it, may register its family again
+        # a module may register its family again if it is imported again, for example after an error
         taken = _REGISTERED.get(model_type, (where, self))[0]
         if taken.rpartition(":")[0] != caller.filename:
             raise OptionError(
@@ -198,7 +198,7 @@ class Family:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Base name -> Long name of model classes that are used only inside others."""
+        """Base name -> Long name of model classes that are used only inside other models."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
 
     def has_decoder(self, head: str) -> bool:
@@ -214,17 +214,17 @@ class Family:
         return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
-        """The base's value of ``table.field``, special rows included; without a table, the base's maximum length."""
+        """The value of ``table.field`` in the base's config, special rows included. Without a table, the base's maximum length."""
         if self.relative:
             of_long: Any = self.config_class
             return int(of_long.length_in(config.to_dict()))
-        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # both stacks may share one
+        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # stacks may share a field
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its base.
+        """Maximum tokens of an input, without special rows of a table. ``config``: a config of the family or of its base.
 
-        Images and sound have the size for which the model was made. With towers, these are the text's tokens.
+        For images and sound, the tokens of the size in the config. With towers, the tokens of the text.
         """
         return int(self.spec.most_tokens(self, config))
 
@@ -234,7 +234,7 @@ class Family:
         return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
 
     def rotary(self, config: Any) -> bool:
-        """Whether positions are rotary, in the whole family or with this config."""
+        """Whether positions are rotary, in every model of the family or with this config."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
@@ -257,7 +257,7 @@ class Family:
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or a row."""
+    """The ``model_types`` with a family, which is either a file in :mod:`hf_longattn.families` or a row in ``families.json``."""
     modules = {*module_names("families"), *family_rows()}
     return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
 
@@ -292,7 +292,7 @@ def family_rows() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
 
 
 def base_config_name(base_model_type: str) -> str:
-    """The name of a base's config class, "BertConfig" of "bert"."""
+    """The name of a base's config class: "bert" -> "BertConfig"."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return CONFIG_MAPPING_NAMES[base_model_type]
@@ -310,7 +310,7 @@ def long_prefix(base_model_type: str) -> str:
 
 @cache
 def first_word(base_model_type: str) -> str:
-    """The start of a base's class names, "Qwen2" of "Qwen2MoeConfig"."""
+    """The first word of a base's class names, for example "Qwen2" from "Qwen2MoeConfig"."""
     return str(re.findall("[A-Z]+[a-z0-9]*|$", base_config_name(base_model_type).removesuffix("Config"))[0])
 
 
@@ -318,8 +318,8 @@ def long_config(module: str, mixin: type[Any], base: type[PreTrainedConfig], **a
     """The Long config class of a ``base`` config.
 
     Args:
-        module: name of the family's module, which has the class.
-        mixin: such as ``LongGridConfig``.
+        module: name of the family's module, in which the class is defined.
+        mixin: mixin of the class, for example ``LongGridConfig``.
         attributes: class attributes that differ from the mixin's.
     """
     attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {mixin.adds}.", "model_type": f"long_{base.model_type}"}
@@ -357,7 +357,7 @@ def exported_names(base_model_type: str) -> tuple[str, ...]:
         return FAMILIES[base_model_type].exports
     row, config = family_rows()[module_name(base_model_type)][1], base_config_name(base_model_type)
     models = long_names(base_model_type, tuple(row.get("classes", ()))).values()
-    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for model types with only a tokenizer
     return (f"{long_prefix(base_model_type)}{config}", *models) if defined else tuple(models)
 
 
@@ -435,7 +435,7 @@ def longest_input(config: Any) -> int | None:
 
 
 def length_before_conversion(config: Any) -> int | None:
-    """Maximum number of tokens of the short checkpoint that a long one was made from. ``None`` if the config does not say.
+    """Maximum tokens of the short checkpoint from which a long one was converted. ``None`` if the config does not say.
 
     Raises:
         Exception: any error of the config class about invalid values.
@@ -450,13 +450,13 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_for_class(name: str) -> Family | None:
-    """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported.
+    """The family of the public class ``name``, or ``None``. Imports only families with a matching class prefix.
 
     Raises:
-        CheckpointError: ``name`` would be the Long class of a base's head that has none. The message says what to load instead.
+        CheckpointError: the base has this head, but the family has no Long class for it. The message says what to load instead.
     """
     files = module_names("families")
-    # "gemma3" and "gemma3_text" for LongGemma3Model; those that are imported come last
+    # for example "gemma3" and "gemma3_text" for LongGemma3Model; families with a file come last, because they must be imported
     bases = [base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}")]
     for base in sorted(bases, key=lambda base: module_name(base) in files) if len(bases) > 1 else bases:
         if name in exported_names(base):
@@ -473,9 +473,9 @@ def family_for_class(name: str) -> Family | None:
 
 
 def known_length(config: Any, tokenizer: Any | None, model: Any = None) -> int | None:
-    """Maximum number of tokens of an input, special ones included, by config and tokenizer. ``None`` if neither has one.
+    """Maximum tokens of an input, special tokens included, by config and tokenizer. ``None`` if neither has a maximum.
 
-    model: may be of another architecture. Its position table may have a padding row, after which positions start (Longformer).
+    model: a model of any architecture. Positions may start after a padding row in its position table (Longformer).
     """
     lengths = [longest_input(config), getattr(tokenizer, "model_max_length", None)]
     for name, table in () if model is None else model.named_modules():

@@ -1,4 +1,4 @@
-"""Models with several towers, such as CLIP: what they read, and their config, which has a Long config for each tower."""
+"""Models with several towers, such as CLIP: their inputs, and their config with a Long config per tower."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class LongTowersConfig(_Base):
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The whole model's attention implementation if ``requested`` is chosen: ``requested``, if every tower accepts it.
+        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours.
 
-        Each tower's config resolves it again."""
+        Each tower's config resolves the name again."""
         if requested in (None, BACKEND):
             return BACKEND
         towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
@@ -127,7 +127,7 @@ def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None
 
 
 def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
-    """Values of a tower's Long config, from a base config, Long config or mapping. ``long_attention``, if given, replaces its attention."""
+    """Values of a tower's Long config, from a base config, Long config or mapping. A given ``long_attention`` replaces its attention."""
     values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
     if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
         base: Any = config_class.__bases__[-1]

@@ -1,8 +1,8 @@
-"""Train embeddings of long documents, or a reranker.
+"""Train embeddings of long documents, or a reranker, with sentence-transformers.
 
-sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi-vector`` a vector for every token.
-Pairs that belong together are contrasted with the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
-gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
+``--reranker`` trains a cross-encoder, ``--multi-vector`` a vector for every token. Matching pairs are contrasted with the other pairs of a
+batch (multiple negatives ranking, Henderson et al. 2017). Cached gradients (Gao et al. 2021) allow large batches of long documents. Pairs
+with a ``score`` are regressed (CoSENT).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXTRAS = ("sentence",)
 SCORES = {
     "accuracy_at_1": "accuracy@1", "mrr": "mrr@10", "ndcg": "ndcg@10", "spearman": "spearman_cosine", "pearson": "pearson_cosine"
 }  # fmt: skip
-"""Score of a log -> the end of its name in sentence-transformers."""
+"""Name of a score in logs -> suffix of its name in sentence-transformers."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
 def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, pairs: Dataset, held_out: Dataset
 ) -> LongTrainer:
-    """A trainer of embeddings. It measures the retrieval of held-out documents by their anchors, or similarities against scores."""
+    """A trainer of embeddings. Evaluates retrieval of held-out documents by their anchors, or similarities against scores."""
     import sentence_transformers as st
     from sentence_transformers.sentence_transformer import evaluation, losses
 
@@ -117,9 +117,9 @@ def embedding_trainer(
     else:
         loss = contrast(model, mini_batch_size=args.mini_batch_size)
         evaluator = retriever(*retrieval(held_out, relevant_texts(pairs, held_out)), **quiet)
-    more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}  # a text twice in a batch would be its own negative
+    more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}  # a duplicate in a batch would be its own negative
     arguments = arguments_of(arguments_class, args, "spearman" if scored else "mrr", **more)
-    arguments.max_length = training_length(model, data_args)  # where sentence-transformers' collator cuts texts
+    arguments.max_length = training_length(model, data_args)  # sentence-transformers' collator truncates texts to it
     data = {"train_dataset": pairs, "eval_dataset": held_out, "measure": partial(scores_of, evaluator, model)}
     return type("EmbeddingTrainer", (LongTrainer, trainer), {})(model, arguments, loss=loss, **data)
 
@@ -127,14 +127,14 @@ def embedding_trainer(
 def reranking_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, pairs: Dataset, held_out: Dataset
 ) -> LongTrainer:
-    """A trainer of a cross-encoder on right pairs and as many wrong ones. It measures the ranking of candidates."""
+    """A trainer of a cross-encoder on as many wrong pairs as right pairs. Evaluates the ranking of candidates."""
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.evaluation import CrossEncoderRerankingEvaluator
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     class RerankingTrainer(LongTrainer, CrossEncoderTrainer):
         def mean_loss(self, *args: Any) -> Any:
-            """The loss, which tokenises the pairs itself. Only training pairs are cut at the training length."""
+            """The mean loss. The loss function tokenises the pairs itself, so the maximum length is changed here for training pairs."""
             read = model.max_seq_length
             model.max_seq_length = cut or read
             try:
@@ -151,7 +151,7 @@ def reranking_trainer(
     cut, relevant = training_length(model, data_args), relevant_texts(pairs, held_out)
     samples = reranking(held_out, relevant, args.seed)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # DDP does not look into the features that a cross-encoder returns, and would find none
+        args.ddp_find_unused_parameters = False  # DDP finds no tensors in what a cross-encoder returns
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
     arguments = arguments_of(CrossEncoderTrainingArguments, args, "mrr")
     data = {"train_dataset": labelled_pairs(pairs, relevant, args.seed), "eval_dataset": held_out}
@@ -167,7 +167,7 @@ def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
 
 
 def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
-    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``."""
+    """Maximum tokens of a training input. Evaluations and the saved model read up to ``model.max_seq_length``."""
     body, length, longest = model.transformers_model, data_args.max_length, model.max_seq_length
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts.")
@@ -177,8 +177,9 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data; ``None`` without any. In inference, ``encode_query`` and ``encode_document`` use
-    them, or ``encode`` for pairs with scores."""
+    """The prompt of each column of the training data; ``None`` if there are no prompts.
+
+    In inference, ``encode_query`` and ``encode_document`` use the same prompts, or ``encode`` for pairs with scores."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
@@ -191,7 +192,7 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 def arguments_of(arguments_class: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
     """The arguments ``arguments_class(…, **more)`` of a sentence-transformers trainer, with our arguments as attributes.
 
-    ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
+    ``best`` is the score that selects the best model, unless ``metric_for_best_model`` is given.
     """
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.settings:
@@ -207,11 +208,11 @@ LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"
 CANDIDATES = 10
 """Number of documents that a reranker ranks for each query in evaluation."""
 Relevant = Mapping[str, Sequence[str]]
-"""The texts that belong to each anchor in all data. None of them becomes a negative of it."""
+"""Anchor -> all matching texts in the data. None of them is used as a negative for this anchor."""
 
 
 def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
-    """Anchor -> its texts in all parts, without duplicates."""
+    """Anchor -> matching texts in all parts, without duplicates."""
     relevant: dict[str, dict[str, None]] = {}
     for part in parts:
         for row in part.select_columns(["anchor", "positive"]):
@@ -232,7 +233,7 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
 
 
 def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
-    """Every pair with the label 1, and its anchor beside a wrong text with the label 0.
+    """Every pair with the label 1, and its anchor with a wrong text and the label 0.
 
     The wrong text is the row's negative, or else a text of another anchor, drawn by ``seed``.
     """
@@ -247,8 +248,9 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
 
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
-    """Each held-out anchor with its texts and negatives, :data:`CANDIDATES` in all, for sentence-transformers'
-    ``CrossEncoderRerankingEvaluator``. Further negatives are texts of other anchors, drawn by ``seed``."""
+    """Samples for sentence-transformers' ``CrossEncoderRerankingEvaluator``: each held-out anchor with positives and negatives.
+
+    There are :data:`CANDIDATES` texts in all. Missing negatives are texts of other anchors, drawn by ``seed``."""
     pool, negatives = list(dict.fromkeys(chain.from_iterable(relevant.values()))), dict[str, list[str]]()
     if "negative" in held_out.column_names:
         for row in held_out:

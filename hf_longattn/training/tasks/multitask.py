@@ -1,7 +1,7 @@
 """Train one backbone with several named heads, on texts, images and sound.
 
-A batch is of one task, drawn by the sizes of the tasks' data. The result is one checkpoint, whose heads load singly
-(:func:`load_multitask_head`).
+Each batch is from one task, drawn with a probability by data size. The result is one checkpoint; :func:`load_multitask_head` loads a head
+with its backbone.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -87,8 +87,8 @@ class MultiTaskDataArguments(DataArguments):
 
 @dataclass
 class MultiTaskTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of training on several tasks at once. The best model is by default that with the highest mean of the tasks'
-    main scores (``metric_for_best_model mean``)."""
+    """``TrainingArguments`` for several tasks at once. By default, the best model has the highest mean of the tasks' main scores
+    (``metric_for_best_model mean``)."""
 
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
@@ -124,7 +124,7 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
         if kind == "audio":
             lengths = inputs["train_dataset"]["length"][:]
             longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])
-            model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
+            model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses a sound that is too long
         tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": classify.class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
@@ -144,7 +144,7 @@ KINDS: dict[str, Any] = {
     "images": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="image"), label_names, classify.image_inputs),
     "audio": (classify.ClassificationDataArguments, partial(classify.read_labelled, role="audio"), label_names, classify.audio_inputs),
 }
-"""Kind of task -> the data arguments of its command, and functions that read its rows, find their labels, and make Trainer's inputs."""
+"""Kind of task -> data arguments of its command, and functions that read rows, find labels, and prepare Trainer's arguments."""
 
 
 logger = logging.get_logger(LOGGER)
@@ -159,7 +159,7 @@ LOADERS: dict[str, Any] = {
 HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
 """Fields of a head's config that are saved with it, besides its labels."""
 IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
-"""Pixels of the sides of images and of patches, as in ViT, and mel bins of spectrograms, for new embedders."""
+"""Sizes for new embedders: side of an image and of a patch in pixels, as in ViT, and mel bins of a spectrogram."""
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:
@@ -186,16 +186,16 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
 
 
 class Backbone:
-    """The base of heads of several kinds. A backbone of texts gets new embedders of images and of sound where tasks need them.
+    """The shared base model. A text model gets new embedders for images and sound if tasks need them.
 
-    tokenizer, image_processor, feature_extractor: of the inputs; ``None`` = the model does not read such inputs.
-    model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
-    heads: those of the checkpoint, see :meth:`MultiTaskModel.saved_config`.
+    tokenizer, image_processor, feature_extractor: processors of inputs; ``None`` = the model does not read such inputs.
+    model: a model with several modalities; ``None`` = all heads have the checkpoint's own architecture.
+    heads: heads in the checkpoint, see :meth:`MultiTaskModel.saved_config`.
 
     Args:
-        name, kinds: a checkpoint of texts, or one of several modalities, and the kinds of the tasks.
-        image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
-        complete: nothing is trained, so the checkpoint must have the heads.
+        name, kinds: a checkpoint (text or several modalities), and the kinds of the tasks.
+        image_size: side of images for a new embedder; default: :data:`IMAGE_SIZE`.
+        complete: whether the checkpoint must have the heads, because nothing is trained.
     """
 
     def __init__(self, name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> None:
@@ -204,7 +204,7 @@ class Backbone:
         if complete and not self.heads:
             raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head.")
         self.tokenizer = load_padding_tokenizer(name, config)
-        # Tokens and windows then keep the order of the words.
+        # Keeps tokens and windows in the order of the words.
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         several = isinstance(config, LongMultimodalConfig)
         embedded, new = config.embedded if several else {}, dict[str, Any]()
@@ -218,7 +218,7 @@ class Backbone:
             self.image_processor = transformers.ViTImageProcessor(size={"height": side, "width": side})
         if "audio" in kinds and "sound" not in embedded and not complete:
             new["sound"] = AudioInput(MEL_BINS)
-            # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.
+            # The embedder normalises each frame. Normalising over the whole recording would remove a steady sound.
             settings = {"feature_size": MEL_BINS, "num_mel_bins": MEL_BINS, "do_ceptral_normalize": False}
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
         self.model: Any = None
@@ -235,9 +235,9 @@ class Backbone:
         Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
-        """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
+        """The model with the head of a task, and its classes. Uses the checkpoint's head of this name and kind if it has all labels.
 
-        Refuses a new head where nothing is trained. ``labels``: of the data; none for spans.
+        Refuses to create a head if nothing is trained. ``labels``: labels of the data; none for spans.
         """
         saved = self.heads.get(task, {})
         trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
@@ -269,7 +269,7 @@ class PreparedTask:
 
     def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         self.kind, self.model, self.inputs = kind, model, inputs
-        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # which does not pack
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # without packing
         parts = inputs["train_dataset"], inputs["eval_dataset"]
         if not all(map(len, parts)):
             raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
@@ -277,16 +277,15 @@ class PreparedTask:
 
 
 class MultiTaskModel(nn.Module):
-    """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
-    ``heads.NAME.``.
+    """Several heads on one backbone. Parameters have their checkpoint names: ``heads.NAME.…`` for heads, the family's for the backbone.
 
-    The backbone of one task's model replaces those of the others. Backbones of several classes are refused.
+    All tasks' models share the backbone of one model. Backbones of different classes are refused.
     """
 
     def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:
         super().__init__()
         models = {name: task.model for name, task in tasks.items()}
-        largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
+        largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # with a pooler, if a model has one
         prefix, backbone = largest.base_model_prefix, largest.base_model
         if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
             classes = ", ".join(type(model).__name__ for model in models.values())
@@ -305,7 +304,7 @@ class MultiTaskModel(nn.Module):
         return super().train(mode)
 
     def __getattr__(self, name: str) -> Any:
-        """What Trainer asks of a model of transformers: its embeddings, and checkpointing of activations. Any of the models has them."""
+        """Methods that Trainer calls on transformers models (embeddings, activation checkpointing). Any of the models can serve."""
         if name in ("get_input_embeddings", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
             return getattr(next(iter(self.models.values())), name)
         return super().__getattr__(name)
@@ -356,8 +355,10 @@ class MixedCollator(EpochAwareCollator):
 
 
 class TaskBatches(EpochSampler):
-    """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn in proportion to the
-    square root of its size (T5, section 3.5.2, with a temperature of 2), by seed and epoch; a task's rows come in turn."""
+    """Batches of one task each, as many per epoch as all tasks have together.
+
+    A task is drawn with probability proportional to the square root of its size (T5, section 3.5.2, temperature 2), by seed and epoch.
+    A row repeats only after all other rows of its task."""
 
     def __init__(self, sizes: Mapping[str, int], batch_size: int, seed: int, processes: int = 1) -> None:
         self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
@@ -389,13 +390,13 @@ class MultiTaskTrainer(LongTrainer):
         return TaskBatches(sizes, self.args.train_batch_size, self.args.seed, self.args.world_size)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The number of labels by task ``(tasks,)``: 0 for every task but the batch's."""
+        """Number of labels per task, ``(tasks,)``. Only the batch's own task is not 0."""
         count = label_count(type(self.tasks[inputs["task"]].model).__name__, inputs)
         count = torch.as_tensor(batch_rows(inputs) if count is None else count)
         return torch.stack([count if name == inputs["task"] else torch.zeros_like(count) for name in self.tasks])
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """As LongTrainer's. Tasks count by their batches, and labels within a task count equally."""
+        """As in LongTrainer. A task's weight is its number of batches; labels within a task have equal weight."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if items is None:
             return batches, None
@@ -404,7 +405,7 @@ class MultiTaskTrainer(LongTrainer):
         return batches, items * mean.sum() / torch.where(mean > 0, mean, 1)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The scores of every task as ``NAME_accuracy`` …. ``mean`` is the mean of their F1, or else accuracy."""
+        """Scores of every task, named ``NAME_accuracy`` …. ``mean`` averages the tasks' F1, or accuracy if there is no F1."""
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():

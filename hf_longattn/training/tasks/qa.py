@@ -1,7 +1,7 @@
 """Fine-tune for extractive question answering.
 
-Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
-as in BERT's SQuAD 2 fine-tuning. With several right spans, the loss is over all of them together (Clark & Gardner 2018).
+Documents longer than the model are read in overlapping windows. In a window without an answer, the target is the first token ("no answer"),
+as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss sums their probabilities (Clark & Gardner 2018).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ARGUMENTS = (ModelArguments, QADataArguments, QATrainingArguments)
 def main(model_args: ModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
     """Train, and write the model and its predictions on the held-out questions to the output.
 
-    Returns the log, which has the scores by the length of the document and by the position of the answer.
+    Returns the log, with scores by document length and answer position.
     """
     begin(model_args, data_args, training_args)
     parts = read_questions(data_args, training_args.seed)
@@ -86,16 +86,16 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
 def question_inputs(
     model: Any, parts: tuple[Dataset, Dataset], names: Any, data_args: QADataArguments, args: LongTrainingArguments, tokenizer: Any
 ) -> dict[str, Any]:
-    """Arguments of Trainer for questions about documents, and two entries that evaluations fill.
+    """Trainer's arguments for question answering, plus ``answers`` and ``facts``, which each evaluation updates.
 
-    ``answers`` are the reader's answers of the last evaluation, ``facts`` are for the log.
+    ``answers``: answers of the last evaluation. ``facts``: entries for the log.
 
-    In training, the model gets the threshold of "no answer" that is best on the held-out questions.
+    In training, each evaluation also sets the model's "no answer" threshold to the best on the held-out questions.
     """
     examples, questions = parts
     if args.do_train:
-        carry_question(getattr(model.base_model, "text_model", model), tokenizer)  # the saved model makes questions global by itself
-        vars(model.config).pop("no_answer_threshold", None)  # of other weights
+        carry_question(getattr(model.base_model, "text_model", model), tokenizer)  # the saved model then makes questions global by itself
+        vars(model.config).pop("no_answer_threshold", None)  # it was for other weights
     length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     processes = args.dataloader_num_workers
     encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4), processes=processes)
@@ -125,12 +125,12 @@ def question_inputs(
 
 
 def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The mean over inputs of −½ (log Σ p(start) + log Σ p(end)), over all right starts and ends.
+    """The mean over inputs of −½ (log Σ p(start) + log Σ p(end)), over all correct starts and ends.
 
-    Clark & Gardner (2018), equation 2; the loss of Longformer's TriviaQA. With one answer it is BERT's loss.
+    Clark & Gardner (2018), equation 2, as in Longformer's TriviaQA training. With one answer it is BERT's loss.
 
     Args:
-        outputs: logits ``(B, L)``, or ``(1, T)`` of packed inputs.
+        outputs: logits ``(B, L)``, or ``(1, T)`` for packed inputs.
         labels: see :class:`QACollator`. Padding has no probability.
     """
     real, losses = labels[..., 0] >= 0, []
@@ -145,7 +145,7 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     """Load a model for question answering in float32, and its fast tokenizer, which pads on the right.
 
     Args:
-        complete: refuse a checkpoint without the head; otherwise it is new, and must be trained.
+        complete: refuse a checkpoint without the head. If false, a missing head is new and must be trained.
 
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.

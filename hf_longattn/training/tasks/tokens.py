@@ -1,7 +1,6 @@
-"""Fine-tune to tag the words of long documents.
+"""Fine-tune to tag the words of long documents, for example with named entities.
 
-Named entities, for example. Documents longer than the model are read in overlapping windows; each word is tagged in the window in which it
-has most context.
+Documents longer than the model are read in overlapping windows. A word takes its tag from the window with the most context around it.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {model_args.model!r} does not tell words apart; tagging needs a fast tokenizer.")
     tokenizer = for_words(tokenizer, model_args.model)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens and windows keep the order of the words
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # keeps tokens and windows in the order of the words
     parts, complete = read_tagged(data_args, training_args.seed), not training_args.do_train
     model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete)
     inputs = tag_inputs(model, parts, names, data_args, training_args, tokenizer)
@@ -69,7 +68,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
 def tag_inputs(
     model: Any, parts: tuple[Dataset, Dataset], names: list[str], data_args: TokenDataArguments, args: LongTrainingArguments, tokenizer: Any
 ) -> dict[str, Any]:
-    """Arguments of Trainer for documents whose words have tags, and ``input_length`` and ``packed``."""
+    """Trainer's arguments for documents with tagged words, plus ``input_length`` and ``packed``."""
     length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names)
     rows, held_out = each_part(encode, *parts)
@@ -91,7 +90,7 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents, ``texts``, from the predicted tags of their windows, ``rows``.
+    """Entity scores of whole documents (``texts``), from the predicted tags of their windows (``rows``).
 
     A word takes its tag from the window in which it is farthest from an edge.
     """
@@ -106,7 +105,7 @@ def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names:
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents as by :func:`.rows.rows_of`, with lists of ``words`` and of as many ``tags``. Those without words are left out."""
+    """Documents as from :func:`.rows.rows_of`, with equally long lists ``words`` and ``tags``. Documents without words are left out."""
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
@@ -119,20 +118,20 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
 
 
 def tag_names(*parts: Dataset) -> list[str]:
-    """The tags of all parts: O first, then by the kind of entity."""
+    """All tags of ``parts``: first O, then the others sorted by entity type."""
     tags: Iterable[str] = {tag for part in parts for row in part["tags"] for tag in row}
     return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
 
 
 def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
-    """Model inputs of tagged documents, one for each window of a document. No row, if no word has a token.
+    """Model inputs of tagged documents, one row per window. A document has no row if none of its words has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
 
     Returns:
         A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
-        ``word_ids`` (-1 for none) and ``document`` (its number).
+        ``word_ids`` (each token's word, -1 for none) and ``document`` (document number).
     """
     numbers = {name: number for number, name in enumerate(names)}
     settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": (share := min(stride, length // 4))}
