@@ -205,7 +205,7 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
 
     known: derived values by their keys.
     """
-    if not isinstance(tensor, Tensor) or in_graph():
+    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor
     alias = tensor.view_as(tensor)
     alias._long_attention = known or {}  # type: ignore[attr-defined]

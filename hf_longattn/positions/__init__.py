@@ -1,1 +1,1 @@
-"""Longer positions for a trained model: learned tables (`tables`), rotary embeddings (`rope`), relative positions (`relative`)."""
+"""Positions of longer texts: tables (`tables`), rotary (`rope`) and relative ones (`relative`), and trained distances."""

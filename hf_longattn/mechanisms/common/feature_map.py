@@ -224,12 +224,15 @@ class LinearMechanism(Mechanism, Stateful):
         if not self.logarithms:
             return absorb(empty_state(phi_k, values) if state is None else state, phi_k, values)
         state = _of_logarithms(state, phi_k, values)
-        top = _largest(phi_k, state["log"])
+        top = torch.maximum(phi_k.detach().amax(2), state["log"])
         return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
 
     def read(self, phi_q: Tensor, state: State) -> Tensor:
         """The output of queries that see the whole state."""
-        return read(relative_queries(phi_q, _scale_of(state)[:, :, None]) if self.logarithms else phi_q, state)
+        if self.logarithms:
+            scale = torch.where(state["z"] == 0, NO_KEYS, state["log"])  # a row of zeros, which was reset, has had no keys
+            phi_q = relative_queries(phi_q, scale[:, :, None])
+        return read(phi_q, state)
 
     def causal_piece(
         self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: list[Tensor] | None,
@@ -249,7 +252,7 @@ class LinearMechanism(Mechanism, Stateful):
             state = _of_logarithms(state, phi_k, values)
             rest, count = phi_k[:, :, begin:], length - begin
             anchor = _anchor(rest, None if real is None else real[:, begin:], state)
-            top = _largest(rest, anchor)
+            top = torch.maximum(rest.detach().amax(2), anchor)  # the largest logarithm of each feature
             if rises is not None:
                 anchor = torch.minimum(anchor + MAX_LOG_RISE, top)  # all weights of the first key are exp(-60) or more
                 if count > 1:
@@ -260,7 +263,7 @@ class LinearMechanism(Mechanism, Stateful):
                 over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
                 count = max(int(over.int().argmax()), 1)
                 rest = rest[:, :, :count]
-                top = _largest(rest, anchor)
+                top = torch.maximum(rest.detach().amax(2), anchor)
             piece = slice(begin, begin + count)
             if count == 1 and (cuts or rises is not None):  # this key may be far above all earlier ones
                 state = self.absorbed(state, rest, values[:, :, piece])
@@ -276,23 +279,14 @@ class LinearMechanism(Mechanism, Stateful):
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """``state``, or an empty state instead of ``None``. Its ``log`` is :data:`NO_KEYS` for features that have had no keys."""
+    """``state``, or an empty state instead of ``None``.
+
+    Its ``log`` is :data:`NO_KEYS` for features that have had no keys. Their ``z`` is 0, also in a row of zeros, which was reset.
+    """
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NO_KEYS}
-    return {**state, "log": _scale_of(state)}
-
-
-@torch.no_grad()
-def _scale_of(state: State) -> Tensor:
-    """The log scale of a state's sums, ``(B, heads, F)``; :data:`NO_KEYS` where ``z`` is 0, as in a state of zeros."""
-    return torch.where(state["z"] == 0, NO_KEYS, state["log"])
-
-
-@torch.no_grad()
-def _largest(logs: Tensor, scale: Tensor) -> Tensor:
-    """Maximum ``(B, heads, F)`` over the n tokens of ``logs (B, heads, n, F)`` and over ``scale (B, heads, F)``."""
-    return torch.maximum(logs.amax(2), scale)
+    return {**state, "log": torch.where(state["z"] == 0, NO_KEYS, state["log"])}
 
 
 @torch.no_grad()
