@@ -409,7 +409,8 @@ class TestAugmentation:
 
     def noisy(self) -> Augmentation:
         def shift(image: Pillow.Image) -> Pillow.Image:
-            return image.transform(image.size, Pillow.Transform.AFFINE, (1, 0, float(torch.rand(())) * 10, 0, 1, 0))
+            moved = (1, 0, float(torch.rand(())) * 10, 0, 1, 0)
+            return image.transform(image.size, Pillow.Transform.AFFINE, moved, Pillow.Resampling.BILINEAR)  # by parts of pixels, too
 
         return shift, {}
 
