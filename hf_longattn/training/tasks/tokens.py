@@ -106,7 +106,7 @@ def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names:
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents as by :func:`hf_longattn.data.rows.rows_of`, with lists of ``words`` and of as many ``tags``. Those without words are left out."""
+    """Documents of :func:`hf_longattn.data.rows.rows_of` with lists of ``words`` and of as many ``tags``. Empty ones are left out."""
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
