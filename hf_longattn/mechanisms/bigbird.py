@@ -258,9 +258,11 @@ class BigBird(MaskedMechanism):
         key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
         of_count: dict[int, BlockTable] = {}
         for count in dict.fromkeys(counts):  # the table of one count is cached for the process
-            of_count[count] = BYTE_CACHE.get(
-                (*key, count), lambda count=count: self._table_of(torch.full((1,), count, device=device), rows, call, device)
-            )
+
+            def make(count: int = count) -> BlockTable:
+                return self._table_of(torch.full((1,), count, device=device), rows, call, device)
+
+            of_count[count] = BYTE_CACHE.get((*key, count), make)
         if len(of_count) == 1:
             return of_count[counts[0]]
         added = [table.added for count in counts if (table := of_count[count]).added is not None]

@@ -455,7 +455,7 @@ def _attend_by_cache(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use :func:`~.masked.attend_step` instead of ``forward``, unless weights are requested."""
+    """Whether new tokens use ``attend_step`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are requested."""
     return (
         attend_step(mechanism) is not None
         and call.causal

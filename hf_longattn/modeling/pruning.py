@@ -31,6 +31,7 @@ class Heads:
 
     count: number of key-value heads, each with ``queries`` query heads.
     width: width of a head.
+    columns: number of inputs of the output projection per key-value head.
     """
 
     site: AttentionSite
@@ -39,11 +40,7 @@ class Heads:
     count: int
     queries: int
     width: int
-
-    @property
-    def columns(self) -> int:
-        """Number of inputs of the output projection per key-value head."""
-        return self.queries * self.width
+    columns: int
 
     def keep(self, heads: Sequence[int]) -> None:
         """Remove all heads except ``heads``, in place."""
@@ -120,7 +117,8 @@ def heads_of(model: nn.Module) -> list[Heads]:
                 "by four linear layers; choose --method prune-ffn, or bf16."
             )
         count = parts[1].out_features // width
-        layers.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
+        queries = parts[0].out_features // parts[1].out_features
+        layers.append(Heads(site, tuple(parts), output, count, queries, width, queries * width))
     return layers
 
 

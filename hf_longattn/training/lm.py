@@ -139,7 +139,7 @@ Position = tuple[int, int, int]
 
 
 class Segments(torch.utils.data.Dataset[dict[str, Any]]):
-    """Segments of ``length`` tokens of documents (:func:`.tokenization.to_documents`), by their :data:`Position`, padded on the right.
+    """Segments of ``length`` tokens of documents (``to_documents``), by their :data:`Position`, padded on the right.
 
     ``None`` is a segment of padding.
     """

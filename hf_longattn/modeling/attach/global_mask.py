@@ -33,6 +33,8 @@ TEXT_TOKENS = "text_tokens"
 """Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
 """Config fields with the ids of placeholder tokens for images, videos and sounds."""
+PLACEHOLDERS = "placeholder_token_ids"
+"""The attribute of a model with text as global tokens that lists these ids. Its forward hooks are set once."""
 GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
 
 
@@ -202,24 +204,21 @@ def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | N
     Raises:
         OptionError: the model has no token for images, or no mechanism of the language model takes global tokens.
     """
-    if not _image_tokens(model):
+    ids = {getattr(model.config, name, None) for name in IMAGE_TOKENS}
+    image_tokens = sorted(token for token in ids if isinstance(token, int))
+    if not image_tokens:
         raise OptionError(f"{TEXT_GLOBAL} is for models that read images in place of a token, and a {type(model).__name__} has none.")
     if language_model is None or not takes_globals(language_model):
         raise OptionError(
             f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it longformer, for example (--towers "
             "text=longformer:window=1024)."
         )
-    if vars(model).get("tells_text_tokens"):
+    if vars(model).get(PLACEHOLDERS):
         return
-    model.tells_text_tokens = True
+    setattr(model, PLACEHOLDERS, image_tokens)
     model.register_forward_pre_hook(_tell_text_tokens, with_kwargs=True)
     language_model.register_forward_pre_hook(_take_text_tokens, with_kwargs=True)
     language_model.register_forward_hook(_keep_text_tokens, with_kwargs=True)
-
-
-def _image_tokens(model: Any) -> list[int]:
-    ids = (getattr(model.config, name, None) for name in IMAGE_TOKENS)
-    return sorted({token for token in ids if isinstance(token, int)})
 
 
 def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +237,7 @@ def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
             "Text tokens are global here, but inputs_embeds came without input_ids, which say what is text; pass input_ids as well, or "
             "global_attention_mask (batch, tokens)."
         )
-    return args, {**kwargs, TEXT_TOKENS: ~torch.isin(ids, torch.tensor(_image_tokens(model), device=ids.device))}
+    return args, {**kwargs, TEXT_TOKENS: ~torch.isin(ids, torch.tensor(getattr(model, PLACEHOLDERS), device=ids.device))}
 
 
 def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

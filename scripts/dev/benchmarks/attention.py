@@ -69,6 +69,7 @@ class OnHeads(Implementation):
 
     def __init__(self, inputs: AttentionInputs) -> None:
         self.inputs, self.leaves, self.upstream = inputs, inputs.qkv, inputs.upstream_heads()
+        self.q, self.k, self.v = inputs.qkv
 
 
 class Ours(OnHeads):
@@ -77,7 +78,7 @@ class Ours(OnHeads):
     name = "longattn"
 
     def forward(self) -> Tensor:
-        return attend(*self.leaves, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
+        return attend(self.q, self.k, self.v, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
 
 
 class Sdpa(OnHeads):
@@ -86,7 +87,7 @@ class Sdpa(OnHeads):
     name, computes = "sdpa", "full"
 
     def forward(self) -> Tensor:
-        return scaled_dot_product_attention(*self.leaves, is_causal=self.inputs.case.causal)
+        return scaled_dot_product_attention(self.q, self.k, self.v, is_causal=self.inputs.case.causal)
 
 
 class Flex(OnHeads):
@@ -106,7 +107,7 @@ class Flex(OnHeads):
         self.kernel = torch.compile(flex_attention, dynamic=False)
 
     def forward(self) -> Tensor:
-        return self.kernel(*self.leaves, block_mask=self.mask)
+        return self.kernel(self.q, self.k, self.v, block_mask=self.mask)
 
 
 ATTENTION: dict[str, type[OnHeads]] = {made.name: made for made in (Ours, Sdpa, Flex)}

@@ -63,7 +63,7 @@ class SlightlyWrong(OnHeads):
     name = "slightly-wrong"
 
     def forward(self) -> Tensor:
-        q, k, v = self.leaves
+        q, k, v = self.q, self.k, self.v
         return torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :-1], v[:, :, :-1])
 
 
