@@ -1,7 +1,7 @@
-"""Files that others wrote, and files that this package writes.
+"""Reads files of checkpoints safely, and writes files and folders completely or not at all.
 
-Files of a checkpoint are read if they are regular, inside its folder and of a limited size. The types of their fields are left to the
-libraries that read them. What this package writes is built beside its destination and renamed once it is complete. A refusal is a
+Checkpoint files are read if they are regular, inside their folder and of a limited size. The types of their fields are left to the
+libraries that read them. Output is written beside its destination and renamed once it is complete. A refusal is a
 :class:`CheckpointError` of one sentence.
 """
 
@@ -33,7 +33,7 @@ CONVERSION_REPORT = "conversion_report.json"
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
-"""Files with a training's answers to the validation data. Some of them quote the data."""
+"""Files with a model's predictions on validation data. Some of them quote the data."""
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
@@ -66,7 +66,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
 
 
 def check_link(path: Path, folder: Path) -> None:
-    """Refuse a link that is broken or leads out of a checkpoint's folder. It would bring a file of this machine into a result.
+    """Refuse a link that is broken or leads out of a checkpoint's folder, which would copy a local file into a result.
 
     Links of a snapshot in the Hub's cache may also lead to the repository's blobs.
     """
@@ -84,7 +84,7 @@ def check_link(path: Path, folder: Path) -> None:
 
 
 def _check_regular(path: Path) -> os.stat_result:
-    """Refuse what is not a regular file: opening a pipe would block."""
+    """Refuse anything but a regular file. Opening a pipe, for example, would block."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
@@ -137,18 +137,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
 # config.json.
 
 FORMAT_FIELD, FORMAT = "long_attention_format", 1
-"""The field of ``config.json`` with the version of the fields that this package adds, and the present version.
+"""The field of ``config.json`` with the version of this package's fields, and the current version.
 
-A changed name, option or default of a mechanism is a new version, since an option that is not written has its mechanism's default.
+A new name, option or default of a mechanism needs a new version, because options that are not written have the default.
 """
 GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 """Prefixes of model type and class name of a plain architecture with mechanisms. Only this package registers them."""
 
 
 def check_config(values: Mapping[str, Any]) -> None:
-    """Refuse a ``config.json``, or a config nested in it, of another version than :data:`FORMAT`, or that would fill the memory.
+    """Refuse a ``config.json`` if it, or a nested config, has a version other than :data:`FORMAT` or would fill the memory.
 
-    A missing number is accepted. Counts of modules and labels have limits.
+    A missing version is accepted. The numbers of modules and labels are limited.
     """
     written = values.get(FORMAT_FIELD, FORMAT)
     if type(written) is not int or written != FORMAT:
@@ -230,7 +230,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def sentence_values(file: Path) -> dict[str, Any]:
-    """The values of a small file of a sentence-transformers folder, with a maximum length that is a number of tokens."""
+    """The values of a small file in a sentence-transformers folder. Checks that the maximum length is a number of tokens."""
     values = read_json_object(file)
     if type(values.get(SENTENCE_LIMIT)) not in (int, type(None)):
         raise CheckpointError(f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, which must be a whole number.")
@@ -242,7 +242,7 @@ def sentence_values(file: Path) -> dict[str, Any]:
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """This machine's name in the names of unfinished folders: on a shared file system, another machine's are left alone."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask a process to end. By default they end it at once."""
+"""Signals that ask a process to end. Without a handler, the process ends immediately."""
 
 
 @contextlib.contextmanager
@@ -344,7 +344,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}" for use in ("partial", "replaced"))
-    with ending_cleanly():  # also while the stage is removed
+    with ending_cleanly():  # also covers the removal of the stage
         try:
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
@@ -369,7 +369,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
                     raise
                 shutil.rmtree(aside, ignore_errors=True)
                 _sync(parent)
-        except LongAttentionError as error:  # the folder that it names is removed
+        except LongAttentionError as error:  # the message may name the stage, which is removed
             if str(stage) not in str(error):
                 raise
             raise type(error)(str(error).replace(str(stage), str(destination))) from error
@@ -399,7 +399,7 @@ def _clean(parent: Path, name: str) -> None:
 def staged_file(file: Path) -> Iterator[Path]:
     """A new file next to `file`, renamed to it when the block succeeds.
 
-    It has the same extension, and is removed when the block fails. A link is replaced, not its target.
+    The new file has the same extension. It is removed if the block fails. A link is replaced, not its target.
 
     Raises:
         CheckpointError: not enough disk space, or no permission.
@@ -438,10 +438,10 @@ def _sync(path: Path) -> None:
 
 
 def public_name(source: str) -> str:
-    """The name of a source in a card. Hub names and addresses stay; files and folders lose their parent folders.
+    """The name of a source in a card. Hub names and addresses do not change; local paths lose their parent folders.
 
     Args:
-        source: as the user typed it, also as NAME=KIND:DATA.
+        source: the source as typed by the user, possibly NAME=KIND:DATA.
     """
     if (task := re.match(r"[A-Za-z_]\w*=(?:\w+:)?", source)) is not None:
         return task[0] + public_name(source[task.end() :])

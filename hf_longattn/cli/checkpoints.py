@@ -81,8 +81,8 @@ def search(
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 
-    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
-    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
+    The budget limits time or memory. The search measures the share of every layer's attention that each candidate keeps, and its cost on
+    this machine. Convert the result with `longattn convert MODEL DST --config OUTPUT`.
     """
     from ..search import search_design
 
@@ -151,9 +151,8 @@ def compress(
 ) -> None:
     """Write a smaller checkpoint, and measure what it costs.
 
-    Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
-    and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
-    compression_report.json.
+    torchao quantises the weights; from_pretrained loads the result if torchao is installed. The result is read again and compared. Its
+    loss at short and long lengths, its time and its size are printed next to the source's, and written to compression_report.json.
     """
     from ..export import CompressionConfig, compress_checkpoint
     from ..export.compress import PRUNING
@@ -191,7 +190,7 @@ def push(
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
-    """What ``--mechanism auto`` stands for; imported only where it is needed."""
+    """The mechanisms for ``--mechanism auto``. Imports the search only if needed."""
     from ..search import choose_mechanisms
 
     return choose_mechanisms(source, config)
@@ -219,7 +218,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
         yield costs_table(part.costs, part.inputs)
         if name in compared:
             sizes = compared[name]["sizes"]
-            step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
+            step = 1 if len(sizes) < 5 else 2  # a terminal has room for four columns
             cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
             title = f"operations of the whole model for one {part.inputs.modality.noun}, by mechanism with its default options"
             yield table(("mechanism", *sizes[::step]), cells, title)
@@ -248,7 +247,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 
 
 def _compare(part: ConversionPlan) -> dict[str, Any]:
-    """Operations of the whole model at each size: with the planned attention, then with each mechanism's default options."""
+    """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options."""
     import torch
 
     from ..configuration import LongAttentionConfig
@@ -333,7 +332,7 @@ def compression_report(report: CompressionReport) -> Iterator[Part]:
 
 
 def search_report(result: SearchResult) -> Iterator[Part]:
-    """The design and why it, and what it was chosen from."""
+    """The chosen design, the reason, and the alternatives."""
     yield Styled(result.reason, "bold")
     yield from filter(None, (result.loss_sentence, *result.notes, " "))
     score = "captured mass" if result.score == "mass" else "−KL (nats)"

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Settings")
 AUTO = "auto"
-"""The value of ``mechanism`` for which a search chooses one for every layer, as :func:`hf_longattn.search_design` does."""
+"""The value of ``mechanism`` that starts a search for every layer's mechanism, as :func:`hf_longattn.search_design`."""
 
 
 def setting(
     default: Any, help: str, *, unset: str = "", flag: str = "", type: Any = str, metavar: str = "", minimum: int = 0, secret: bool = False
 ) -> Any:
-    """A dataclass field with the metadata of its help text and its flag. A ``secret`` is never written into a report.
+    """A dataclass field with help text and flag as metadata. A ``secret`` is never written into a report.
 
     Args:
-        help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
-        flag: on the command line; "" derives it from the field's name, "-" means no flag.
-        type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
+        help, unset: the meaning of the setting as a sentence, and the meaning of the default ``None`` or ``"auto"``.
+        flag: command-line flag; "" derives it from the field's name, "-" means no flag.
+        type, metavar: type of a value on the command line, and its placeholder in the help. ``list[str]``: the flag can be repeated.
     """
     about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
     return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
@@ -47,7 +47,7 @@ class Settings:
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
-        """``config`` itself, or a config made from keywords. Other keywords are options of a mechanism, if it has any (``window=512``)."""
+        """``config``, or a config made from keywords. If it has mechanism options, unknown keywords are options (``window=512``)."""
         if config is not None:
             if values:
                 first = next(iter(values))
@@ -179,7 +179,7 @@ class ConversionConfig(Settings):
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
         """The mechanism with options and layers, or the whole configuration.
 
-        Options replace those of ``original``, the attention of a source that is already long; another mechanism replaces all of it.
+        ``original``: attention of a source that is already long. Options replace single options of it; a mechanism replaces all of it.
         """
         from ..configuration import LongAttentionConfig
 

@@ -31,13 +31,13 @@ EXTRA = "audio"
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""libsndfile's note about a WAV, AIFF or AU file whose header states a wrong number of bytes."""
+"""libsndfile's log line about a wrong number of bytes in the header of a WAV, AIFF or AU file."""
 UNKNOWN_SIZE, UNKNOWN_COUNT = 0x7FFF0000, 1 << 60
-"""Minimum bytes in a header, and minimum samples by libsndfile, that mean "unknown". Programs that write to a pipe use them."""
+"""Byte counts in a header and sample counts from libsndfile mean "unknown" from here on. Programs that write to a pipe use them."""
 LEAST_MISSING = 0.01
 """Minimum missing seconds of a cut file. Encoders round to frames."""
 ROWS_PER_SECOND = 100
-"""Rows of a spectrogram in a second, by AST's feature extractor."""
+"""Spectrogram rows per second of AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
 logger = logging.get_logger(LOGGER)
 
@@ -51,9 +51,9 @@ def read_audio(
 
     Args:
         source: a path, or a cell of ``datasets.Audio(decode=False)``, which has ``path`` or ``bytes``.
-        sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
-        name: the sound's name in messages; default: its path.
-        otherwise: the last advice of a message.
+        sampling_rate: the model's sampling rate per second, ``feature_extractor.sampling_rate``.
+        name: name of the sound in messages; default: its path.
+        otherwise: advice at the end of messages.
 
     Returns:
         The samples, (samples,), in float32.
@@ -101,14 +101,14 @@ def read_audio(
 
 
 class AudioCollator:
-    """How audio files become the inputs of a model; a collator for rows of :func:`to_utterances`.
+    """Collator that makes model inputs from audio files, for rows of :func:`to_utterances`.
 
-    sampling_rate: samples a second that the model reads.
-    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` where it keeps them whole.
+    sampling_rate: the model's sampling rate per second.
+    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` if it does not.
 
     Args:
         extractor: the model's feature extractor.
-        masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
+        masked: return a padding mask even if the extractor makes none by default. Whisper needs it to mask features in training.
     """
 
     def __init__(self, extractor: Any, *, masked: bool = False) -> None:
@@ -124,7 +124,7 @@ class AudioCollator:
         return read_audio(row["audio"], self.sampling_rate, name=row["name"])
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
-        """The arguments of a model, padded after the sound, as the feature extractor makes them."""
+        """The model's arguments from the feature extractor, padded on the right."""
         return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **self.settings))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class AudioCollator:
         return {**self.inputs([*map(self.samples, rows)]), "labels": padded if labels[0].dim() else padded.flatten()}
 
     def length(self, sound: Samples) -> int:
-        """The length of a model's input for a sound: samples, or rows of features."""
+        """The length of the model input for a sound: a number of samples, or of feature rows."""
         inputs = self.inputs([sound])
         mask = inputs.get("attention_mask")
         return int(mask.sum()) if mask is not None else next(iter(inputs.values())).shape[1]
@@ -154,9 +154,9 @@ def to_utterances(
     Utterances that are too long, or have longer transcripts than the model writes, are left out with a warning.
 
     Args:
-        labels: the number of each row's class, or the tokens of its transcript.
-        length: the length of a sound, by which batches are grouped; default: its samples.
-        fits: whether the model can write these labels for a sound of this length.
+        labels: class number of each row, or tokens of its transcript.
+        length: function that returns the length of a sound, for grouping batches; default: number of samples.
+        fits: function of labels and length: whether the model can output these labels for a sound of this length.
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):

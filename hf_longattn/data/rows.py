@@ -27,7 +27,7 @@ from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
 Roles = Mapping[str, Sequence[str]]
-"""Role -> names of columns that are recognised; the first existing one is taken."""
+"""Role -> recognised column names. The first column that exists is used."""
 OPTIONAL = ("question", "negative", "score", "id")
 """Roles that data may lack."""
 VALUES = {
@@ -35,33 +35,33 @@ VALUES = {
     "words": "list of texts and numbers", "tags": "list of names or whole numbers",
     "image": "image", "audio": "audio file", "id": "text or whole number",
 }  # fmt: skip
-"""Role -> what a cell of its column holds. Other roles are texts."""
+"""Role -> content of a cell, for messages. Other roles are texts."""
 TYPES = {"score": Value("float32"), "number": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
 """Role -> the type of its column. Other columns are texts, or files."""
 FILES = {"image": Image, "audio": Audio}
-"""Role of files -> the feature of ``datasets`` for a column with such files."""
+"""Role with files -> ``datasets`` feature for its column."""
 COLUMNS = "--columns {role}=NAME"
-"""The option that names the column of a role."""
+"""The option for choosing the column of a role."""
 LARGEST_TEXT = 16_000_000
-"""Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
+"""Maximum characters of one document, five times War and Peace. A tokenizer needs up to 200 bytes of memory per character."""
 
 
 def read_rows(
     args: Any, seed: int, roles: Roles | None = None, *, read: Callable[..., Dataset] | None = None, shuffle: bool = False, **units: Any
 ) -> tuple[Dataset, Dataset]:
-    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. They have a column for each role.
+    """Training rows, and held-out rows (all of ``--validation``, or a tenth of every source), with a column for each role.
 
-    ``max_train_samples`` and ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
+    ``max_train_samples`` and ``max_eval_samples`` limit them. If nothing is trained, both have all rows.
 
     Args:
         roles: default: ``args.roles``.
         read: reads a split of a source; default: :func:`rows_of`.
-        shuffle: draw the order of rows that are not split by the seed, too.
+        shuffle: also shuffle rows that are not split, by the seed.
         **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
-        DataError: a source that cannot be read, a missing column, a row without a value of its role, or sources with different columns.
-        OptionError: too few rows to hold some back.
+        DataError: a source cannot be read, a column or a value is missing, or sources have different columns.
+        OptionError: there are too few rows for a held-out part.
     """
     read = read or partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
 
@@ -96,7 +96,7 @@ def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
-    """``change(part)`` for each part. A part that is given twice is converted once."""
+    """``change(part)`` for each part. If a part occurs twice, ``change`` runs once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
 
@@ -106,12 +106,12 @@ def split_held_out(
 ) -> tuple[Dataset, Dataset]:
     """Divide data into training rows and held-out rows, a tenth of every source, drawn by the seed.
 
-    A source of two units or more gives at least one; if none has two, the last one drawn is held out.
+    A source of two or more units gives at least one. If no source has two, the last unit drawn is held out.
 
     Args:
-        most: units of a source that are held out at most; ``None`` = no limit.
+        most: maximum held-out units of a source; ``None`` = no limit.
         unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
-        classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
+        classes: the values in this column have the same shares in both parts, if there are enough units; "" = no classes.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
@@ -141,7 +141,7 @@ def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
 
 
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
-    """Role -> column of the data."""
+    """Role -> name of its column."""
     chosen = {}
     for role, names in roles.items():
         wanted = [named[role]] if role in named else list(names)
@@ -165,7 +165,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
 
     Args:
         leave_out: leave out rows in which a text is empty, with a warning.
-        option: names the column of a role, in messages.
+        option: the option for choosing a column, in messages.
     """
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")
@@ -177,7 +177,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
         if role != file:
             feature = data.features[column]
             feature = feature.feature if isinstance(feature, List) else feature
-            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None  # the column has numbers of classes
+            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None  # the column has class numbers
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         return {role: _value(row[column], role, names, column, f"Row {number + 1} of {source}") for role, (column, names) in values.items()}
@@ -201,7 +201,7 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 
 def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:
-    """A value as its role needs it; "" for a missing text."""
+    """Convert a value to the type of its role; "" for a missing text."""
     what = VALUES.get(role, "text")
     if value is None or value == "" or value != value or (names is not None and value == -1):
         if what == "text":
@@ -236,7 +236,7 @@ def _label(value: Any, names: Sequence[str] | None) -> str | None:
 
 
 def as_number(value: Any) -> float | None:
-    """A value of JSON or a cell of a table as a finite number; ``None`` if it is none."""
+    """A JSON value or table cell as a finite number; ``None`` if it is not a number."""
     try:
         number = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
@@ -266,7 +266,7 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
 
 
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
-    """Texts in the column ``text``. Each row takes the first template whose columns all have a value."""
+    """Texts in the column ``text``. A row's text comes from the first template for which all columns have a value."""
     data, columns = read_table(source, split), dict[str, list[str]]()
     for template in templates:
         try:
@@ -291,7 +291,7 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
-    """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
+    """Number of ``scored`` rows that also occur in ``train``, ids aside. Files are compared by their paths."""
     columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
     trained = {hash(repr(row)) for row in train.select_columns(columns)}
     return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

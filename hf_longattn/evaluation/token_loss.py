@@ -1,6 +1,6 @@
-"""Losses of a language model token by token, and their change with its standard error.
+"""Losses of a language model per token, and the change of a loss with its standard error.
 
-Also the divergence of two models' predictions, and the texts on which they are compared.
+Also the divergence of two models' predictions, and texts for comparisons.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from .summaries import mean_and_error
 TOKENS_AT_ONCE = 256
 """Tokens per piece of the loss, since each piece copies its logits."""
 NEGLIGIBLE = 0.01
-"""Nats per token: a larger loss by no more than this does not count."""
+"""Maximum increase of a loss that is ignored, in nats per token."""
 
 
 @dataclass(frozen=True)
 class LossChange:
-    """Nats per predicted token before and after a change, over the same tokens.
+    """Mean loss of the same tokens before and after a change, in nats per predicted token.
 
-    before, after: means. change: ``after - before``. error: standard error of ``change`` over the tokens' differences; ``None``
-    for fewer than ten. predicted: number of tokens.
+    change: ``after - before``. error: standard error of ``change``; ``None`` for fewer than ten tokens. predicted: number of tokens.
     """
 
     before: float
@@ -47,7 +46,7 @@ class LossChange:
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor) -> LossChange | None:
-        """From two losses ``(N,)`` of the same tokens, nan at unpredicted tokens; ``None`` if both predict no token."""
+        """Compare two losses ``(N,)`` of the same tokens, nan for unpredicted tokens. ``None`` if no token is predicted in both."""
         both = ~(before.isnan() | after.isnan())
         if not both.any():
             return None
@@ -72,10 +71,10 @@ class LossChange:
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
     """The loss of each token, ``(B·N,)`` float32; NaN at tokens that are not predicted.
 
-    A decoder of transformers computes logits only where a token is predicted, so that those of a large vocabulary fit into memory.
+    A transformers decoder computes logits only for predicted tokens, so that the logits of a large vocabulary fit into memory.
 
     Args:
-        model: with a language-modelling head.
+        model: a model with a language-modelling head.
         shown, target: ``(B, N)``: the input on the model's device, and the targets on the CPU.
         causal: whether a token is predicted at the position before it.
     """
@@ -107,10 +106,10 @@ def chunk_losses(
     """:func:`token_losses` of a text ``(1, N)``, read in chunks.
 
     Args:
-        chunk: tokens of each, which divides N.
+        chunk: tokens per chunk; divides N.
         together: number of chunks in a batch.
-        special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not predicted. Without its
-            first token (BOS) a decoder is worse than it is.
+        special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not predicted. Without
+            BOS, a decoder's loss would be too high.
     """
     shown = between(shown.reshape(-1, chunk), *special)
     target = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
@@ -118,15 +117,16 @@ def chunk_losses(
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
-    """The losses ``(N,)`` of a text that was read in chunks. For a causal model, the first half of each chunk is NaN: its tokens have
-    little context and would hide a loss of long context. One chunk is left as it is."""
+    """Losses ``(N,)`` of a text that was read in chunks, NaN for tokens with little context.
+
+    These are the first half of each chunk of a causal model. They would hide a loss of long context. A single chunk is not changed."""
     if not causal or len(losses) <= chunk:
         return losses
     return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))
 
 
 LARGEST = 2**30
-"""Maximum bytes of the user's text, which is read whole."""
+"""Maximum bytes of the user's text file."""
 PARAGRAPHS = """\
 The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
 spiral stairs, wipes the salt from the glass and lights the lamp. In a notebook she writes down the wind, the height of

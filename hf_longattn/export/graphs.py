@@ -1,6 +1,6 @@
 """Export a long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export.
 
-The model is traced, the file is written, and a runtime runs it for a comparison with the model.
+The model is traced and the file written. Then a runtime runs the file, and outputs are compared with the model's.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def export_checkpoint(
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
-        opset: of ONNX; None takes PyTorch's default.
+        opset: ONNX opset; None takes PyTorch's default.
         task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the checkpoint.
         global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens are global.
         overwrite: replace an existing folder, once the new one is complete.
@@ -240,7 +240,7 @@ def write_graph(
             for module in traced.program.graph_module.modules():
                 if isinstance(module, torch.fx.GraphModule):
                     for node in module.graph.nodes:
-                        node.meta.pop("stack_trace", None)  # which names files of this machine
+                        node.meta.pop("stack_trace", None)  # would contain local file names
             say(f"writing {file.name}")
             if format == "torch":
                 torch.export.save(traced.program, file)
@@ -267,7 +267,7 @@ def write_graph(
 
 
 def _cause(error: BaseException) -> str:
-    """First line of the original error; errors raised from it address PyTorch's developers."""
+    """First line of the original error, because the errors raised from it are for PyTorch's developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -380,7 +380,7 @@ class ModelGraph(nn.Module):
         for name, value in self.model(**arguments, **self.fixed).items():
             if isinstance(value, Tensor):
                 tensors[f"output_{name}" if name in arguments else name] = value
-            elif isinstance(value, tuple):  # of a backbone's feature maps, for example
+            elif isinstance(value, tuple):  # for example a backbone's feature maps
                 tensors |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
         if self.pooling is not None and "last_hidden_state" in tensors:
             tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
@@ -389,8 +389,8 @@ class ModelGraph(nn.Module):
     def traced(self, max_length: int) -> Traced:
         """Trace the model for any batch size and up to ``max_length`` tokens.
 
-        The graph has the first minimum length for which the model is one graph. ``MIN_LENGTHS`` are tried, and each mechanism's first
-        length at which it is not full attention, since that is a separate path.
+        Tries minimum lengths in ascending order until the model is one graph: ``MIN_LENGTHS``, and for each mechanism the first length at
+        which it is not full attention, since full attention is a separate path.
         """
         ends = set(MIN_LENGTHS)
         for mechanism, causal in itertools.product(attached_mechanisms(self).values(), (False, True)):
@@ -409,7 +409,7 @@ class ModelGraph(nn.Module):
         raise AssertionError("no minimum length to try")
 
     def _free_sizes(self, example: dict[str, Tensor], shortest: int, max_length: int) -> dict[str, dict[int, Any]]:
-        """Dynamic axes of each input ``(B, N)`` or ``(B, choices, N)``. Inputs of pages are ``(B, N, width)``, whose width is fixed."""
+        """Dynamic axes of each input ``(B, N)`` or ``(B, choices, N)``. Page inputs ``(B, N, width)`` have a fixed width."""
         pages = page_inputs(self.model)
         batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
         length = torch.export.Dim("length", min=shortest, max=max_length)
@@ -460,7 +460,7 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     config = model.config
     ids = torch.where(mask, ids, config.pad_token_id or 0)
     separator = getattr(config, "question_separator_id", None)
-    if separator is not None and length > 2:  # a question, which the graph has to find
+    if separator is not None and length > 2:  # adds a question, so that the graph must find it
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
@@ -468,7 +468,7 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     further = {} if family is None else family.spec.further_inputs(config, batch, length)
     inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
     if "token_type_ids" in names:
-        second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
+        second = torch.arange(length)[None] >= length // 2  # a pair of texts, if the model has two token types
         inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
     if "global_attention_mask" in names:
         inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask

@@ -23,7 +23,7 @@ from ..names import load_module
 from ..reports import Check
 
 AUTO = "auto"
-"""Value of a setting that the conversion chooses itself."""
+"""Value of a setting that the conversion is to choose."""
 SETTINGS = {
     "max_length": "--max-length counts the tokens of a text",
     "image_size": "--image-size is the size of images",
@@ -42,7 +42,7 @@ class InputSize:
     """The size of one input."""
 
     value: Any  # tokens, seconds, or pixels along each axis
-    tokens: int  # in the layers
+    tokens: int  # number of tokens in the layers
     words: str  # the size in a sentence, for example "15 seconds"
     name: str = ""  # the size's name in reports; empty if `value` counts tokens
     grid: Any = None  # the Grid of the tokens; None for texts and sounds
@@ -53,7 +53,7 @@ class InputSize:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The size for a report, besides its tokens. JSON-serialisable."""
+        """The size for a report, without the number of tokens. JSON-serialisable."""
         value = list(self.value) if isinstance(self.value, tuple) else self.value
         return {**({self.name: value} if self.name else {}), **({} if self.grid is None else {"grid": list(self.grid.sizes)})}
 
@@ -64,13 +64,13 @@ class InputSize:
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Maximum inputs of source and result; with several towers, those of the text tower."""
+    """Maximum input sizes of source and result. With several towers, sizes of the text tower."""
 
     modality: Modality
     at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
     old: InputSize  # of the source
     new: InputSize  # of the result
-    reads_new: bool = False  # whether the source reads inputs of the new size, too
+    reads_new: bool = False  # whether the source also reads inputs of the new size
 
     @property
     def grows(self) -> bool:
@@ -98,7 +98,7 @@ class InputSizes:
 class Example:
     """The part of a model card's code that depends on the modality. ``hub/card.md`` has the rest and runs the model."""
 
-    task: str | None  # the Hub's name for the task of a model without a head; None if its card names no task, whatever its head
+    task: str | None  # the Hub's task name for a model without a head; None if cards of this modality have no task
     reader: tuple[str, str] | None = None  # variable and class name of the tokenizer or processor; None if the folder has neither
     inputs: str = ""  # Python lines that make `inputs`, for `model(**inputs)`; empty if the card only loads the model
     imports: tuple[str, ...] = ()  # import lines that `inputs` needs, besides those of torch and of transformers
@@ -107,7 +107,7 @@ class Example:
 class WithTowers:
     """Facts about a model, or its modality."""
 
-    towers: Mapping[str, Any]  # such facts about each of several towers, by name; empty without towers
+    towers: Mapping[str, Any]  # the same facts for each tower, by name; empty without towers
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -120,18 +120,18 @@ class WithTowers:
         return tuple(self.towers)
 
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
-        """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
+        """Report entry ``towers``: tower name -> result of ``describe``. Empty without towers."""
         return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
 
 
 class Modality(WithTowers, ABC):
-    """What the models of a family read. A subclass is named after its file: ``GridModality`` in ``grid_inputs.py``."""
+    """The type of a family's inputs. A subclass is named after its file: ``GridModality`` in ``grid_inputs.py``."""
 
-    noun: ClassVar[str]  # one input, in messages and tables
-    nouns: str  # several of them
+    noun: ClassVar[str]  # noun for one input, in messages and tables
+    nouns: str  # plural noun
     units: ClassVar[str] = ""  # what a size counts besides tokens
     settings: Sequence[str] = ()  # names in SETTINGS that apply
-    reads: ClassVar[str] = ""  # what models do, as a predicate, if not "reads" with the plural noun
+    reads: ClassVar[str] = ""  # predicate for models in messages; default: "reads" with the plural noun
     drawn: ClassVar[bool] = False  # whether a diagnosis has a map of attention for one input
     timed: ClassVar[bool] = False  # whether a diagnosis compares inputs of several durations
 
@@ -141,7 +141,7 @@ class Modality(WithTowers, ABC):
         self.towers: Mapping[str, Modality] = {}
 
     def size(self, config: Any, value: Any) -> InputSize:
-        """The size of an input for a model of one stack with this config, from its value as a user may type it."""
+        """The size of an input for a model with one stack and this config. ``value``: the size as typed by a user."""
         raise NotImplementedError
 
     @abstractmethod
@@ -171,13 +171,13 @@ class Modality(WithTowers, ABC):
 
     @abstractmethod
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
-        """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
+        """Inputs of any size: ``at(size)`` returns the arguments of ``forward`` for one input, ``describe()`` its origin for a report.
 
-        The model's ``folder`` has its tokenizer or processor. Some modalities need no ``text`` (with its origin) or ``files``.
+        ``folder``: folder with the tokenizer or processor. ``text``: a text and its origin. Some modalities need no ``text`` or ``files``.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
-        """Check that the tokenizer or processor in the result's ``folder`` makes inputs for the result."""
+        """Check that the tokenizer or processor in the result's ``folder`` makes inputs that the result reads."""
         return []
 
     @abstractmethod
@@ -185,7 +185,7 @@ class Modality(WithTowers, ABC):
         """Run source and result of a conversion, and compare them. ``comparison``: a :class:`~.conversion.check.Comparison`."""
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        """The part of a card's code that makes an input, of at most ``length`` tokens, of the model in ``folder`` with this config."""
+        """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this config."""
         return Example(None)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
@@ -207,7 +207,7 @@ def modality_of(family: Family | None) -> Modality:
 
 
 def modality_in(config: Mapping[str, Any]) -> Modality:
-    """The modality of a model with these values in its config file. Texts if no family knows it."""
+    """The modality of a model with these values in its config file. Text if the model has no family."""
     return modality_of(family_in(config))
 
 

@@ -1,4 +1,4 @@
-"""What runs in the layers of a long checkpoint or model: mechanisms, decode state and cost, and the engine path of each layer."""
+"""Describe the layers of a long checkpoint or model: mechanisms, decode state, cost, and the engine path of each layer."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from ..modeling.pruning import KEPT_HEADS
 class Inspection(WithTowers):
     """A long checkpoint.
 
-    attention, inputs, shape, costs: of its layers; with several towers, of the text tower.
+    attention, inputs, shape, costs: facts about its layers; with several towers, about the text tower.
     kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention).
-    towers: each tower by name, if there are several. In a plain class with mechanisms, only the towers that have one.
+    towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a mechanism.
     other_towers: names of the towers of a plain class that run its own attention.
     text_global: whether all tokens except image tokens are global in the language model of a plain class.
     generic: whether the model is a plain class with mechanisms.
@@ -168,9 +168,9 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
 COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST_CHOICE = "the path of highest priority"
 LONGEST = 2048
-"""Tokens of the input of :func:`planned_paths` that show a mechanism at work."""
+"""Default number of tokens for :func:`planned_paths`. Enough for every mechanism to differ from full attention."""
 MAX_PLANNED = 16384
-"""Maximum tokens of that input where short texts are attended in full. Above, it shows the path of short texts."""
+"""Maximum tokens for :func:`planned_paths` if short texts get full attention. Beyond it, the path of short texts is shown."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class LayerPath:
     layer: name of the attention module in the model.
     mechanism: registered name of the mechanism.
     path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
-    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`; then what was not yet verified on a GPU, if anything.
+    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`. Then features not yet verified on a GPU, if any.
     """
 
     layer: str
@@ -193,7 +193,7 @@ class Explanation(list[LayerPath]):
     """The paths of all layers, in the order in which they ran. Printed as a table with one line for equal layers."""
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One row for equal layers, and one more for every further path in them."""
+        """Table rows. Layers with equal paths share their rows, one per path."""
         lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
         for layer, group in itertools.groupby(self, lambda entry: entry.layer):
             lines.setdefault(tuple((entry.mechanism, entry.path, entry.reason) for entry in group), []).append(layer)
@@ -254,7 +254,7 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
                 with torch.no_grad(), _noting({}) as noted:
                     attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.shape.causal, hidden_states=hidden, **bound)
                 ran[id(mechanism)] = list(noted.values())
-            except LongAttentionError as error:  # it runs in a whole model only
+            except LongAttentionError as error:  # the mechanism runs only inside a model
                 ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
         paths += [replace(path, layer=f"layer {layer}") for path in ran[id(mechanism)]]
     return Explanation(paths)
@@ -263,8 +263,8 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
 def planned_length(checkpoint: Inspection) -> int:
     """Number of tokens for :func:`planned_paths`, at most the longest input.
 
-    :data:`LONGEST` tokens show every mechanism at work. If short texts are attended in full, one token more than the longest of them is
-    needed, up to :data:`MAX_PLANNED`. A grid has one size.
+    :data:`LONGEST` tokens by default. If texts of that length get full attention, one token more than the limit of full attention, up to
+    :data:`MAX_PLANNED`. A grid has one size.
     """
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:

@@ -66,7 +66,7 @@ class Hierarchical(Mechanism):
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:
-        """The levels of a sequence: as few as let two blocks of the top level hold it, but no more than the option ``levels``."""
+        """The levels of a sequence: the fewest at which two top-level blocks cover it, and at most the option ``levels``."""
         block, levels, top = self.options.block_size, self.options.levels, 0
         while block << top < -(-length // 2):
             top += 1
@@ -158,7 +158,7 @@ class Pyramid:
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
-        """:meth:`centre` of every entry of the key axis, where levels lie one after another."""
+        """:meth:`centre` of every entry of the key axis, which has the entries of all levels in a row."""
         return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Documents packed into one row: how a base model finds them, and which calls are refused because nothing separates them."""
+"""Documents packed into one row: finds them in the arguments of a call, and refuses calls in which nothing separates them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
             return
         if in_graph():
             if (refusal := _refusal_of_packing(model, shape[1], arguments.get("use_cache"))) is not None:
-                assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
+                assert_in_graph(~restarts.any(), refusal)  # tracing does not know the values of positions
                 rule_out_packing(arguments)
             return
         if not restarts.any():
@@ -58,11 +58,11 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
         arguments["position_ids"] = positions_in(documents) + model.first_position_id
     if arguments.get("use_cache") is None and getattr(model.config, "use_cache", False):
         arguments["use_cache"] = False
-    rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
+    rule_out_packing(arguments)  # otherwise transformers would build an N×N mask if positions restart
 
 
 def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-    """Real tokens, ``(B or 1, N)`` bool, whose position is not after the previous one's.
+    """Mask ``(B or 1, N)`` bool of real tokens at which positions do not increase.
 
     ``None`` if positions or padding say nothing about documents."""
     positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
@@ -113,9 +113,9 @@ def refusal_of_documents(model: Any, arguments: dict[str, Any]) -> str | None:
 
 
 def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str | None:
-    """Why a traced graph cannot have rows of ``length`` tokens with several documents.
+    """Why a traced graph cannot have several documents in a row of ``length`` tokens.
 
-    ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
+    ``None`` if transformers' mask separates them. That suffices for mechanisms that depend only on distances and contents."""
     if model.mixes_beside_attention:
         return f"{MIXED} {OWN_ROWS}"
     causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))
@@ -130,7 +130,7 @@ def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str 
 
 
 def rule_out_packing(arguments: dict[str, Any]) -> None:
-    """Pass a mask of ones, because transformers makes an N×N one for packed documents in a causal model without it."""
+    """Pass a mask of ones. Without a mask, transformers would build an N×N mask for packed documents in a causal model."""
     tokens = input_of(arguments)
     if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
         arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -143,7 +143,7 @@ def seen_before(arguments: Mapping[str, Any]) -> bool:
 
 
 def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Refuse global tokens and packed documents that a model does not pass to its layers. One document per row is accepted.
+    """Refuse global tokens and packed documents for a model that cannot pass them to its layers. Accept one document per row.
 
     Raises:
         InputError: global tokens or several documents in a row were given.

@@ -1,7 +1,7 @@
-"""Attention with fewer heads in some layers: removes heads, and builds models whose config has fewer.
+"""Attention with fewer heads in some layers: removes heads, and builds models with pruned layers.
 
-``kept_heads`` in a Long config maps these layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
-key-value heads, each with its queries.
+``kept_heads`` in a Long config maps pruned layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
+key-value heads, each with its group of query heads.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ WIDTHS = ("all_head_size",)
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one layer, with the projections that compute them and the one that reads them.
+    """The heads of one layer, with their query, key, value and output projections.
 
     count: number of key-value heads, each with ``queries`` query heads.
     width: width of a head.
-    columns: number of inputs of the output projection per key-value head.
+    columns: inputs of the output projection per key-value head.
     """
 
     site: AttentionSite
@@ -52,7 +52,7 @@ class Heads:
         counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
         counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * columns)
         for name, value in counts.items():
-            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # which mechanisms read first
+            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # mechanisms read this name first
                 setattr(module, name, value)
         mechanism = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism):
@@ -123,7 +123,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
 
 
 def cut_as_configured(model: Any) -> None:
-    """Remove heads from a new model. Each layer then has as many as ``config.kept_heads`` says.
+    """Remove heads from a new model, so that each layer has the number of heads in ``config.kept_heads``.
 
     Raises:
         OptionError: ``kept_heads`` is not a mapping from layers to possible numbers of heads.
@@ -134,7 +134,7 @@ def cut_as_configured(model: Any) -> None:
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
     for layer, count in counts.items():
         heads = layers.get(str(layer))
-        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))  # the number in layers that are not pruned
+        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))  # the number of heads without pruning
         most = next((value for value in before if isinstance(value, int)), 0 if heads is None else heads.count)
         if heads is None or not 1 <= count <= most:
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
@@ -143,7 +143,7 @@ def cut_as_configured(model: Any) -> None:
 
 
 def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Name of every tensor that is smaller because heads were removed -> its shape before."""
+    """Name of every tensor that pruning has made smaller -> its original shape."""
     if not getattr(model.config, KEPT_HEADS, None):
         return {}
     config = copy.deepcopy(model.config)
@@ -155,7 +155,7 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``values`` followed by zeros for the removed heads. Such heads add nothing, whatever they attend to."""
+    """``values`` with zeros for the removed heads. Heads of zeros add nothing to the output."""
     padded = values.new_zeros(shape)
     padded[tuple(slice(size) for size in values.shape)] = values
     return padded

@@ -1,9 +1,8 @@
-"""What each candidate costs in one layer at the target length, measured on this machine.
+"""Cost of each candidate in one layer at the target length, measured on this machine.
 
-Seconds are those of one sequence through the mechanism, from projected queries, keys and values to its output, without gradients.
-Candidates take turns, and the fastest turn counts. The bytes of a decoder are the cache of one layer while it decodes; a design needs those
-of all layers. The bytes of an encoder are the memory that attention needs besides its inputs and its output. The next layer uses it again,
-so that a design needs the memory of its largest layer.
+Seconds: time of the mechanism for one sequence, from projected queries, keys and values to the output, without gradients. Candidates take
+turns, and the fastest turn counts. Bytes of a decoder: the decode cache of one layer; a design needs the sum over layers. Bytes of an
+encoder: memory of attention besides inputs and output. The next layer reuses it, so a design needs the maximum over layers.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import check_form
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
-"""Errors of a mechanism while it is measured, which leave it out of the search."""
+"""Errors during a measurement that exclude a candidate from the search."""
 TURNS = 6
 SLOW_SECONDS = 2.0
-"""A candidate whose first run takes longer is not run again."""
+"""Maximum seconds of a candidate's first run for which it is run again."""
 
 
 class LayerCost(NamedTuple):
@@ -50,10 +49,10 @@ class LayerCosts:
     """Costs of candidates in one setting.
 
     Args:
-        shape: of the model.
-        length: in tokens.
-        device: on which layers run.
-        grid: on which the tokens lie, if they are patches of an image.
+        shape: shape of the model.
+        length: length in tokens.
+        device: device for the measurements.
+        grid: grid of the tokens, for images.
     """
 
     def __init__(self, shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> None:
@@ -62,12 +61,12 @@ class LayerCosts:
         self.refused: dict[str, str] = {}
 
     def measure(self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False) -> Mapping[str, LayerCost]:
-        """The costs by the candidates' text; those that cannot run at this length are missing, and in :attr:`refused`.
+        """Candidate as text -> cost. A candidate that cannot run at this length is listed in :attr:`refused` instead.
 
-        memory: also an encoder's bytes, whose measurement takes about as long as that of the seconds.
+        memory: also measure an encoder's bytes, which takes about as long again.
 
         Raises:
-            LongAttentionError: a candidate that the user named cannot run.
+            LongAttentionError: a candidate from the user cannot run.
         """
         runs: dict[str, Callable[[], Tensor]] = {}
         for candidate in candidates:
@@ -119,7 +118,7 @@ class LayerCosts:
 
 
 def _timed(run: Callable[[], Tensor]) -> float:
-    """Seconds of a run; with one processor thread those of this process, which other processes on the machine do not lengthen."""
+    """Seconds of a run. With a single CPU thread, the CPU time of this process, so other processes do not affect it."""
     clock = time.process_time if torch.get_num_threads() == 1 and not torch.accelerator.is_available() else time.perf_counter
     start = clock()
     result = run()
@@ -129,7 +128,7 @@ def _timed(run: Callable[[], Tensor]) -> float:
 
 
 def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
-    """The most memory in use at once during a run, besides the inputs and the output."""
+    """Peak memory of a run in bytes, without inputs and output."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

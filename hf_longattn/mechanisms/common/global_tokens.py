@@ -28,7 +28,7 @@ class GlobalTokenIds:
         ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
 
     A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A separator inside the
-    first text, such as a ``[SEP]`` that somebody typed, ends nothing where token types or two separators in a row show the text's end.
+    first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two separators in a row show the end of the text.
     """
 
     positions: tuple[int, ...] = ()
@@ -59,8 +59,9 @@ class GlobalTokenIds:
         return dataclasses.replace(self, separator=separator)
 
     def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
-        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding, ``types (B, N)`` is 1 in the
-        second text."""
+        """Mask ``(B, N)`` bool of the global tokens.
+
+        ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types: ``(B, N)``, 1 in the second text."""
         chosen = at_positions(self.positions, real)
         ids = self._between_texts(ids, real, types)
         if self.question_separator is not None:
@@ -78,8 +79,9 @@ class GlobalTokenIds:
         return chosen & real
 
     def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
-        """``ids`` without separators inside the first text. The second text begins at the first token of type 1, if a separator is before
-        it, or else at the first two separators in a row (RoBERTa's pairs)."""
+        """``ids`` with separators inside the first text replaced by -1.
+
+        The first text ends before the first token of type 1, if a separator precedes it, or else at two separators in a row (RoBERTa)."""
         separator = self.separator if self.question_separator is None else self.question_separator
         if separator is None:
             return ids
@@ -105,8 +107,8 @@ def at_positions(positions: tuple[int, ...], real: Tensor, documents: Tensor | N
     """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token.
 
     Args:
-        documents: ``(B, N)``, the number of each token's document, in which positions begin anew; see :class:`DocumentLabels`.
-        skips_padding: whether padding between the tokens of a sequence is not counted.
+        documents: ``(B, N)``, the number of each token's document. Positions restart in each; see :class:`DocumentLabels`.
+        skips_padding: whether padding inside a sequence is left out of the count.
     """
     counted = real.cumsum(-1) - 1 if skips_padding else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
     if documents is not None:
@@ -130,7 +132,7 @@ def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, skips_padding: bool = True) -> Tensor | None:
-    """The global tokens ``(B, Nk)`` bool of a call: its ``global_mask``, else those at ``positions``; ``None`` without either.
+    """Mask ``(B, Nk)`` bool of a call's global tokens: ``global_mask``, or tokens at ``positions``. ``None`` without either.
 
     Positions count as in :func:`at_positions`, and padding is never global.
     """

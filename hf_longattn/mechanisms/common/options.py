@@ -48,7 +48,7 @@ RESERVED = frozenset(
 POSITIONS = "positions"
 """The unit of options that list tokens by their positions."""
 LARGEST = 2**31 - 1
-"""Largest whole number that an option takes. Sums and products of positions then stay within 64 bits."""
+"""Maximum of an integer option. Sums and products of positions then fit into 64 bits."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
@@ -124,7 +124,7 @@ class Options:
     )
 
     def check(self) -> None:
-        """Raise :class:`OptionError` for values that are impossible together, which :func:`option` cannot express."""
+        """Raise :class:`OptionError` for impossible combinations of values, which :func:`option` cannot express."""
 
     @classmethod
     @functools.cache
@@ -278,7 +278,7 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
 HIGHEST_LAYER = 9999
-"""Largest number of a layer: above any model's, and it bounds what a typo can allocate."""
+"""Maximum layer number. No model has so many layers; it bounds the memory that a typo can allocate."""
 IN_TURN = "in_turn"
 """Key of ``layers`` for the mechanisms that layers take in turn."""
 TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "depth_decoder", "codec", "encoder", "decoder")
@@ -320,7 +320,7 @@ def read_members(text: str) -> list[dict[str, Any]]:
 
 
 def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
-    """Choices for layers, in order: the layers of each (``None``: in turn) and its mapping."""
+    """Choices for layers in order, each as layer numbers (``None``: layers in turn) and a mapping."""
     layers: list[tuple[list[int] | None, dict[str, Any]]] = []
     for piece in split(text, ";"):
         if numbered := NUMBERED.fullmatch(piece):
@@ -384,7 +384,7 @@ def read_numbers(where: str) -> list[int]:
 
 
 def write_choice(values: Mapping[str, Any]) -> str:
-    """A mapping with ``mechanism`` as text that reads back as the same mapping."""
+    """Write a mapping with ``mechanism`` as text, from which :func:`read_choice` makes the same mapping."""
     written: list[str] = []
     for name, value in values.items():
         if isinstance(value, list | tuple):
@@ -424,7 +424,7 @@ def split(text: str, sign: str) -> list[str]:
 
 
 def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
-    """Append every piece that does not begin a new entry to the one before it."""
+    """Join pieces to entries. A piece that does not begin an entry is appended to the previous piece."""
     entries: list[str] = []
     for piece in pieces:
         if entries and not begins(piece):

@@ -56,7 +56,7 @@ def attend_by_mechanism(
 
 
 def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Run the attention function that the module's config names, as :func:`attend_by_mechanism`. ``eager`` is the base's function."""
+    """Like :func:`attend_by_mechanism`, with the attention function from the module's config. ``eager``: the base's own function."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return attend_by_mechanism(module, *qkv_and_mask, function=interface, **kwargs)
 
@@ -109,7 +109,7 @@ class ReplacedModules(_Base):
         cls.replaced = classes
 
     def adapt_module(self, name: str, module: Any) -> None:
-        """Set what the subclass needs on a replaced module. ``name`` is the module's name in the model."""
+        """Set the attributes that a subclass needs on a replaced module. ``name``: the module's name in the model."""
 
     def post_init(self) -> None:
         for name, module in self.named_modules():
@@ -124,7 +124,7 @@ class ReplacedModules(_Base):
 def replacing(
     module: str, replaced: Mapping[type[nn.Module], type[Any]], mixin: type[ReplacedModules] = ReplacedModules
 ) -> type[ReplacedModules]:
-    """A subclass of ``mixin`` for the family in ``module``. It replaces modules by the mapping ``replaced``, and changes nothing else."""
+    """A subclass of ``mixin`` for the family in ``module`` that only replaces modules, by the mapping ``replaced``."""
     return type("Replacing", (mixin,), {"__module__": module, "replaced": replaced})
 
 
@@ -170,7 +170,7 @@ class OnTheBackend(ReplacedModules):
 
     _supports_attention_backend = True
     adding: ClassVar[tuple[str, ...]] = ()
-    """The config's fields, one of which is true where the base adds relative positions; empty: it always does."""
+    """Config fields for relative positions. The base adds them if one field is true, or always if there are no fields."""
 
     def post_init(self) -> None:
         super().post_init()

@@ -7,9 +7,9 @@ window, a chosen mechanism replaces it. Without a choice they keep it.
 
 On disk, the base's fields for windows describe the mechanisms, because serving engines read them (:func:`serving_window_fields`).
 
-transformers' FlashAttention computes plain windows if it receives each layer's. It reads ``sliding_window`` as a window of
-``sliding_window - 1`` keys on either side, and a causal call hides the later ones (``modeling_flash_attention_utils.py``). Therefore w is
-a causal window of w keys, and w/2 + 1 is a window of w/2 keys on each side.
+transformers' FlashAttention computes plain windows if it receives each layer's width. It reads ``sliding_window`` as
+``sliding_window - 1`` keys on either side, and a causal call hides later keys (``modeling_flash_attention_utils.py``). Therefore w means a
+causal window of w keys, and w/2 + 1 means a window of w/2 keys on each side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .definition import known_family
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""
 SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
-"""Fields of a config by which serving engines choose each layer's attention."""
+"""Config fields from which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
 """Field of a config's file with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms."""
 
@@ -42,7 +42,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     """The width of every layer's window in the units of mechanism ``window``. ``None`` for full attention.
 
     Args:
-        causal: whether the layers are causal. ``None`` derives it from the config: only ModernBERT's see both sides.
+        causal: whether the layers are causal. ``None`` derives it from the config: all are, except ModernBERT's.
     Raises:
         CheckpointError: the config's width is not a number of tokens.
     """
@@ -110,7 +110,7 @@ def serving_window_fields(
 ) -> dict[str, Any]:
     """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
 
-    If no values can, the fields of a causal model that are in ``base_fields`` describe full attention, and an encoder gets no fields.
+    If that is impossible, a causal model's ``base_fields`` describe full attention, and an encoder gets no fields.
 
     Args:
         nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.
@@ -120,7 +120,7 @@ def serving_window_fields(
         widths_around = [band_around(mechanism) for mechanism in mechanisms]
         return {"attention_window": widths_around} if all(widths_around) else {}
     bands = [band_of(mechanism, True) for mechanism in mechanisms]
-    # of every layer, None for full attention; empty if a layer has neither a window nor full attention
+    # width per layer, None for full attention. Empty if some layer has another kind of attention
     widths = [] if None in bands else [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
     different = {width for width in widths if width is not None}
     if len(different) != 1:
@@ -136,7 +136,7 @@ def serving_window_fields(
 
 
 def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
-    """A Long config's file values with the base's original window fields, and without added ones."""
+    """File values of a Long config, with the window fields restored to the base's original values."""
     values = dict(values)
     base_fields = values.pop(BASE_WINDOWS, None)
     if not isinstance(base_fields, Mapping):
@@ -145,8 +145,9 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens. ``None`` if it has no
-    window that is equally wide on both sides."""
+    """Window width of an encoder layer as in transformers' Longformer, with or without global tokens.
+
+    ``None`` if the layer has no window of equal width on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)
@@ -168,7 +169,7 @@ def flash_window(mechanism: Mechanism, causal: bool) -> int | None:
 
 
 def flash_takes_windows(config: Any, requested: str) -> bool:
-    """Whether FlashAttention of transformers (``requested``) computes the mechanisms. If so, it receives each layer's window from now on.
+    """Whether transformers' FlashAttention (``requested``) can compute the mechanisms. If so, registers it with each layer's window.
 
     It can for text models with plain windows or full attention, if the base supports FlashAttention.
     """
@@ -192,7 +193,7 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
 
 
 def _with_windows(attend: Any) -> Any:
-    """transformers' function for FlashAttention, called with the window of the layer's mechanism."""
+    """Wrap transformers' FlashAttention function, so that it gets the window of the layer's mechanism."""
 
     @functools.wraps(attend)
     def attend_in_window(module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -35,7 +35,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 
 EXTRAS = ("audio", "metrics")
 CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}
-"""Treatment of the case of letters -> function."""
+"""Letter case of transcripts -> function that converts a text."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class CTCModelArguments(ModelArguments):
 
 @dataclass
 class UtteranceArguments(DataArguments):
-    """Utterances with transcripts, in columns as those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo."""
+    """Utterances with transcripts. Recognises the columns of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
@@ -64,7 +64,7 @@ class UtteranceArguments(DataArguments):
 
 @dataclass
 class CTCDataArguments(UtteranceArguments):
-    """Utterances with transcripts, and the vocabulary that writes them."""
+    """Utterances with transcripts, and whether to create a new vocabulary."""
 
     new_vocabulary: bool = argument(
         False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
@@ -93,7 +93,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         raise CheckpointError(f"{model_args.model!r} ({config.model_type}) has no head for CTC; give a model of speech, such as Wav2Vec2.")
     extractor = load_part(AutoFeatureExtractor, model_args.model)
 
-    # Transcripts, and the vocabulary that writes them: the checkpoint's, or a new one, whose padding is CTC's blank.
+    # Transcripts, and their vocabulary: the checkpoint's, or a new one with CTC's blank as padding.
     parts = read_utterances(data_args, training_args.seed)
     texts = [text for part in parts for text in part["text"]]
     head: dict[str, Any] = {"ctc_loss_reduction": "mean"}  # the loss per label, averaged over utterances
@@ -107,8 +107,8 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     if model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
 
-    # Labels, and the model's frames for each sound. A transcript needs one for each label, and a blank between equal labels; with fewer,
-    # its loss would be infinite.
+    # Labels, and the number of frames for each sound. A transcript needs a frame per label, and a blank between equal labels. With fewer
+    # frames, its loss would be infinite.
     collator = AudioCollator(extractor)
 
     def encode(data: Dataset) -> Dataset:
@@ -125,11 +125,11 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     rows, held_out = each_part(encode, *parts)
 
     def error_rates(evaluation: EvalPrediction) -> dict[str, float]:
-        frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]  # later ones are padding
+        frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]  # the rest is padding
         predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])
         references = tokenizer.batch_decode([row[row != IGNORED] for row in evaluation.label_ids], group_tokens=False)
         scores = load_metric("wer").compute(predictions=predictions, references=references)
-        return {name: score for name, score in scores.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
+        return {name: score for name, score in scores.items() if not name.startswith("word_accuracy")}  # 100 % minus the error rate
 
     scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
     processor = speech_processor(config, extractor, tokenizer)

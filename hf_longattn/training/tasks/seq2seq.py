@@ -64,15 +64,16 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' ``Seq2SeqTrainer`` with the additions of :class:`LongTrainer`."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """As Trainer's. With label smoothing, the model gets the labels too, as in evaluations, and makes the decoder's input of them:
-        Blenderbot, M2M-100 and others have no method with which a collator could."""
+        """As in Trainer. With label smoothing, the model also gets the labels, from which it makes the decoder's input.
+
+        Otherwise the collator would have to, but Blenderbot, M2M-100 and others have no method for that."""
         if self.label_smoother is None:
             return super().mean_loss(model, inputs)
         outputs = model(**inputs)
         return self.label_smoother(outputs, inputs["labels"]), outputs
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Seq2SeqTrainer``'s, under one autocast for encoder and decoder, which converts weights once a batch."""
+        """As in ``Seq2SeqTrainer``, but with one autocast for encoder and decoder, so that weights are converted once per batch."""
         with self.accelerator.autocast():
             return super().prediction_step(*args, **kwargs)
 
@@ -81,7 +82,7 @@ ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model and what it writes for the held-out rows to ``training_args.output_dir``. Returns the log."""
+    """Train, and write the model and its texts for the held-out rows to ``training_args.output_dir``. Returns the log."""
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
@@ -95,7 +96,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     loader = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
-    most = decoder_length(model)  # of labels, and of the texts that the model writes
+    most = decoder_length(model)  # maximum tokens of labels and of generated texts
     limits = {"max_target_length": data_args.max_target_length, "generation_max_length": training_args.generation_max_length}
     for name, limit in limits.items():
         if most is not None and limit is not None and limit > most:
@@ -115,7 +116,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         rows, held_out = each_part(encode, data, summaries)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
-    # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
+    # Metric: uses the full references, because labels may be truncated and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
         ids = np.where(np.asarray(evaluation.predictions) < 0, tokenizer.pad_token_id, evaluation.predictions)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -124,7 +125,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
             lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
             write_text(training_args.folder / "predictions.txt", lines)
         results = load_metric("wer" if hears else "rouge").compute(predictions=texts, references=references)
-        return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
+        return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % minus the error rate
 
     trainer = LongSeq2SeqTrainer(
         model, training_args, collator, rows, held_out, processor, compute_metrics=scores if training_args.predict_with_generate else None
@@ -134,7 +135,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
 
 def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None) -> Dataset:
-    """Tokens of documents, after ``prefix``, and of summaries, both cut, as in ``run_summarization``."""
+    """Tokens of documents (after ``prefix``) and of summaries, both truncated, as in ``run_summarization``."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
         documents = call_tokenizer(tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
@@ -147,7 +148,7 @@ def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str,
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
 ) -> tuple[Any, Dataset, Dataset, AudioCollator]:
-    """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
+    """Processor, training and held-out rows, and collator, as in transformers' ``run_speech_recognition_seq2seq``."""
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
@@ -158,7 +159,7 @@ def utterances(
 
     def encode(data: Dataset) -> Dataset:
         tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
-        labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds it
+        labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds this token
         return to_utterances(
             data, labels, collator, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
         )
@@ -168,11 +169,11 @@ def utterances(
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
-    """Let a multilingual model write in one language.
+    """Set the output language of a multilingual model.
 
-    Whisper writes in ``language``, mBART in the language that it reads, the tokenizer's ``src_lang``.
+    Whisper writes in ``language``, mBART in its input language (``src_lang`` of the tokenizer).
 
-    Labels begin or end with its code, and so does decoding, where the config does not say how.
+    The tokenizer adds the language code to labels. Without a start token in the config, decoding starts with the code.
     """
     generation: Any = model.generation_config
     if language:
