@@ -105,7 +105,7 @@ def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names:
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents of :func:`hf_longattn.data.rows.rows_of`, with equally long ``words`` and ``tags``. Documents without words are left out."""
+    """Documents of :func:`hf_longattn.data.rows.rows_of`, with equally long ``words`` and ``tags``. Empty documents are left out."""
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
