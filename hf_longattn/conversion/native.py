@@ -1,4 +1,4 @@
-"""Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does."""
+"""Stock checkpoints: a long model as the config and tensors of a transformers architecture that computes the same."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_librar
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH, GENERATED = 24, 12
-"""Compared tokens: of the short input, and generated ones. Untuned."""
+"""Tokens of the short input, and tokens to generate, in the comparison. Untuned."""
 FLOPS = 5e11
 """Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
 
 
 class Stock:
-    """A stock architecture for one long model: here the base of an encoder with full attention.
+    """A stock architecture for one long model. This class is for encoders with full attention; the stock class is the base's.
 
     Attributes:
-        head: the base class without the base's name: "ForMaskedLM"; "Model" for the encoder alone.
-        class_name: of the stock class with the same head, for example "LongformerForMaskedLM".
+        head: suffix of the base's class name, for example "ForMaskedLM"; "Model" without a head.
+        class_name: name of the stock class with the same head, for example "LongformerForMaskedLM".
         layers: the mechanism of every layer of the long model.
     """
 
     families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
-    stem: ClassVar[str] = ""  # the beginning of the names of its classes; empty for the base's
-    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases whose tensors it can hold
+    stem: ClassVar[str] = ""  # prefix of the stock class names; empty: the base's
+    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases that fit the stock class
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
     words: str = "full attention"  # what every layer computes, for a refusal
-    note: ClassVar[str] = ""  # a remark for its users
-    names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of the names of a long model's tensors -> the replacement
+    note: ClassVar[str] = ""  # a warning for users
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a long tensor name -> its replacement
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
-        """``config``: of the long model."""
+        """``config``: the long model's config."""
         self.config, self.long_class, self.family = config, long_class, family
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
@@ -70,13 +70,13 @@ class Stock:
         self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(config.attending[0]))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        """Values of the stock config with which a layer computes the same as ``mechanism``; ``None`` if there are none."""
+        """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is impossible."""
         band = band_of(mechanism, self.config.attending[1])
         return {} if band is not None and band[0] == UNBOUNDED else None
 
     @cached_property
     def reason(self) -> str:
-        """Why it does not compute what the long model does, as a sentence that names the layer. Empty if it does."""
+        """Why the stock model differs from the long model, as a sentence that names the layer. Empty if they are equal."""
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
         if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
@@ -94,7 +94,7 @@ class Stock:
         return ""
 
     def stock_config(self) -> Any:
-        """Its config, without the fields that only Long configs or the base have."""
+        """The stock config, without fields that only Long configs or the base have."""
         config_class: Any = getattr(transformers, self.class_name).config_class
         only_base = set(self.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
         values = {**with_base_windows(self.config.to_dict()), **(self.layer(self.layers[0]) or {})}
@@ -102,7 +102,7 @@ class Stock:
         return config_class.from_dict({**values, "architectures": [self.class_name]})
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the loaded long model under the stock names. Pruned heads are zeros, since stock layers have equally many."""
+        """The tensors of the loaded long model under the stock names. Pruned heads become zeros, as stock layers have all heads."""
         config, shapes, state = self.stock_config(), whole_shapes(long), {}
         adoption = ADOPTIONS.get(config.model_type)
         for name, tensor in long.state_dict().items():
@@ -214,7 +214,7 @@ class BigBirdStock(Stock):
 
 
 def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
-    """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
+    """The stock architecture that equals a long model. If there is none, the nearest architecture, with a ``reason``."""
     stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
     if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
@@ -260,9 +260,9 @@ def export_native(
 def write_native(
     source: Source, stage: Path, name: str, verify: bool, progress: StageProgress, converted: ConversionReport | None = None
 ) -> ConversionReport:
-    """Write and check the stock form of a long checkpoint in the folder ``stage``; users type ``name`` to load it.
+    """Write and check the stock form of a long checkpoint in the folder ``stage``. Users load it by ``name``.
 
-    converted: the report of the conversion to the long checkpoint, whose checks and next step are repeated.
+    converted: report of the conversion to the long checkpoint. The new report includes its checks and next step.
     """
     config, class_name, family, _ = read_long(source)
     choice, length = choose_stock(config, class_name, family), family.longest(config)
@@ -317,13 +317,13 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
     for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
         progress("verify", length, most)
         for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
-            for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
+            for module in stock.modules():  # after a short input, transformers' BigBird stays in full attention
                 if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                     module.set_attention_type(module.config.attention_type)
             checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
             if not stock.can_generate():
                 continue
-            # the beginnings of the two texts, padded on the left
+            # the first tokens of the two texts, padded on the left
             mask = probe.inputs["attention_mask"]
             mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
             pairs = zip(probe.inputs["input_ids"], mask, strict=True)

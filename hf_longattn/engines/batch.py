@@ -1,7 +1,7 @@
-"""Where the sequences of a batch lie, with left padding, holes and packed documents.
+"""Positions of the sequences in a batch, with left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. :mod:`.sequences` arranges the calls by it. Unless rows run unchanged, sequences start at
-index 0. Padding then follows a sequence or is inside it, as a key mask.
+A :class:`Batch` is made once per forward pass, and :mod:`.sequences` arranges calls by it. Unless rows run unchanged, a sequence then
+starts at index 0, and a key mask marks padding inside or after it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Batch(PassCache):
 
     @functools.cached_property
     def _borders(self) -> tuple[Tensor, Tensor]:
-        """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens decrease, ``()`` bool."""
+        """Starts of documents, ``(B, N)`` bool, and whether document numbers of real tokens decrease, ``()`` bool."""
         mask, documents = self.mask, self.documents
         assert documents is not None
         numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
@@ -152,7 +152,7 @@ class Batch(PassCache):
 
     @functools.cached_property
     def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """The real tokens and where documents begin, ``(B, N)`` bool each: all that the host reads of a batch, in one transfer.
+        """Real tokens and starts of documents, ``(B, N)`` bool each. Read by the host in one transfer, and nothing else is read.
 
         Raises:
             InputError: numbers of documents descend.
@@ -213,12 +213,12 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
 
 
 def on_host(x: Tensor) -> Tensor:
-    """A copy of ``x`` in the host's memory, detached. This is where the host waits for an accelerator on purpose."""
+    """A detached copy of ``x`` in the host's memory. The host waits for the accelerator here, on purpose."""
     return x.detach().cpu()
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
-    """The result of ``make()``, stored for all layers that share a tensor of :func:`for_one_pass`. Other tensors store nothing."""
+    """The result of ``make()``, cached on a tensor from :func:`for_one_pass`, for all layers that share it. Not cached on other tensors."""
     known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
     if known is None or in_graph():
         return make()

@@ -70,7 +70,7 @@ class ByteCache:
     def _find(self, key: Hashable) -> tuple[Any, int] | None:
         with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and self.nbytes > self.budget // 2:  # before, nothing is dropped soon, and hashing again takes time
+            if entry is not None and self.nbytes > self.budget // 2:  # below half, eviction is far off
                 self._entries.move_to_end(key)
             return entry
 
@@ -81,7 +81,7 @@ class ByteCache:
             references, value = entry[0]
             if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
                 return value
-            self.drop(entry_key)  # of other tensors, which had these addresses before
+            self.drop(entry_key)  # an entry of freed tensors that had the same addresses
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
 
         def with_references() -> tuple[tuple[weakref.ref[Tensor], ...], Value]:

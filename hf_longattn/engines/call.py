@@ -20,7 +20,7 @@ from .token_grid import Grid
 PatternType = Literal[
     "rows", "documents", "documents of a band", "pairs", "chunks", "windows", "band", "tiles", "blocks", "linear",
 ]  # fmt: skip
-"""What a call computes, as mechanisms and engines say. Each type has its list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
+"""Type of a call's computation, for mechanisms and engines. Each has its list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 PathName = Literal[
     "split", "unchanged", "aligned",
     "dense", "dense-masked", "sparse", "tiles", "windows", "plain",
@@ -170,8 +170,8 @@ class AttentionCall:
     batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the mechanism takes
         sequences where they are. The mechanism then handles only right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-    global_positions: the positions of the tokens of ``global_mask``, in order, each once, counted from each sequence's first real token.
-        With them, neither a graph nor the host needs to read the mask. ``None`` if only the values of ``global_mask`` say it.
+    global_positions: positions of the global tokens, ascending and unique, counted from each sequence's first real token. With them,
+        neither a graph nor the host needs to read the mask. ``None`` if only ``global_mask`` defines the global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
@@ -179,9 +179,9 @@ class AttentionCall:
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
-    sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
-        from the keys; queries without a visible key still give 0. Only for mechanisms with the capability ``takes_sinks``.
-    padding_values: what padding in q, k and v may hold. In models it is finite; :func:`hf_longattn.attend` takes any.
+    sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes weight from the keys.
+        Queries without a visible key still output 0. Only for mechanisms with the capability ``takes_sinks``.
+    padding_values: values that padding in q, k and v may have. In models they are finite; :func:`hf_longattn.attend` takes any.
     """
 
     causal: bool = False
@@ -223,13 +223,13 @@ class AttentionCall:
     def cached(
         self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None
     ) -> Derived:
-        """``make()``, cached as long as what it depends on: ``key``, the batch and the global mask.
+        """``make()``, cached by ``key`` and the inputs on which it depends.
 
-        The caller's own global mask keeps it for a pass, or else the batch. With neither, lengths and positions decide, and the process
-        keeps it; ``size`` as in :meth:`ByteCache.get`.
+        If the caller gave a global mask, the result is cached on the mask for one pass, otherwise on the batch. Without both, it depends
+        only on lengths and positions, and is cached for the process; ``size`` as in :meth:`ByteCache.get`.
         """
         batch = self.batch
-        if self.global_mask is not None and self.global_positions is None:  # with the batch, so that no other batch gets its id
+        if self.global_mask is not None and self.global_positions is None:  # storing the batch reserves its id
             return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]
         key = (*key, self.global_positions)
         return BYTE_CACHE.get(key, make, size) if batch is None else batch.cached(key, make)
@@ -272,7 +272,7 @@ class AttentionCall:
         return of_sinks.with_term(lambda term: term.of_heads(heads, device))
 
     def with_term_on_grid(self) -> AttentionCall:
-        """The call with a bias by distance on the grid bound to its grid."""
+        """The call with its :class:`GridBias`, if it has one, bound to its grid."""
         grid, bias = self.grid, self.score_mod
         return self.replace(score_mod=bias.on(grid)) if isinstance(grid, Grid) and isinstance(bias, GridBias) else self
 
@@ -358,7 +358,7 @@ class DispatchContext:
     block_size: int = 0
     """Tokens in a block of a table; 0 if each query selects its blocks."""
     separates: Literal["", "labels", "band"] = ""
-    """How one call on unchanged rows keeps packed documents apart: by the mechanism's labels, by a kernel for bands, or not at all."""
+    """How one call on unchanged rows separates packed documents: by the mechanism's labels, by a kernel for bands, or not at all."""
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False

@@ -1,7 +1,7 @@
-"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021). Disentangled attention becomes terms of a mechanism's scores, so the mechanism must
-allow terms on its scores. Global tokens are passed in the attention mask, since the base hands no keyword arguments to its layers.
+"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), with disentangled attention as terms of a mechanism's scores.
 
-Relative positions keep the buckets of the short model. Distances beyond the short model's length have the last bucket. With
+The mechanism must therefore allow terms on its scores. Global tokens are passed in the attention mask, since the base hands no keyword
+arguments to its layers. Relative positions keep the buckets of the short model; larger distances have the last bucket. With
 ``position_biased_input`` there is also a position table.
 """
 
@@ -39,7 +39,7 @@ ANNOTATED = torch.int32
 
 
 class MaskOfLayers(NamedTuple):
-    """The mask of attention modules.
+    """Padding and global tokens, as the mask argument of attention modules.
 
     padding: ``(B, N)``, ``None`` if all tokens are real.
     tokens: ``(B, N)`` bool, True = global.
@@ -81,7 +81,7 @@ class GlobalsInTheMask(OnTheBackend):
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             mask: Any = arguments.get(MASK)
             annotated = isinstance(mask, Tensor) and mask.dtype == ANNOTATED and mask.dim() == 2
-            if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:  # the head has combined them
+            if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:  # the head has annotated the mask
                 if in_graph():  # values cannot be read
                     has_globals = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(self))
                 else:
@@ -136,8 +136,9 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding mask; ``None`` if all tokens are real. If the mask is annotated, :class:`MaskOfLayers`. Other attention
-        implementations get the base's N×N mask."""
+        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all tokens are real).
+
+        Other attention implementations get the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         length = attention_mask.shape[-1]

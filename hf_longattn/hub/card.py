@@ -66,7 +66,7 @@ TASKS = {
 AUTO_CLASSES = {**{task: auto for auto, task in TASKS.items()}, "feature-extraction": "AutoModel", "image-feature-extraction": "AutoModel"}
 """Task, by its name on the Hub -> the Auto class that loads models for it."""
 INHERITED = ("license", "license_name", "license_link", "language", "datasets", "tags", "base_model")
-"""Metadata that a model takes over from its source. Results are not among them: they were measured on another model."""
+"""Metadata that a model takes over from its source. Results are not included, because they were measured on another model."""
 FORMATS = frozenset((
     "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
     "tflite", "torch", "transformers",
@@ -87,7 +87,7 @@ NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`. Returns its path.
 
-    Of a card that is there, licence, language, data sets and tags stay.
+    Licence, language, data sets and tags of an existing card are preserved.
 
     Raises:
         CheckpointError: as :func:`model_card`, or the file cannot be written.
@@ -121,9 +121,9 @@ def model_card(
         report: the conversion's report; by default the folder's ``conversion_report.json``.
         results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and a finite ``value``;
             perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``note``, ``task`` (by
-            its name on the Hub; default: the model's) and ``metric_type``. A result with a ``system`` is one of several that the table
-            compares, and not in the metadata (``model-index``).
-        name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
+            its name on the Hub; default: the model's) and ``metric_type``. Results with a ``system`` are compared in the table, and left
+            out of the metadata (``model-index``).
+        name: Hub name or path from which readers load the model; by default ``model_dir``.
         title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
         metadata: license, language, datasets, tags or other fields of ``ModelCardData``. The fields of :data:`INHERITED` that are not given
             are inherited from the cards of the folder and of the source.
@@ -160,7 +160,7 @@ def model_card(
             task, library = "text-ranking" if sentences == RERANKER else "sentence-similarity", "sentence-transformers"
             sentences = sentences if sentences in (RERANKER, TOKEN_VECTORS) else EMBEDDINGS
 
-        # What it attends to.
+        # Its attention.
         attentions, takes_globals = attentions_of(backbone), False
         stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
@@ -171,7 +171,7 @@ def model_card(
         converted_from = str(plan.get("source") or "")
         origin = source if source is not None or (folder / "README.md").is_file() else converted_from
         of_source = inherited_metadata(origin) if origin else {}
-        of_source.pop("base_model", None)  # the base of the source is not the model's
+        of_source.pop("base_model", None)  # the source's base is not this model's base
         metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source))
         start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
@@ -218,7 +218,7 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 
 
 def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
-    """The limits of a model, each as one or two sentences: the longest input, and up to which length it equals full attention."""
+    """The limits of a model, one or two sentences each: the longest input, and the maximum length with full attention."""
     limits = list[str]()
     for name, part in modality.parts.items():
         of_part = getattr(config, tower_field(name)) if name else config
@@ -238,10 +238,10 @@ def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAtte
 
 
 def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str) -> str:
-    """Up to which length the attention of a stack equals full attention, as a predicate.
+    """Maximum length at which the attention of a stack equals full attention, as a predicate.
 
     Args:
-        layers: of the stack. longest: the maximum number of tokens, if there is one. nouns: the inputs.
+        layers: layers of the stack. longest: the maximum number of tokens, if there is one. nouns: noun for the inputs.
     """
     mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
     exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
@@ -314,7 +314,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def from_source(source: str) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model loaded from ``source``. That is the base model or a folder whose card names it."""
+    """Arguments of :func:`model_card` for a model loaded from ``source``, which is the base model or a folder with a card that names it."""
     if not source:
         return {}
     inherited = inherited_metadata(source, download=True)

@@ -312,8 +312,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
     """Hook the tensors so that ``act`` runs once, after the backward pass through their results.
 
-    Activation checkpointing computes the forward pass twice and must find the same centroids both times, so they move in the backward pass.
-    In a compiled graph ``act`` runs at once, as batch normalisation updates its averages. One of the tensors must require gradients.
+    Activation checkpointing computes the forward pass twice and needs the same centroids both times, so they move in the backward pass.
+    In a compiled graph ``act`` runs immediately, like updates of batch normalisation. One of the tensors must require gradients.
     """
     if torch.compiler.is_compiling():
         act()

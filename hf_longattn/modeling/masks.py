@@ -1,4 +1,4 @@
-"""What the masks of an attention call say: padding, packed documents, pairs of tokens, global tokens and terms of the scores."""
+"""Interprets the masks of an attention call: padding, packed documents, query-key pairs, global tokens and score terms."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real; the mask itself if it does
-    more than hide tokens, which a graph cannot know."""
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real.
+
+    Returns the mask itself if it does more than hide tokens. A graph cannot check this."""
     if not in_graph() and not only_hides(mask):
         return mask
     real = ~hidden_pairs(mask)[:, 0, 0]
@@ -45,7 +46,7 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`InputError` if a four-dimensional mask has integers, which may mean either, or does not fit ``query``."""
+    """Raise :class:`InputError` if a four-dimensional mask has integers (bool or additive?), or does not fit ``query``."""
     batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise InputError(
@@ -55,11 +56,12 @@ def check_pairs(mask: Tensor, query: Tensor) -> None:
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
-    """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
+    """A four-dimensional mask in a simpler form: padding ``(batch, N)``, if only padding and causality hide pairs, or else bool.
 
-    Other masks are returned unchanged. With ``keeps_pairs``, only a mask of one row for all queries becomes padding.
+    Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all queries becomes
+    padding.
     """
-    # Stored on the mask until its values change, because models make one mask for all layers.
+    # The result is stored on the mask until its values change, because models pass one mask to all layers.
     version = None if mask.is_inference() else tensor_version(mask)
     known: tuple[Any, dict[Any, Any]] = getattr(mask, "_long_simplified", (None, {}))
     results = known[1] if known[0] == version and (version is not None or hasattr(mask, "_long_attention")) else {}
@@ -75,7 +77,7 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
                 simplified = for_one_pass(~hidden_pairs(mask))
         if isinstance(simplified, Tensor) and simplified.dim() == 2:
             simplified = for_one_pass(simplified.expand(batch, -1))
-        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a mask that refers to itself would not be freed
+        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a reference cycle would keep the mask alive
         mask._long_simplified = version, results  # type: ignore[attr-defined]
     return next(iter(results[causal, keeps_pairs]), mask)
 
@@ -105,7 +107,7 @@ def with_documents(
     """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
 
     Raises:
-        InputError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
+        InputError: documents do not fit the tokens, or only a mask separates them and that does not suffice for the mechanism.
     """
     if dense_mask is not None and not in_graph():
         if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
@@ -128,7 +130,7 @@ def with_documents(
                     "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
                 )
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
+    if borders is None or (dense_mask is not None and in_graph()):  # the mask also separates the documents
         return batch, dense_mask
     padding = None if batch is None else batch.mask
 
@@ -141,7 +143,7 @@ def with_documents(
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
+    """Whether a mask over pairs suffices to separate documents, because outputs depend only on distances and contents."""
     return mechanism.capabilities.takes_score_mod and (not mechanism.capabilities.position_dependent or mechanism.covers(length, causal))
 
 
@@ -179,8 +181,8 @@ def score_terms(
 
     Args:
         mask: ``(B or 1, H or 1, Nq or 1, Nk)``, bool (True = visible) or additive.
-        bias: a tensor like an additive mask, or a ``score_mod``, which is applied after ``softcap`` and before tensors.
-        softcap: the bound that a tanh puts on the scores.
+        bias: a tensor like an additive mask, or a ``score_mod``. A ``score_mod`` is applied after ``softcap`` and before tensors.
+        softcap: bound of the scores by tanh.
         kv_len: number of tokens up to the last query.
     """
     change = None if isinstance(bias, Tensor) else bias

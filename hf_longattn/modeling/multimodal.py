@@ -1,8 +1,8 @@
-"""A text backbone that also reads images and recordings. Embedders of patches and frames are in front of its layers.
+"""A text backbone that also reads images and recordings, with embedders of patches and frames in front of its layers.
 
 A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along time shorten a
-spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
-attention therefore runs over patches in one line, row by row.
+spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. For its
+attention, patches are therefore a one-dimensional sequence, row by row.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class LongMultimodalConfig(PreTrainedConfig):
     text_config: the config of the backbone, which decides width, length and mechanisms.
     image: the fields of an :class:`ImageInput`; ``None`` = no images.
     audio: the fields of an :class:`AudioInput`; ``None`` = no recordings.
-    pad_token_id: the backbone's.
+    pad_token_id: padding id of the backbone.
     """
 
     model_type = "long_multimodal"
@@ -120,7 +120,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def embedded(self) -> dict[str, Any]:
-        """The inputs that the model reads besides texts: "images" and "sound". As far as it has embedders of them."""
+        """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
         given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
 
@@ -456,7 +456,7 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def check_backbone(model: PreTrainedModel) -> None:
-    """Raise :class:`BackendError` for a backbone that cannot read patches and frames. Their embeddings are in one line.
+    """Refuse a backbone that cannot read patches and frames as a one-dimensional sequence of embeddings.
 
     Raises:
         BackendError: it does not read texts, has a decoder beside the encoder, or has mechanisms on a grid.

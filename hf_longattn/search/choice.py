@@ -1,12 +1,12 @@
-"""What each candidate is worth in each layer, the best choice of one per layer under a budget, and what a design does to predictions.
+"""Scores of candidates in each layer, the best choice of one candidate per layer under a budget, and effects on predictions.
 
 The best choice under every budget at once is a multiple-choice knapsack, solved by dynamic programming (:func:`front`):
 
     maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
 
-Layer by layer, those partial choices stay that no other beats in value at the same cost or less; costs are not rounded. If more than
-20,000 remain, the best one in each 20,000th of the largest budget stays. A choice is therefore always within its budget, and no other
-choice that is cheaper by such a part per layer is better.
+Layer by layer, a partial choice stays if no other has more value at the same cost or less; costs are not rounded. If more than 20,000
+remain, the best in each 20,000th of the largest budget stays. A choice is therefore always within its budget. A better choice can be missed
+only if it is cheaper by less than that fraction of the budget per layer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .design import FULL, Design, DesignCosts
 from .model import SearchedModel, SearchInputs, SearchText
 
 FRONT = 40
-"""Maximum number of best designs under every budget that the result has."""
+"""Maximum designs in the result's front (the best designs under every budget)."""
 PREDICTIONS_COMPARED = 256
-"""Predictions of a piece that are compared."""
+"""Maximum predictions per piece that are compared."""
 MAX_PARTIAL = 20_000
 """Maximum number of partial choices that stay after a layer."""
 TOLERANCE = 1e-9
-"""Relative difference of costs that counts as none, and of values."""
+"""Costs or values with a smaller relative difference are equal."""
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -46,8 +46,8 @@ Numbers: TypeAlias = npt.NDArray[np.float64]
 class ScoreTable:
     """Scores of candidates by layer; greater is better.
 
-    scores: ``[layer][candidate's text]``; candidates that cannot be judged are missing.
-    reasons: why those cannot be judged, by text. failed: why no layer can run a candidate, by text.
+    scores: ``[layer][candidate as text]``. A candidate without a score is missing.
+    reasons: candidate as text -> why it has no score. failed: candidate as text -> why no layer can run it.
     """
 
     scores: list[dict[str, float]]
@@ -55,7 +55,7 @@ class ScoreTable:
     failed: dict[str, str] = field(default_factory=dict)
 
     def total(self, design: Design) -> float | None:
-        """The sum over a design's layers; ``None`` if one of them was not judged."""
+        """The sum of scores over a design's layers; ``None`` if a layer has no score."""
         pairs = list(zip(self.scores, design.names, strict=True))
         return sum(row[name] for row, name in pairs) if all(name in row for row, name in pairs) else None
 
@@ -64,8 +64,9 @@ def mass_table(
     model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
     progress: Progress,
 ) -> ScoreTable:  # fmt: skip
-    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and pieces of ``length`` tokens, or
-    images or sounds of this size."""
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained.
+
+    It is the mean over heads and over pieces of ``length`` tokens, or images or sounds of this size."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):
@@ -99,10 +100,10 @@ def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], ba
 
 
 def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> tuple[Design, list[Design]]:
-    """The best design within the budget, and the best ones under every budget, cheapest first.
+    """The best design within the budget, and the best designs under every budget, cheapest first.
 
     Raises:
-        OptionError: nothing meets the budget; the sentence says what the cheapest design costs.
+        OptionError: no design meets the budget; the message has the cost of the cheapest design.
     """
     judged = [candidate for candidate in candidates if any(str(candidate) in row for row in table.scores)]
     if not judged:
@@ -143,8 +144,8 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
     The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no token is predicted.
 
     Args:
-        model: to convert; it must predict tokens.
-        pieces: how many of ``text`` are read, at most.
+        model: the model to convert; it must predict tokens.
+        pieces: maximum number of pieces of ``text``.
     """
     special = ([], []) if model.tokenizer is None else special_ids(model.tokenizer)
     causal, texts = model.original.shape.causal, []
@@ -163,14 +164,13 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
 
 
 class Divergence:
-    """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
+    """KL(checkpoint ‖ design) in nats, the mean over predictions for pieces of a length that the checkpoint was trained on.
 
-    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text, of its tokens, of
-    the image or of its places.
+    A language model predicts masked or next tokens. A classifier predicts classes of a text or its tokens, or of an image or its pixels.
 
     Args:
-        model: with any head. text: or images or recordings. pieces: how many are read, at most.
-        length: of the pieces, or the size of the images or sounds.
+        model: a model with any head. text: a text, images or recordings. pieces: maximum number of pieces.
+        length: length of the pieces, or size of the images or sounds.
     Raises:
         OptionError: the checkpoint has no head.
     """
@@ -179,7 +179,7 @@ class Divergence:
         self.model = model
         masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs = list[tuple[Any, Tensor | slice]]()
-        """Each piece, and the positions whose predictions are compared: some of those with a label, or all of an input without labels."""
+        """Each piece, and the positions of compared predictions: some positions with a label, or all positions without labels."""
         if isinstance(text, SearchText):
             read: list[tuple[Any, Tensor | None]] = [*text.predicted(length, pieces, causal=not masked)]
         else:
@@ -271,8 +271,9 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
-    """The choice with the greatest value where no layer alone exceeds ``limit``. This suits memory that one layer frees before the next.
-    Of equal values, the cheaper. ``None`` if some layer has no candidate."""
+    """The choice with the greatest value in which no single layer exceeds ``limit``, for memory that each layer frees before the next.
+
+    A tie goes to the cheaper choice. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None
@@ -282,7 +283,7 @@ def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: floa
 
 
 def thinned(solutions: list[Solution], count: int) -> list[Solution]:
-    """At most ``count`` of a front, the first and the last among them, evenly spaced in value."""
+    """At most ``count`` solutions of a front, evenly spaced in value, including the first and the last."""
     if len(solutions) <= count:
         return solutions
     values = np.array([solution.value for solution in solutions])

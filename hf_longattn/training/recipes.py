@@ -1,7 +1,7 @@
-"""Recipes: YAML files with the values of a command's settings, ready ones by name.
+"""Recipes: YAML files with values for a command's settings. Recipes in the package can be used by name.
 
 ``configs/`` holds conversions, ``configs/recipes/`` trainings with the values that a paper published, and ``configs/accelerate/`` the
-settings of ``accelerate launch``. The comment at the head begins with a title, and says where the values come from and what to type.
+settings of ``accelerate launch``. Each file begins with a comment: title, source of the values, and the command to type.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "con
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that comes with the package. name: what ``--config`` takes. command: "convert", "train qa" …, "accelerate launch"."""
+    """A recipe in the package. name: value for ``--config``. command: "convert", "train qa" …, "accelerate launch"."""
 
     name: str
     path: Path
@@ -52,8 +52,8 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
     """The values of a recipe: a YAML file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
     Args:
-        names: the settings that it may have; ``None``: any.
-        command: refuse ready recipes of other ones; "" = of none.
+        names: permitted settings; ``None``: any.
+        command: the command for which a ready recipe must be; "" = any.
     """
     import yaml
 
@@ -79,7 +79,7 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
 
 
 def recipe_words(recipe: str, command: str = "") -> list[str]:
-    """The values of a recipe as words of a command line. They stay as they are written: a ``no`` or a ``1e-5``."""
+    """The values of a recipe as command-line words, spelled as in the file (``no``, ``1e-5``)."""
     values, written = (read_recipe(recipe, command=command, loader=loader) for loader in ("SafeLoader", "BaseLoader"))
     words = []
     for name, value in values.items():

@@ -46,7 +46,7 @@ from hf_longattn.training.tasks import parse_task
 from hf_longattn.training.trainer import LongTrainer
 
 SCORES_NAME, STATE = "scores.json", "trainer_state.json"
-"""The file of an evaluation, and the last file of a checkpoint."""
+"""Name of an evaluation's result file, and of the file that completes a checkpoint."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
 FULL = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
@@ -57,7 +57,7 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
     """Check the output before anything slow, find the checkpoint to resume from, and set the seed.
 
     Raises:
-        OptionError: the output is the folder of the model, or holds a model, checkpoints or scores.
+        OptionError: the output is the model's folder, or already contains a model, checkpoints or scores.
         CheckpointError: the output cannot be written, or no checkpoint can be resumed.
         HubError: ``push_to_hub`` without access.
     """
@@ -92,13 +92,13 @@ def finish(
 ) -> dict[str, Any]:
     """Train or resume, evaluate, and save model, tokenizer, log and card; push them with ``push_to_hub``.
 
-    The log is written last and in one step: a folder with a log holds a finished training. Without ``do_train``, evaluate and save the
-    scores alone.
+    The log is written last and in one step, so a folder with a log has a finished training. Without ``do_train``, only evaluate and save
+    the scores.
 
     Args:
         trainer: its arguments are a :class:`LongTrainingArguments`.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
-        facts: more entries of the log, of values for JSON. Numbers are in the card, too; so is ``note``, which follows the scores.
+        facts: more entries of the log, as JSON values. The card also has the numbers, and ``note`` after the scores.
 
     Returns:
         The log: settings, versions, ``metrics`` before and after, the facts and Trainer's history.
@@ -106,7 +106,7 @@ def finish(
     Raises:
         CheckpointError: the disk became full.
         DataError: there are no rows to train on, or none to evaluate on.
-        OptionError: LoRA with sharded weights, or a metric for the best model that no evaluation has.
+        OptionError: LoRA is used with sharded weights, or no evaluation has the metric for the best model.
     """
     args: Any = trainer.args
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
@@ -174,9 +174,9 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def load_renamed(model: Any, folder: Path) -> None:
-    """Load a checkpoint as ``from_pretrained`` does if its weights have other names than the model's parameters.
+    """Load a checkpoint as ``from_pretrained`` does, if its weight names differ from the model's parameter names.
 
-    transformers saves a ViT, a mixture of experts and others under older names, which Trainer leaves out.
+    transformers saves a ViT, a mixture of experts and others under older names, which Trainer does not load.
     """
     names: set[str] = set()
     for path in folder.glob("model*.safetensors"):
@@ -188,7 +188,7 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence. safetensors and torch raise it without an errno."""
+    """Raise the error for a full disk as one sentence. safetensors and torch raise it without an errno."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
@@ -207,10 +207,10 @@ def how_to_resume(folder: Path) -> str:
 
 
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
-    """Run a training or an evaluation from a command line. Of several processes only the first one prints.
+    """Run a training or an evaluation from a command line. Only the first of several processes prints.
 
     Args:
-        task: a module with ``ARGUMENTS`` and ``main``; see above.
+        task: a module with ``ARGUMENTS`` and ``main``; see this module's docstring.
         prog: the command in messages and help, "longattn train qa".
 
     Returns:
@@ -228,7 +228,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
         code = 2 if isinstance(error, UsageError) else 1
         print(error_line(error), file=sys.stderr)
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT  # as of a shell
+        code = 128 + signal.SIGINT  # as a shell returns it
         if first:
             print(visible(f"Stopped; {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
     if code and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -238,7 +238,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
 
 
 BESIDE_UPDATES = "trained_beside_updates"
-"""The attribute of a further module that is trained in full."""
+"""The attribute that marks other modules to train in full, beside LoRA updates."""
 
 
 @contextmanager
@@ -282,9 +282,9 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 
 
 LOG_NAME = "training_log.json"
-"""The last file of a training."""
+"""Name of the file that completes a training."""
 BESIDE = ("LICENSE*", "LICENCE*", "NOTICE*", "*processor_config.json", "chat_template*", "*.jinja")
-"""Files of a source that are not written when a model and its tokenizer are saved."""
+"""Patterns of files to copy from the source, because saving a model and its tokenizer does not write them."""
 METRICS = {
     "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
@@ -298,8 +298,8 @@ METRICS = {
 def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str | None) -> None:
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
-    The log is written last, and names all files. Files that an earlier log names are removed first: the model could inherit a chat template
-    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
+    The log is written last, and lists all files. Files listed in an earlier log are removed first, so that the model does not inherit an
+    old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()
@@ -308,7 +308,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         for name in (LOG_NAME, *(name for name in names if Path(name).name == name and (folder / name).is_file())):
             (folder / name).unlink()
     tokenizer = getattr(getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None)
-    if tokenizer is not None:  # of the last batch
+    if tokenizer is not None:  # remove the settings of the last batch
         tokenizer.no_truncation()
         tokenizer.no_padding()
     others = {path.name for path in folder.iterdir()}
@@ -317,7 +317,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         config.use_cache = trainer.use_cache
     elif config is not None:
         vars(config).pop("use_cache", None)
-    if trainer.is_fsdp_enabled:  # a sharded state is for checkpoints
+    if trainer.is_fsdp_enabled:  # only checkpoints have a sharded state
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder), _internal_call=True)
     if not first:
@@ -339,7 +339,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
 
 
 def complete_folder(folder: Path, source: str) -> None:
-    """Copy what a training does not save from the model's source: licence, processors, modules of a sentence encoder."""
+    """Copy files that a training does not save from the model's source: licence, processors, modules of a sentence encoder."""
     from hf_longattn.conversion import write_modules
 
     try:
@@ -392,7 +392,7 @@ def describe(log: Mapping[str, Any]) -> str:
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, Any]]:
-    """The final scores as results of the card, whose task is ``task`` (:func:`~hf_longattn.hub.model_card`)."""
+    """The final scores as ``results`` of :func:`~hf_longattn.hub.model_card`. ``task``: task of the card."""
     after, settings, results = log["metrics"]["after"], log["settings"], []
     validation, rows, sources = settings.get("validation", []), log["scored_rows"], settings.get("data") or settings.get("tasks", [])
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
@@ -409,5 +409,5 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, 
 
 
 def names_of(sources: Any) -> str:
-    """Names on the Hub, and files and folders without their parents."""
+    """Names of sources for a card: Hub names, and files and folders without their parent folders."""
     return ", ".join(in_one_line(public_name(source)) for source in sources)

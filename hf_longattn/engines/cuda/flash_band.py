@@ -169,7 +169,7 @@ def prepared(
 ) -> tuple[list[Tensor], Settings]:
     """The tensors ``(B, N, H, D)`` in the operator's layout, and its settings.
 
-    packed: whether the operator gets offsets of sequences, the ``longest`` of that many tokens.
+    packed: whether the operator gets offsets of sequences. longest: tokens of the longest sequence.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
@@ -212,7 +212,7 @@ def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device)
 # ---- global tokens
 
 HIDDEN = 30_000.0
-"""How far the scores of global keys are lowered in part A. Their weight exp(-HIDDEN) is 0, and fp16 holds the features."""
+"""Amount by which part A lowers the scores of global keys. Their weight exp(-HIDDEN) rounds to 0, and the features fit into fp16."""
 FEATURES = 8
 """Features that lower scores. Only one is needed, but the operator takes widths in multiples of 8."""
 
@@ -226,7 +226,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
-        """The part whose runs end at ``ends``, pairs of a query and a key. Empty ones go."""
+        """The part with runs that end at ``ends`` (pairs of a query and a key). Empty runs are removed."""
         ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
         longest = [max((later - earlier for earlier, later in itertools.pairwise(side)), default=0) for side in zip(*ends, strict=True)]
         queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
@@ -250,7 +250,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
-    """The plan of a call with global tokens, cached for all layers, or why there is none, as a clause. Reads the host once a pass."""
+    """The plan of a call with global tokens, or why there is none, as a clause. Cached for all layers, with one transfer to the host."""
     batch, tokens, positions = call.batch, call.global_mask, call.global_positions
     assert tokens is not None
 
@@ -340,9 +340,9 @@ def _backward(
 
 
 def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of two parts. Without a key in A, the log-sum-exp is +inf, and the backward pass gives zeros.
+    """Output and log-sum-exp of two parts. If a query has no key in A, the log-sum-exp is +inf, and its gradients are zeros.
 
-    lacking: whether queries may lack a key in B only, where the operator's log-sum-exp is +inf, too.
+    lacking: whether a query may have keys in A but none in B. The operator's log-sum-exp in B is then +inf and must be replaced.
     """
     if lacking:
         lse_b = lse_b.masked_fill(lse_b.isposinf(), float("-inf"))
@@ -411,7 +411,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors with features that lower the scores of global keys by :data:`HIDDEN`."""
+    """q, k and v with :data:`FEATURES` more features, which lower the scores of global keys by :data:`HIDDEN`."""
     size = math.sqrt(HIDDEN / (FEATURES * scale))
     lowering = (is_global * -size).to(k.dtype).expand(-1, k.shape[1], -1)
     return F.pad(q, (0, FEATURES), value=size), torch.cat([k, lowering], -1), F.pad(v, (0, FEATURES))
@@ -450,7 +450,7 @@ def _tried(
     device: torch.device, dtype: torch.dtype, width: int, grouped: bool, left: bool, right: bool, causal: bool, packed: bool,
     dropout: float, gradients: bool,
 ) -> str | None:  # fmt: skip
-    """Why the operator's results for a few tokens are wrong, or None. With dropout, they need only be finite. Errors are raised.
+    """Test the operator on a few tokens: why its results are wrong, or None. With dropout, they must only be finite. Raises its errors.
 
     Args:
         grouped: whether k and v have fewer heads than q.

@@ -230,7 +230,7 @@ class LinearMechanism(Mechanism, Stateful):
     def read(self, phi_q: Tensor, state: State) -> Tensor:
         """The output of queries that see the whole state."""
         if self.logarithms:
-            scale = torch.where(state["z"] == 0, NO_KEYS, state["log"])  # a row of zeros, which was reset, has had no keys
+            scale = torch.where(state["z"] == 0, NO_KEYS, state["log"])  # a row that was reset is zeros and has had no keys
             phi_q = relative_queries(phi_q, scale[:, :, None])
         return read(phi_q, state)
 
@@ -241,9 +241,9 @@ class LinearMechanism(Mechanism, Stateful):
         """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and ``(B, heads, n, F)``.
 
         real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
-        rises: for logarithms, the list to which the largest difference of a key and the anchor A is added, without reading it.
-        cuts: whether to read that difference, and to end a part of the piece before a key that exceeds A by too much. Then every query
-            sees the keys that A comes from, and its unnormalised weights sum to 1 or more. Without both, A includes the piece itself.
+        rises: for logarithms, a list to which the largest difference between a key and the anchor A is appended, without reading it.
+        cuts: whether to read that difference, and to end a part of the piece before a key that exceeds A by too much. Every query then
+            sees the keys from which A is taken, and its unnormalised weights sum to at least 1. Without both, A includes the piece itself.
         """
         if not self.logarithms:
             return linear_attention(phi_q, phi_k, values, initial_state=state)
@@ -281,7 +281,7 @@ class LinearMechanism(Mechanism, Stateful):
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
     """``state``, or an empty state instead of ``None``.
 
-    Its ``log`` is :data:`NO_KEYS` for features that have had no keys. Their ``z`` is 0, also in a row of zeros, which was reset.
+    Its ``log`` is :data:`NO_KEYS` for features without keys so far. These have ``z`` = 0, also in a row that was reset to zeros.
     """
     if state is None:
         state = empty_state(logs, values)

@@ -73,7 +73,7 @@ class MaskedMechanism(Mechanism):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A class with its own forward or definition may do more than mask. If it does not, it says so itself.
+        # A class that overrides forward or the definition may do more than mask. Otherwise it must set these attributes itself.
         for method, attribute in (("forward", "forward_is_mask"), ("dense_weights", "definition_is_mask")):
             if method in vars(cls) and attribute not in vars(cls):
                 setattr(cls, attribute, False)
@@ -87,8 +87,9 @@ class MaskedMechanism(Mechanism):
         return None
 
     def global_positions(self) -> tuple[int, ...]:
-        """The positions of the global tokens in a call without ``global_mask``, in order, each once, counted from each sequence's first
-        real token."""
+        """Positions of the global tokens in a call without ``global_mask``, ascending and unique.
+
+        They count from each sequence's first real token."""
         return ()
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
@@ -225,7 +226,7 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 
 
 def attend_step(mechanism: Mechanism) -> AttendStep | None:
-    """A function that can replace ``forward`` in decoding steps, if the mechanism is nothing but a mask and no hook changes it."""
+    """A function that can replace ``forward`` in decoding steps. ``None`` if the mechanism does more than mask, or has hooks."""
     if not isinstance(mechanism, MaskedMechanism) or not (mechanism.definition_is_mask and mechanism.options.is_mask()):
         return None
     plain = mechanism.options.order is None and (mechanism.relative is not None or not has_hooks(mechanism))
@@ -238,8 +239,7 @@ class SparseMechanism(MaskedMechanism):
     capabilities = MaskedMechanism.capabilities.but(position_dependent=False)
     forward_is_mask = True
     finds_starts: bool = False
-    """Whether :meth:`resolve_globals` counts from the start of each sequence, wherever that is. On accelerators, rows with left padding
-    need not be moved then."""
+    """Whether :meth:`resolve_globals` finds the start of each sequence itself. Accelerators then need not move rows with left padding."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)

@@ -50,9 +50,9 @@ FREQUENCIES = "inv_freq"
 ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
 """Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only (SmolLM3, Cohere 2)."""
 RIGHT_ANGLE = "rotate_half"
-"""The name of transformers' functions that turn ``x`` by a right angle, in the planes of a model's rotation."""
+"""Name of the functions in transformers that rotate ``x`` by a right angle, in the planes of a model's rotation."""
 HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
-"""The features 0, 1, 2, 3 after such a function, for planes of features of both halves, and of neighbouring features."""
+"""Result of ``rotate_half`` for features 0, 1, 2, 3, if planes pair the two halves, and if they pair neighbouring features."""
 LATER_FEATURES = "qk_rope_head_dim"
 """An attribute of attention modules that rotate the last features of a head (latent attention)."""
 
@@ -123,8 +123,8 @@ def attach_mechanisms(
 def mark_for_zero3(model: nn.Module) -> None:
     """If DeepSpeed's ZeRO-3 is configured, make it gather all weights of an attention module together.
 
-    A mechanism runs once for each of several documents. ZeRO-3 fetches weights in the order in which modules ran before. This order, and
-    so the communication, would differ between processes whose batches hold different numbers of documents.
+    A mechanism may run once per document. ZeRO-3 fetches weights in the order in which modules ran before. This order would differ
+    between processes with different numbers of documents in their batches, and so would the communication.
     """
     if not is_deepspeed_zero3_enabled():
         return
@@ -152,7 +152,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a module's input, or keys and values of the detached input, to mechanisms that need them.
+    """Forward pre-hook: pass a module's input, or keys and values computed from the detached input, to mechanisms that need it.
 
     Raises:
         BackendError: the module's input was not found.
@@ -180,8 +180,8 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Keys and values computed from ``hidden.detach()``; empty if ``hidden`` needs no gradients.
 
-    The module computes them in a run that ends before attention. They therefore include everything that its architecture does to keys
-    and values (rotary positions, norms, fused projections).
+    The module's own ``forward`` computes them and ends before attention. They therefore include rotary positions, norms and fused
+    projections.
     """
     projected: list[Tensor] = []
     if differentiated(hidden):
@@ -229,7 +229,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 class ModelRotation:
     """The rotation of a layer, read from the base's rotary module at every call, since frequencies may depend on the length.
 
-    module: in a plain object, so that the layer's mechanism does not own it.
+    Not a module itself, so that the layer's mechanism does not register ``module`` as a submodule.
     """
 
     module: nn.Module
@@ -241,12 +241,12 @@ class ModelRotation:
 
 
 def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
-    """How ``model`` rotates the queries and keys of a layer.
+    """The rotation of queries and keys in a layer of ``model``.
 
     Raises:
-        OptionError: it does not rotate the first features of every layer's heads, as far as its code says.
+        OptionError: according to its code, the model does not rotate the first features of the heads in every layer.
     """
-    planes: list[float] | None = None  # 0, 1, 2, 3 turned by the function beside the base's attention class, if that class uses it
+    planes: list[float] | None = None  # result of `rotate_half` for 0, 1, 2, 3, if the base's attention uses it
     for base in type(site.module).__mro__:
         turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
         if turn is not None and ROTATES.search(inspect.getsource(base)):

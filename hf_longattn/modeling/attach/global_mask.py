@@ -26,7 +26,7 @@ from .attention_sites import Call, layer_mechanisms, with_members
 logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
-"""Maximum length of a question, in tokens. A first text that is longer than this and than the second is probably the document."""
+"""Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the document."""
 TEXT_GLOBAL = "text_global"
 """The key of ``long_attention`` that makes text tokens global."""
 TEXT_TOKENS = "text_tokens"
@@ -34,12 +34,12 @@ TEXT_TOKENS = "text_tokens"
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
 """Config fields with the ids of placeholder tokens for images, videos and sounds."""
 PLACEHOLDERS = "placeholder_token_ids"
-"""The attribute of a model with text as global tokens that lists these ids. Its forward hooks are set once."""
+"""The attribute with these ids on a model with global text tokens. Also marks that its forward hooks are registered."""
 GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
-    """How layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no layer does.
+    """The rule by which layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no layer does.
 
     Raises:
         OptionError: layers choose differently, or the separator is missing.
@@ -241,7 +241,7 @@ def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the language model: appends new text tokens to the cache's."""
+    """Forward pre-hook of the language model: makes a global mask from the text tokens in the cache and the new ones."""
     tokens: Tensor | None = kwargs.get(TEXT_TOKENS)
     if tokens is None:
         return None
@@ -262,7 +262,7 @@ def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: 
 
 
 def _keep_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the language model: stores in the cache which tokens are text."""
+    """Forward hook of the language model: stores the mask of text tokens in the cache."""
     cache = getattr(output, CACHE, None)
     if isinstance(cache, Cache) and GLOBAL_MASK in kwargs:
         setattr(cache, TEXT_TOKENS, kwargs[GLOBAL_MASK])

@@ -66,13 +66,13 @@ def register_models(modeling_auto: ModuleType) -> None:
 
 
 def register_readers(auto: ModuleType) -> None:
-    """Make an Auto class load the base's tokenizer or processor for a Long model whose files name none."""
+    """Make an Auto class load the base's tokenizer or processor if the files of a Long model do not name one."""
     for table in lazy_mappings(auto):
         _enter(table, long=False)
 
 
 def register_tokenizers(tokenization_auto: ModuleType) -> None:
-    """:func:`register_readers`, also for bases whose files name a wrong tokenizer class."""
+    """:func:`register_readers`, and also for bases with a wrong tokenizer class in their files."""
     register_readers(tokenization_auto)
     overrides = model_type_table("tokenizer_overrides", tokenization_auto)
     if overrides is not None:
@@ -85,9 +85,9 @@ def _families() -> ModuleType:
 
 
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
-    """Enter every Long model type in a table, with the name of its Long class or, if not ``long``, of the base's class.
+    """Enter every Long model type in a table, with its Long class if ``long``, or with the base's class.
 
-    complete: whether to enter also types whose base has no entry because it is part of other models (SigLIP's text model).
+    complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another model).
     """
     entries, families = mapped_names(table)[0], _families()
     for names in _family_entries():
@@ -170,16 +170,16 @@ def register_pipelines(pipelines: ModuleType) -> None:
 
 
 def register_standalone_encoders(transformer: ModuleType) -> None:
-    """Make sentence-transformers load encoders by their Long class. Of Long encoder-decoders; a Long audio model is read as its base.
+    """Make sentence-transformers load the encoder of a Long encoder-decoder by its Long class, and a Long audio model like its base.
 
-    sentence-transformers uses the first entry whose config class fits. This would otherwise be the base's, with full attention.
+    sentence-transformers uses the first entry that fits the config class. Otherwise that would be the base's, with full attention.
     """
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
         register_types(name, transformer)
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
-            with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
+            with contextlib.suppress(Exception):  # errors in a family are raised when its models are loaded
                 family = FAMILIES[base]
                 table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
 
@@ -210,9 +210,9 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Context in which torchao does not warn of its kernels for other devices. transformers imports it with any model.
+    """Context that silences torchao's warnings about kernels for other devices. transformers imports torchao with any model.
 
-    A level that the user has set is kept.
+    A log level set by the user is not changed.
     """
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
@@ -311,7 +311,7 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 def auto_class_name(config: Any, class_name: str) -> str | None:
     """Name of the Auto class that loads ``class_name`` with a config or config class. ``None`` if there is none."""
     model_type = getattr(config, "registered_type", config.model_type)
-    last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # they list other heads, too: BART's that generates text, for example
+    last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # they also list other heads, for example BART's head that generates text
     for name, table in sorted(auto_classes(), key=lambda entry: last.index(entry[0]) if entry[0] in last else -1):
         entry = mapped_names(table)[0].get(model_type)
         if class_name in ((entry,) if isinstance(entry, str) else entry or ()):

@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, images or audio files, whichever the model reads."""
+"""Fine-tune to classify long documents, images or audio files, depending on the model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ClassificationTrainingArguments(LongTrainingArguments):
 
 ARGUMENTS = (ModelArguments, ClassificationDataArguments, ClassificationTrainingArguments)
 Parts = tuple[Dataset, Dataset]
-"""Rows to train on, and rows to evaluate on."""
+"""Training rows and evaluation rows."""
 
 
 def main(
@@ -89,7 +89,7 @@ def main(
 
 
 def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None) -> dict[str, float]:
-    """Scores of classes; those of documents by their ``lengths`` in tokens are put into ``by_length``."""
+    """Classification scores. Scores by document length (``lengths``, in tokens) are written into ``by_length``."""
     lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
     references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
     scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
@@ -100,7 +100,7 @@ def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None, b
 
 
 def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Parts:
-    """Rows to train on and to evaluate on, of files or texts with labels. ``role`` is "text", "image" or "audio"."""
+    """Training and evaluation rows: files or texts with labels. ``role`` is "text", "image" or "audio"."""
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
     check_classes(args, label_names(train), label_names(held_out))
@@ -110,7 +110,7 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 def text_inputs(
     model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
-    """Arguments of Trainer for documents: their tokens, packed if model and head allow it."""
+    """Trainer's arguments for documents, as tokens, packed if model and head support it."""
     tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -131,9 +131,9 @@ def text_inputs(
 def image_inputs(
     model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
-    """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
+    """Trainer's arguments for images, as pixels from the image processor, with augmentation in training.
 
-    Every image is read once, so that a damaged one is refused before the training.
+    Every image is read once, so that a damaged image is refused before the training.
     """
     args.train_sampling_strategy = "random"
     for row in concatenate_datasets([*dict.fromkeys(parts)]):
@@ -147,7 +147,7 @@ def image_inputs(
 def audio_inputs(
     model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
-    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch."""
+    """Trainer's arguments for audio files, as inputs from the feature extractor. Files of similar length share a batch."""
     extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
@@ -166,16 +166,16 @@ def audio_inputs(
 
 
 def label_names(*parts: Dataset) -> list[str]:
-    """The labels of all parts, sorted; whole numbers by their value."""
+    """All labels of ``parts``, sorted. If all are whole numbers, sorted by value."""
     names = {label for part in parts for label in part["label"]}
     numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
-    """Tokens, as in ``run_classification``, the label's number, and ``document`` (tokens before it was cut).
+    """Tokens as in ``run_classification``, label numbers, and ``document`` (number of tokens before truncation).
 
-    A text with a ``question`` follows it, as in ``run_glue``; the longer of the two is cut.
+    A ``question`` stands before the text, as in ``run_glue``. The longer of the two is truncated.
     """
     numbers = {name: number for number, name in enumerate(names)}
     has_questions = "question" in data.column_names
