@@ -58,6 +58,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         when="you train a model, and want an estimate of softmax attention at linear cost, without learned features",
         engine="linear",
         cost="N·m·D",
+        sample={"num_features": 32},
     )
     sums_beside_softmax = False
     capabilities = LinearMechanism.capabilities.but(images="any")
