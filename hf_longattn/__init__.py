@@ -1,6 +1,6 @@
 """Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models.
 
-``import hf_longattn`` makes every family known to transformers' Auto classes, and the attention backend to its models. It is cheap:
+``import hf_longattn`` registers every family with transformers' Auto classes, and the attention backend with its models. It is cheap:
 torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.family.registration`).
 """
 

@@ -29,7 +29,7 @@ class LongAttentionConfig:
         mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise ``longformer``.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
             (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.options`).
-        options: of the default mechanism.
+        options: options of the default mechanism.
 
     Raises:
         OptionError: for unknown names (the nearest valid one is offered) and impossible values.
@@ -66,7 +66,7 @@ class LongAttentionConfig:
         """A copy with the option set in the default and in every choice that names a mechanism.
 
         Args:
-            where: whether a choice gets the option. Called with the mechanism's name and the layer that the choice overrides, or ``None``.
+            where: function of a mechanism's name and the overridden layer (or ``None``): whether this choice gets the option.
         """
 
         def changed(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _checked_options(mechanism: str, options: Mapping[str, Any]) -> dict[str, An
 
 
 def _override(override: Any, default: str) -> dict[str, Any]:
-    """One checked override. ``default`` is the mechanism of an override that names none."""
+    """One checked override. ``default``: the mechanism if the override does not name one."""
     if not isinstance(override, Mapping):
         raise OptionError(
             f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."

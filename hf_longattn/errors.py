@@ -60,7 +60,7 @@ EXTRAS = {
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Refuse if a package of an extra is not installed, before slow work or an import. Nothing is imported here.
+    """Raise an error if a package of an extra is not installed, before slow work or an import. Imports nothing.
 
     Args:
         extra: the extra's name.
@@ -92,7 +92,7 @@ def checkpoint_errors(what: str) -> Iterator[None]:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether an error is an ``Exception``, or a panic of tokenizers, which is none. Rules in tokenizer.json can cause it."""
+    """Whether an error is an ``Exception``, or a panic of tokenizers (not an ``Exception``), which rules in tokenizer.json can cause."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -107,7 +107,7 @@ and marks of writing direction. Also bytes that are not UTF-8: paths may contain
 
 
 def visible(text: str) -> str:
-    """``text`` from elsewhere (a file, a server, a path), safe to show. Control characters are escaped as in Python."""
+    """External text (from a file, a server, a path) with control characters escaped as in Python, safe to show."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -127,7 +127,7 @@ def error_line(error: object) -> str:
 
 
 def in_a_line(error: BaseException, limit: int = 300) -> str:
-    """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
+    """The message of another library's error for use in a sentence: one line, shortened, without the last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
     return shortened(f"{text} is missing" if isinstance(error, KeyError) else text, limit)
 
@@ -139,7 +139,7 @@ def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
-    """Different names, sorted, as "a, b, c, d and 5 others"."""
+    """Distinct names in sorted order, as "a, b, c, d and 5 others"."""
     names = sorted(set(names))
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
 

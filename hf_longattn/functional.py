@@ -62,7 +62,7 @@ def attend(
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are refused.
         documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within their document
-            only. Windows, blocks, global tokens and positions start anew in each document.
+            only. Windows, blocks, global tokens and positions restart in each document.
         cu_seqlens: documents of a single row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
         scaling: factor on q·k, above 0; ``D ** -0.5`` by default.
@@ -74,15 +74,15 @@ def attend(
         grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid per
             sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis fastest.
         prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
-        sink_scores: ``(H,)``, the score of one more column of each softmax, as in gpt-oss (``s_aux`` in transformers). It has no value.
-            It is neither scaled nor masked, and may require gradients.
+        sink_scores: ``(H,)``, score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in transformers). It is
+            neither scaled nor masked, and may require gradients.
         options: the mechanism's options, when it is given by name.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are finite but meaningless.
         Values in padding, even NaN, do not affect the outputs of real tokens or their gradients.
     Raises:
-        OptionError: an unknown mechanism or option, or an invalid value.
-        InputError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
+        OptionError: a mechanism or option is unknown, or a value is invalid.
+        InputError: masks, lengths or a grid do not fit q, k and v, or are not supported by the mechanism.
     """
     module, call = prepare(
         q, k, v, mechanism, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
@@ -230,9 +230,9 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
     """Check ``mask (B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
 
     Args:
-        refuse_zeros: whether a float mask of zeros only is an error. It could be an additive mask, in which 0 means visible.
+        refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means visible.
     Raises:
-        InputError: a wrong shape or device, or floats other than 0 and 1. The check of floats synchronises with the device.
+        InputError: shape or device are wrong, or there are floats other than 0 and 1. The check of floats synchronises with the device.
     """
     if mask is None:
         return None
@@ -285,9 +285,9 @@ def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
     per_sequence: bool = False, observed: bool = False,
 ) -> Tensor:  # fmt: skip
-    """:func:`run_batch` without the option ``exact_length``: the mechanism runs at every length, in the layout that the dispatcher chooses.
+    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length, in the layout that the dispatcher chooses.
 
-    observed: whether the observers of paths know that this mechanism runs.
+    observed: whether observers of paths already know that this mechanism runs.
     """
     if OBSERVERS and not observed and not torch.compiler.is_compiling():
         with running(mechanism):

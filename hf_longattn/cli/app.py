@@ -34,7 +34,7 @@ def _program(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 class Command(TyperCommand):
-    """A command that says how a mechanism's options are typed."""
+    """A command that explains how to type a mechanism's options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The words of a command line. Wrong usage raises typer's error."""
@@ -57,7 +57,7 @@ app.add_typer(tasks, name="evaluate", help="Score a model with its own head, wit
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["RUST_BACKTRACE"] = "0"  # thousands of characters before the sentence about a tokenizer that fails
+    os.environ["RUST_BACKTRACE"] = "0"  # a failing tokenizer would print thousands of characters before our message
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

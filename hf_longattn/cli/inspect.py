@@ -130,7 +130,7 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
 
 
 def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
-    """What the layers of a stock model or of its towers declare, what runs for them, and the memory that it needs."""
+    """Declarations of a stock model's layers (or its towers'), the code that runs for them, and its memory."""
     from ..mechanisms.common.options import write_numbers
 
     runs = "sdpa" if model.implementation == "sdpa" else f"eager, since {model.class_name} does not support SDPA"
@@ -151,7 +151,7 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
 
 
 def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
-    """How attention spreads as an input grows, and what mechanisms would keep of it."""
+    """Spread of attention as an input grows, and the share that mechanisms would keep."""
     from ..inspect.diagnosis import in_seconds, percent
 
     yield Styled(diagnosis.conclusion(), "bold")

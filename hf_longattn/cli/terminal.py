@@ -1,6 +1,6 @@
-"""The way to the terminal of every command: a report as text, or one JSON object.
+"""Terminal output of every command: a report as text, or one JSON object.
 
-Text of files, servers and paths is shown, and cannot control the terminal.
+Control characters in text from files, servers and paths are escaped, so that it cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Line(str):
 
 
 class SafeConsole(Console):
-    """A console of rich without markup. It escapes control characters before anything is laid out."""
+    """A rich console without markup. Escapes control characters before layout."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -37,7 +37,7 @@ class SafeConsole(Console):
 
 
 def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = False) -> None:
-    """Print a result: its ``values`` as one JSON object, or the parts of its ``report``, which are made only then."""
+    """Print a result: its ``values`` as one JSON object, or the parts of its ``report`` (a generator, not run for JSON)."""
     if as_json:
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -78,6 +78,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Show the words that it is called with, and two numbers "done of total", on stderr while that is a terminal."""
+    """Show progress on stderr, if that is a terminal: words, and "done of total" if numbers are given."""
     with SafeConsole(stderr=True).status("loading") as status:
         yield lambda words, *numbers: status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))

@@ -20,7 +20,7 @@ from .terminal import Line, progress, show
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
-    """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
+    """Run the task ``name`` with a command line (default: the process's), and return the exit code."""
     task = load_task(name)
     for extra in getattr(task, "EXTRAS", ()):
         check_extra(extra)

@@ -1,4 +1,4 @@
-"""Images with a class: reading, augmentation, and batches as the model's image processor makes them."""
+"""Labelled images: reading, augmentation, and batches from the model's image processor."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 """Augmentations: a resized random crop, and a horizontal flip of every second image."""
 EXTRA = "images"
 Augmentation: TypeAlias = tuple[Callable[["PillowImage"], "PillowImage"], dict[str, Any]]
-"""A random change of an image, of torchvision, and arguments of the image processor for changed images."""
+"""A random torchvision transform of an image, and arguments of the image processor for transformed images."""
 logger = logging.get_logger(LOGGER)
 
 
 def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str = "leave it out") -> PillowImage:
-    """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
+    """Read an image in any Pillow format as RGB, rotated by its EXIF data. If there are several frames, the first is read.
 
-    Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
+    Transparent parts become white, as on a web page; their stored colour is arbitrary. 16-bit grey values are scaled to 8 bits.
 
     Args:
         image: a path, or a cell of ``datasets.Image(decode=False)``, which has ``path`` or ``bytes``.
-        name: the image's name in messages; default: its path.
-        otherwise: the last advice of a message.
+        name: name of the image in messages; default: its path.
+        otherwise: advice at the end of messages.
 
     Raises:
         DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
@@ -51,7 +51,7 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
     path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
     name = name or str(path)
     try:
-        with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
+        with warnings.catch_warnings():  # Pillow's warning, at half of its limit
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
                 opened.load()
@@ -70,9 +70,9 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
 
 
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the images that an image processor makes, seen on one image.
+    """Height and width of an image processor's outputs, found by running it on one image.
 
-    Refused if the model was converted for another size, since the processor would shrink images silently.
+    Refuses a processor if the model was converted for another size, since it would silently shrink images.
     """
     batch = ImageCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
@@ -88,11 +88,11 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
 class ImageCollator(EpochAwareCollator):
     """Batches of ``pixel_values (B, 3, H, W)``, made by the image processor, and ``labels (B,)``.
 
-    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs and other numbers of workers therefore draw the
-    same augmentations. Evaluations draw none.
+    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs therefore draw the same augmentations, with any
+    number of workers. Evaluations use none.
 
     Args:
-        names: of the labels, in the order of their numbers.
+        names: label names, in the order of their numbers.
         augmentation: see :func:`augmentation_of`; ``None`` = none.
     """
 

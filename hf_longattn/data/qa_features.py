@@ -20,7 +20,7 @@ from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.losses import IGNORED_LABEL
 
 Offset = tuple[int, int]
-"""First character of a token in its document, and the character after its last; (-1, -1) for a token outside of the document."""
+"""Start and end character of a token in its document, the end exclusive; (-1, -1) for a token outside the document."""
 
 
 def qa_inputs(
@@ -28,20 +28,20 @@ def qa_inputs(
 ) -> dict[str, list[Any]]:
     """Model inputs of questions about documents, one for each window of a document.
 
-    A special token that somebody typed, such as ``[SEP]``, is read as text.
+    Special tokens typed in the texts, such as ``[SEP]``, are read as text.
 
     Args:
         examples: columns ``question``, ``context`` and ``answers`` (texts and their first characters).
-        numbers: of the examples.
+        numbers: numbers of the examples.
         length: maximum number of tokens of an input.
         stride: tokens that consecutive windows share, as in transformers' run_qa; ``None`` = a single input, and the rest is cut off.
 
     Returns:
-        The tokenizer's columns; ``starts`` and ``ends``, first and last tokens of all answers in the window, or [0], "no answer";
-        ``offsets``, see :data:`Offset`; ``example``, its number; ``length`` in tokens.
+        The tokenizer's columns; ``starts`` and ``ends``: first and last tokens of all answers in the window, or [0] for "no answer";
+        ``offsets``: see :data:`Offset`; ``example``: number of the example; ``length``: length in tokens.
 
     Raises:
-        InputError: ``length`` leaves no more tokens than the stride for the document beside the question.
+        InputError: beside the question, ``length`` leaves too few tokens for the document (no more than the stride).
     """
     questions = [question.lstrip() for question in examples["question"]]
     as_text = {"split_special_tokens": True, "verbose": False}
@@ -68,7 +68,7 @@ def qa_inputs(
 
 
 def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
-    """First and last token of each answer that lies completely in this window; [(0, 0)], "no answer", if none does."""
+    """First and last token of each answer that lies completely in this window. If there is none, [(0, 0)], for "no answer"."""
     inside = [token for token, (start, _) in enumerate(offsets) if start >= 0]
     firsts = [offsets[token][0] for token in inside]
 
@@ -90,8 +90,9 @@ def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, 
 
 
 def answerable(examples: Dataset) -> Dataset:
-    """The examples to train on: without questions whose answers are in none of their documents. Where another document of the question
-    has them (TriviaQA), the target here is "no answer", as in a window without an answer.
+    """The examples to train on. Questions without their answer in any of their documents are left out.
+
+    If only another document of the question has the answer (TriviaQA), the target is "no answer", as in a window without an answer.
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
@@ -105,7 +106,7 @@ def answerable(examples: Dataset) -> Dataset:
 class QACollator:
     """Batches of :func:`qa_inputs`: rows padded on the right, or with ``pack`` one row without padding.
 
-    ``labels (B, L, 2)`` are 1 at the first and at the last tokens of right answers, :data:`IGNORED_LABEL` at padding, and 0 elsewhere.
+    ``labels (B, L, 2)`` are 1 at the first and last tokens of correct answers, :data:`IGNORED_LABEL` at padding, and 0 elsewhere.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -1,7 +1,7 @@
-"""Files, folders and the Hub as datasets of explicit types: nothing is guessed.
+"""Read files, folders and the Hub as datasets with explicit types; no type is guessed.
 
-Cells of CSV and TSV are texts as they stand. Values of JSON keep their types, also where a column has several. Features that Parquet, a
-folder of ``datasets`` or the Hub give are kept.
+Cells of CSV and TSV are unchanged texts. JSON values keep their types, even if a column has several types. Features of Parquet files,
+``datasets`` folders and the Hub are preserved.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line,
 from hf_longattn.files import AUDIO_SUFFIXES
 
 CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
-"""Endings of files of words with tags, one word in a line."""
+"""Suffixes of files with one word and its tag per line."""
 DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
-"""Beginnings of the lines around the documents of a CoNLL file."""
+"""Prefixes of lines that separate documents in a CoNLL file."""
 PART = re.compile(r"\d+[-.]\d+")
-"""CoNLL-U's number of a range of words (1-2), or of an empty node (1.1)."""
+"""Matches the number of a word range (1-2) or an empty node (1.1) in CoNLL-U."""
 IOB_TAG = re.compile("O|[BIESLU]-.+")
-"""A tag of a named entity, or of none."""
+"""Matches a named-entity tag, or O."""
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
-"""Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
+"""Suffixes of supported files. All except Parquet may be compressed by gzip, with .gz after the suffix."""
 SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
-"""Modality of a folder's files -> endings of their names."""
+"""Modality of a folder's files -> file name suffixes."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables of a folder of images or audio files, as ``datasets`` reads an ``imagefolder`` or ``audiofolder``."""
 CELL = {"bytes": Value("binary"), "path": Value("string")}
@@ -46,11 +46,11 @@ SPACE = re.compile(r"\s*")
 
 
 class DataError(LongAttentionError):
-    """Data that cannot be read, or that do not suit the task."""
+    """Data that cannot be read or do not fit the task."""
 
 
 def check_exists(source: str) -> None:
-    """Raise :class:`DataError` for a source with the name of a file that is not there."""
+    """Raise :class:`DataError` for a source that names a missing file."""
     if source.lower().endswith((*FORMATS, ".gz", ".zip")) and not Path(source).exists():
         raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
@@ -69,8 +69,8 @@ def read_table(
         source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder written by ``datasets``, a folder of files of
             a ``modality``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets).
         split: which split, if the source has several; ``None`` = the only one.
-        modality: of a folder's files, see :data:`SUFFIXES`.
-        flat: gives the rows of a value of JSON; default: the value is a row.
+        modality: modality of a folder's files, see :data:`SUFFIXES`.
+        flat: function that returns the rows of a JSON value; default: each value is a row.
     """
     path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
     ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
@@ -116,7 +116,7 @@ def _read_saved(source: str) -> Dataset | DatasetDict:
 def read_hub(name: str, subset: str | None = None) -> DatasetDict:
     """The splits of a dataset on the Hub."""
     builder = load_dataset_builder(name, subset)
-    if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types, for each part anew
+    if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types of each part separately
         manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
         files = {split: manager.download_and_extract([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
         return DatasetDict({split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()})
@@ -124,7 +124,7 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
 
 
 def files_of(path: Path, modality: str) -> list[Path]:
-    """The files of a modality in a folder and its sub-folders, sorted by name. A file is returned itself."""
+    """The files of a modality in a folder and its sub-folders, sorted by name. For a single file, the file."""
     endings = f"{'audio file' if modality == 'audio' else modality}s ({', '.join(SUFFIXES[modality][:4])} …)"
     if path.is_file():
         return [path]
@@ -140,7 +140,7 @@ def files_of(path: Path, modality: str) -> list[Path]:
 
 
 def located(source: str, split: str, modality: str) -> str:
-    """A source, or for a folder of images or audio files the split's folder or its table of metadata."""
+    """The location to read for a source. For a folder of images or audio files, the split's folder or its metadata table."""
     path = Path(source)
     if modality == "text" or not path.is_dir() or saved_by_datasets(path):
         return source
@@ -168,7 +168,7 @@ def _read_folder(root: Path, modality: str) -> Dataset:
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
     """The rows of text files, CSV or JSON. ``datasets`` caches them until a file or this package changes.
 
-    Options are no lists, which ``datasets`` would divide into shards.
+    Options must not be lists, because ``datasets`` would divide lists into shards.
     """
     options |= {"files": tuple(files), "ending": ending}
     names = dict.fromkeys(name for row in _rows(**options) for name in row)
@@ -182,7 +182,7 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
 def _rows(
     files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
+    """The rows of files. Texts and CSV cells are unchanged, JSON values are JSON texts."""
     for file in files:
         with _opened(file) as text:
             if ending == ".txt":
@@ -197,7 +197,7 @@ def _rows(
 
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
-    """A text file, perhaps compressed, whose errors name it."""
+    """Open a text file, which may be compressed. Errors contain the file's name."""
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
     with opener(file, "rt", encoding="utf-8-sig", newline="") as text:  # Excel writes a byte-order mark first
         try:
@@ -231,7 +231,7 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
 
 
 def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
-    """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
+    """Documents of a CoNLL file. The first column is the word, the last its tag; -DOCSTART- or blank lines separate documents.
 
     If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the last one of B-, I- and
     O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in a file without
@@ -246,7 +246,7 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
     def columns_of(line: str) -> list[str]:
         filled = line.rstrip(" \t").split("\t" if tabs else " ")
         if tabs and filled != [""]:
-            return line.split("\t")[: max(filled_width, len(filled))]  # tabs at the ends of all lines separate nothing
+            return line.split("\t")[: max(filled_width, len(filled))]  # ignore tabs that end every line
         return [column for column in filled if column]
 
     rows = list(map(columns_of, of_words))
@@ -258,7 +258,7 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
         cells = {number: {columns[number] for columns in numbered if columns[number:]} - {""} for number in range(2, width)}
         entities = [number for number, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
         word_column, tag_column = 1, max(entities, default=-1)
-        if not entities and width == 10:  # the last column is one of remarks
+        if not entities and width == 10:  # the last column has remarks
             raise DataError(f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
     separated, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
     words, tags_of_words = list[str](), list[str]()
@@ -285,7 +285,7 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
 
 
 def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:
-    """The rows of JSON, with every value as JSON. A text is a row of one column, ``text``."""
+    """The rows of JSON, with every value as JSON text. A string is a row with the column ``text``."""
     for number, value in enumerate(_json_values(text, file), 1):
         try:
             for row in [value] if flat is None else flat(value):
@@ -302,9 +302,9 @@ def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | N
 
 
 def _json_values(text: TextIO, file: str) -> Iterator[Any]:
-    """The values of JSON, one after another; those of a list singly. Every line is a value, or the whole file is.
+    """Yield JSON values; a list yields its items. Each line is a value, or the whole file is one value.
 
-    A number that a 64-bit integer cannot hold stays a text, as do NaN and Infinity.
+    A number that does not fit into 64 bits stays a text, and so do NaN and Infinity.
     """
     decoder = json.JSONDecoder(
         parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits, parse_constant=str

@@ -31,7 +31,7 @@ LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
 
 
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
-    """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths of words gets those of one line."""
+    """The result of ``tokenizer(text, …)``. If the tokenizer requires boxes or paths of words, all words are put in one line."""
     parameters = inspect.signature(type(tokenizer).__call__).parameters
     words, locations = text.split(), {"boxes": [0, 0, 1000, 1000], "xpaths": "/html/body/p"}
     for argument, location in locations.items():
@@ -87,8 +87,8 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
     short texts are not lost. Inputs without a target are left out.
 
     Args:
-        data: with the column ``text``.
-        pack: give ``documents`` as well, the number of each token's document.
+        data: a dataset with the column ``text``.
+        pack: also add ``documents``, the number of each token's document.
     """
     special = set(tokenizer.all_special_ids)
 
@@ -105,7 +105,7 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
 
 
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
-    """Whether a list of words gets the ids that ``original``, by default ``tokenizer``, gives the text."""
+    """Whether a list of words gets the same ids as the text does from ``original`` (default: ``tokenizer``)."""
     lead = call_tokenizer(original or tokenizer, LEAD, add_special_tokens=False)["input_ids"]
     for word in WORDS:
         ids = call_tokenizer(original or tokenizer, f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
@@ -117,8 +117,9 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer for lists of words. A byte-level BPE, which would join the words, is loaded from its checkpoint ``name`` with
-    ``add_prefix_space``, as in ``run_ner``."""
+    """The tokenizer for lists of words.
+
+    A byte-level BPE would join the words, so it is reloaded from its checkpoint ``name`` with ``add_prefix_space``, as in ``run_ner``."""
     if reads_words(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer
@@ -131,13 +132,13 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, decoded: bool = True) -> int:
-    """Maximum number of tokens of an input, with special tokens.
+    """Maximum tokens of an input, including special tokens.
 
     Args:
-        decoded: whether the decoder of an encoder-decoder reads all of the input, too, as BART's classifiers do.
+        decoded: whether the decoder of an encoder-decoder also reads all of the input, as in BART's classifiers.
 
     Raises:
-        OptionError: neither its config nor its tokenizer tells.
+        OptionError: neither the config nor the tokenizer has a maximum.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):  # RoBERTa counts from padding_idx + 1

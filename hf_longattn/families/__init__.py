@@ -93,6 +93,6 @@ def __dir__() -> list[str]:
 
     names = [*__all__]
     for base in FAMILIES:
-        with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
+        with contextlib.suppress(Exception):  # errors in a family are raised when its models are loaded
             names += exported_names(base)
     return sorted(names)

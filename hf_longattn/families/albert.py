@@ -1,5 +1,6 @@
-"""LongAlbert: ALBERT (Lan et al. 2020), layers that share weights, each with its own mechanism. The position table has
-``embedding_size`` columns, fewer than the layers' ``hidden_size``.
+"""LongAlbert: ALBERT (Lan et al. 2020), with layers that share weights but have separate mechanisms.
+
+The position table has ``embedding_size`` columns, fewer than the layers' ``hidden_size``.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class LongAlbertTransformer(AlbertTransformer):
         return BaseModelOutput(last_hidden_state=states)
 
     def note_layers(self) -> None:
-        """Tell every attention module which layers use it.
+        """Set the list of layers that use each attention module.
 
         Raises:
-            OptionError: a group is used by no layer, since there are more groups than layers.
+            OptionError: no layer uses some group, since there are more groups than layers.
         """
         for number, group in enumerate(self.albert_layer_groups):
             served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)

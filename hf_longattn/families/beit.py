@@ -1,5 +1,6 @@
-"""LongBeit: BEiT (Bao et al. 2021), a ViT with relative position biases in place of positions. Here the bias is not built as
-``(H, N, N)``: it is a term of a mechanism's scores."""
+"""LongBeit: BEiT (Bao et al. 2021), a ViT with relative position biases in place of positions.
+
+The bias is not built as ``(H, N, N)``, but is a term of a mechanism's scores."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from ..modeling.family.long_config import runs_mechanisms
 
 @dataclass(frozen=True)
 class MaskWithBias:
-    """The mask that a base passes to its attention modules. A bias by distance, and the padding mask ``(B, N)``."""
+    """The mask argument of the base's attention modules: a bias by distance, and the padding mask ``(B, N)``."""
 
     bias: GridBias
     mask: Tensor | None = None

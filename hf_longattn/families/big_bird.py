@@ -22,7 +22,7 @@ from ..modeling.packed_documents import leave_out_documents
 
 
 class BlockSparseConfig(LongConfig):
-    """The config of a BigBird, whose mechanism is ``bigbird`` unless another one is given.
+    """The config of a BigBird. The default mechanism is ``bigbird``.
 
     ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its interface.
     """
@@ -44,7 +44,7 @@ class BlockSparseConfig(LongConfig):
 
     @classmethod
     def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a Long model that is equal to transformers' model with this ``config.json``.
+        """Config fields for a Long model that equals transformers' model with this ``config.json``.
 
         In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws
         random blocks, which a Long model does not. It cuts blocks from the padded input, and has no dropout on attention weights.
@@ -69,7 +69,7 @@ class LongBigBirdConfig(BlockSparseConfig, BigBirdConfig):
 
 
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
-    """The projections of BigBirdSelfAttention with the attention function that the config names.
+    """The projections of BigBirdSelfAttention with the attention function from the config.
 
     As in BERT, only cross-attention attends to the encoder, under the encoder's padding mask. In transformers 5.23, a decoder's
     self-attention receives the encoder's states as well, and then sees none of the decoder's tokens.

@@ -42,12 +42,12 @@ class LongBigBirdPegasusConfig(BlockSparseConfig, LongEncoderDecoderConfig, BigB
         if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
             return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
         settings = super().equivalent_settings(values)
-        dropout = settings.pop("attention_probs_dropout_prob", None)  # of the encoder only: the decoder keeps its dropout
+        dropout = settings.pop("attention_probs_dropout_prob", None)  # encoder only: the decoder keeps its dropout
         return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
-    """The projections of the encoder's self-attention with the attention function that the config names."""
+    """The projections of the encoder's self-attention with the attention function from the config."""
 
     config: Any
     is_causal: bool

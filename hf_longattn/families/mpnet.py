@@ -21,11 +21,11 @@ from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
 from ..positions.relative import buckets
 
 NUM_BUCKETS, FURTHEST = 32, 128
-"""Number of buckets, and the distance from which on all have the last bucket: constants of transformers' MPNet, not config fields."""
+"""Number of buckets, and the smallest distance in the last bucket: constants of transformers' MPNet, not config fields."""
 
 
 class LongMPNetEncoder(MPNetEncoder):
-    """MPNetEncoder whose position bias for a mechanism is one number per head and distance."""
+    """MPNetEncoder with one position bias per head and distance for mechanisms."""
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
         """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""

@@ -1,5 +1,6 @@
-"""LongSiglip2Vision: the image tower of SigLIP 2 (Tschannen et al. 2025), which reads images of different sizes and shapes as padded
-lists of patches (NaFlex). Every image has its own grid.
+"""LongSiglip2Vision: the image tower of SigLIP 2 (Tschannen et al. 2025), for images of different sizes and shapes.
+
+Images are padded lists of patches (NaFlex), each with its own grid.
 
 Images of one size can be given without padding, with ``spatial_shapes=(height, width)`` in patches. Exported graphs take this form.
 """
@@ -43,7 +44,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     ) -> Tensor:
         """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``.
 
-        If ``spatial_shapes`` is one tuple (height, width) for all images, they are ``(1, height · width, D)``.
+        If ``spatial_shapes`` is one tuple (height, width) for all images, the result is ``(1, height · width, D)``.
         """
         if isinstance(spatial_shapes, tuple):
             return self._resized(positional_embeddings, *spatial_shapes)

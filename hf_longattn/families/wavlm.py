@@ -1,4 +1,4 @@
-"""LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0 with biases by buckets of distance, which every query gates.
+"""LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0 with biases by distance bucket and a gate per query.
 
 The base calls PyTorch's multi-head attention with a bias for all query-key pairs. Here the product of gate (a number per query and head)
 and bias (a number per distance and head) is a term of the mechanism's scores.
@@ -47,11 +47,11 @@ class LongWavLMAttention(WavLMAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None, index: int = 0, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """The output ``(B, N, C)``, the weights, and the biases for the next layer. They are :meth:`biases` of the first layer.
+        """The output ``(B, N, C)``, the weights, and the first layer's :meth:`biases`, for the next layer.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.
-            position_bias: the method :meth:`biases` of the first layer. A tensor would lose its gradients in gradient checkpointing.
+            position_bias: the first layer's method :meth:`biases`. A tensor would lose its gradients in gradient checkpointing.
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)

@@ -1,5 +1,7 @@
-"""LongWhisper: Whisper (Radford et al. 2022). The base's encoder reads exactly 30 seconds. This encoder reads any length, because its
-sinusoidal positions can be continued. The decoder, with full attention and a position table, is unchanged."""
+"""LongWhisper: Whisper (Radford et al. 2022), with an encoder for sounds of any length.
+
+The base's encoder reads exactly 30 seconds, but its sinusoidal positions can be continued. The decoder, with full attention and a position
+table, is unchanged."""
 
 from __future__ import annotations
 
@@ -109,7 +111,7 @@ class WhisperOfAnyLength(_Base):
         return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
 
     def _prepare_decoder_input_ids_for_generation(self, *, model_kwargs: dict[str, Any], **others: Any) -> tuple[Any, dict[str, Any]]:
-        """Keep a prompt as it is. transformers does so for the base alone, by its model type."""
+        """Return a prompt unchanged, as transformers does for the base by its model type."""
         if "decoder_input_ids" in model_kwargs:
             return model_kwargs.pop("decoder_input_ids"), model_kwargs
         return super()._prepare_decoder_input_ids_for_generation(model_kwargs=model_kwargs, **others)
@@ -132,7 +134,7 @@ def _in_longer_segments(generate: Any) -> Any:
 
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
-    """Fields with which WhisperFeatureExtractor cuts and pads sounds to ``seconds``, rounded up."""
+    """Fields that make WhisperFeatureExtractor cut and pad sounds to ``seconds``, rounded up."""
     chunk = int(SPEC.converted_seconds(seconds))
     return {"chunk_length": chunk, "n_samples": chunk * SPEC.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
 

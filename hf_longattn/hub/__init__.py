@@ -1,4 +1,4 @@
-"""Publish models on the Hub: cards from measured results, the file for `trust_remote_code`, and the upload."""
+"""Publish models on the Hub: model cards with measured results, the file for `trust_remote_code`, and the upload."""
 
 # ruff: noqa: F401 (names for other packages)
 from __future__ import annotations

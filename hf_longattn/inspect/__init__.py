@@ -1,4 +1,4 @@
-"""Look at a model: what runs in every layer, and how attention spreads over an input (``longattn inspect``).
+"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input (``longattn inspect``).
 
 layers           the layers, parameters, decode state and cost of a long checkpoint; the engine path of every layer
 stock_layers     what the layers of a stock model declare, and what runs for them

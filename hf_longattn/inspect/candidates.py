@@ -1,4 +1,4 @@
-"""Mechanisms that a diagnosis compares, and the part of a layer's softmax that each would retain."""
+"""Mechanisms that a diagnosis compares, and the share of a layer's softmax that each would retain."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ USUAL = (
     "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl",
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
-"""Candidates by default. All other mechanisms are compared with their default options."""
+"""Default candidates with options. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
-"""Further candidates by default for causal layers. In bidirectional layers global tokens take the role of attention sinks."""
+"""Further default candidates for causal layers. In bidirectional layers, global tokens serve as attention sinks."""
 USUAL_FOR_SOUND = ("window:window=32", "window:window=64")
-"""Candidates by default for sound, in addition to the candidates for texts that support it."""
+"""Default candidates for sound, in addition to the candidates for texts that support it."""
 USUAL_ON_GRIDS = (
     "window2d:window=14", "window2d:window=7",
     "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
 )  # fmt: skip
-"""Candidates by default for images. Most pre-trained models with windows have a width of 14."""
+"""Default candidates for images. Most pre-trained models with windows have a width of 14."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A mechanism with options.
 
-    by_user: whether the user named it. If it cannot be built for a layer, it then raises an error instead of being left out.
+    by_user: whether the user named it. It then raises an error if it cannot be built for a layer; others are left out.
     """
 
     mechanism: str
@@ -77,11 +77,11 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
 
 
 def candidates_for(modality: Modality | None, requested: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
-    """The ``requested`` candidates, or those by default, for models of this modality (``None``: texts).
+    """The ``requested`` candidates, or the default candidates, for models of this modality (``None``: texts).
 
     Raises:
         OptionError: a requested mechanism does not support these inputs.
-        OptionError: it does not exist.
+        OptionError: a requested mechanism does not exist.
     """
     if modality is None or not (modality.drawn or modality.timed):
         return usual_candidates(causal) if requested is None else read_candidates(requested)
@@ -105,7 +105,7 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates without duplicates; of candidates with the same text, the first stays."""
+    """The candidates without duplicates. The first of several candidates with the same text stays."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(str(candidate), candidate)
@@ -116,9 +116,10 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and keys.
 
     Returns:
-        ``reading(rows, scores)``: a mask of the retained keys, or the weights of all keys. Or a sentence why neither is defined.
+        A function ``reading(rows, scores)`` that returns a mask of the retained keys, or the weights of all keys; or a sentence why neither
+        is defined.
     Raises:
-        LongAttentionError: the candidate was named by the user, and cannot be built for this layer.
+        LongAttentionError: a candidate from the user cannot be built for this layer.
     """
     causal, form = layer.call.causal, mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
@@ -143,7 +144,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
 def costs(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
 ) -> tuple[int, ...]:  # fmt: skip
-    """Number of query–key products per head for each candidate; for one that is not applicable, the number of full attention."""
+    """Number of query–key products per head for each candidate. If it is not applicable, the number for full attention."""
     pairs = []
     for candidate in candidates:
         if str(candidate) in reasons:

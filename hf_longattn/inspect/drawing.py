@@ -21,9 +21,9 @@ from ..mechanisms.common.options import write_numbers
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of an image and its class token, on which a mechanism on a grid is drawn."""
 TITLE = 46
-"""Characters of a title that fit over a panel."""
+"""Maximum characters of a panel's title."""
 SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}
-"""matplotlib's settings for SVG files that are equal for equal drawings, with text as text."""
+"""matplotlib settings for reproducible SVG files with text as text."""
 
 
 class Panel(NamedTuple):
@@ -46,7 +46,7 @@ def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
 def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> list[Panel]:
     """The panels of a mechanism, for seeded random queries and keys.
 
-    Of a mechanism on a grid, three panels show what a cell in the middle, at a border and in a corner of :data:`DRAWN_GRID` sees.
+    For a mechanism on a grid, three panels show the cells seen from the middle, a border and a corner of :data:`DRAWN_GRID`.
     """
     on_grid = mechanism.capabilities.needs_grid or mechanism.options.order is not None
     generator, tokens = torch.Generator().manual_seed(0), DRAWN_GRID.length if on_grid else length

@@ -1,4 +1,4 @@
-"""The softmax of one layer for some queries at a time, and the numbers that are measured from it.
+"""The softmax of one layer for some queries at a time, and the measurements on it.
 
 With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over queries:
 
@@ -145,8 +145,9 @@ class RowSums:
 
 
 def attention_map(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
-    """Attention weights on the patches of ``grid``, mean over heads. They are those of the first prefix token or, without one, the mean of
-    the queries at ``rows``, and sum to 1."""
+    """Attention weights on the patches of ``grid``, averaged over heads; they sum to 1.
+
+    The query is the first prefix token. Without a prefix token, weights are averaged over the queries at ``rows``."""
     total = torch.zeros(grid.cells, dtype=torch.float64)
     for block in layer.blocks(torch.tensor([0]) if grid.prefix else rows):
         total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()

@@ -1,7 +1,7 @@
-"""What the layers of a stock model declare, and what transformers and ``attn_implementation="longattn"`` run for them.
+"""Attention declared by the layers of a stock model, and its cost in transformers and with ``attn_implementation="longattn"``.
 
-The model is made from its config on the meta device, without weights, and reads a few tokens there. Its attention modules call a function
-that records their arguments instead of attending, so windows, sinks and score caps are those of the model's code.
+The model is built from its config on the meta device, without weights, and reads a few tokens there. Its attention modules call a function
+that records their arguments instead of attending. Windows, sinks and score caps therefore come from the model's own code.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from ..modeling.family.long_config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 
 TOKENS, DECODED = 40, 41
-"""Lengths in tokens of the texts that a model and an encoder-decoder's decoder read. CLIP's text tower reads 77."""
+"""Tokens that a model, and the decoder of an encoder-decoder, read in this run. CLIP's text tower reads at most 77."""
 FP32 = 4
 """Bytes of a score, and of an entry of a mask that is added to scores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredAttention:
-    """What one attention module declares.
+    """The attention that one module declares.
 
     queries, keys: numbers of tokens in the recorded call; :data:`TOKENS` and :data:`DECODED` mean the length of a text.
     left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
-    chunk: tokens of a chunk, beyond which nothing is visible. softcap: the bound of the scores.
+    chunk: tokens of a chunk; other chunks are hidden. softcap: the bound of the scores.
     sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
-    pairs: what else decides over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
+    pairs: other masks over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
     """
 
     heads: int
@@ -131,10 +131,10 @@ class DeclaredAttention:
 
 @dataclasses.dataclass(frozen=True)
 class StockInspection:
-    """A stock model, or a tower of one.
+    """A stock model, or one of its towers.
 
-    implementation: what transformers runs by default, "sdpa" or "eager". flash: whether flash-attention can run on GPUs.
-    layers: name of the attention module, and what it declares, in the order of the calls; empty for a model of several towers.
+    implementation: transformers' default implementation, "sdpa" or "eager". flash: whether flash-attention can run on GPUs.
+    layers: names of attention modules and their declarations, in the order of the calls; empty for a model with several towers.
     why_not: why ``longattn`` does not run, or why the layers were not read; else empty.
     """
 
@@ -157,7 +157,7 @@ class StockInspection:
         return groups
 
     def verdict(self) -> str:
-        """What ``attn_implementation="longattn"`` does."""
+        """Effect of ``attn_implementation="longattn"``, in words."""
         if self.why_not:
             return self.why_not
         for _, layer in self.layers:  # SDPA computes a layer without a mask unless it declares one of these
@@ -166,7 +166,7 @@ class StockInspection:
         return "runs as sdpa does"
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Length in tokens, and the largest layer's bytes in transformers and in the engines. An input that is no text has one length."""
+        """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text have one length."""
         layers = {layer for _, layer in self.layers}
         if layers and not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
             lengths = [max(layer.queries for layer in layers)]
@@ -183,12 +183,12 @@ class StockInspection:
 
 @quiet_libraries()
 def inspect_stock(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> StockInspection:
-    """Say what every layer of a stock model declares. Reads its config alone, and runs no code of the checkpoint.
+    """Describe the attention that every layer of a stock model declares. Reads only its config, and runs no code of the checkpoint.
 
     Args:
         model: a folder with a config.json, or a Hub repository id.
     Raises:
-        CheckpointError: there is no config, or it makes no model of transformers.
+        CheckpointError: there is no config, or transformers cannot build a model from it.
     """
     values = open_source(model, revision, token, weights=False).config
     model_class: Any = class_of(values)
@@ -252,7 +252,7 @@ def _inputs(stack: Any) -> dict[str, Any]:
 
 
 class _RealTokens(TorchFunctionMode):
-    """Answers questions about values on the meta device as for real tokens: all are equal, none is special."""
+    """Answers value-dependent questions on the meta device as if all tokens were equal, real and not special."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, first = getattr(function, "__name__", ""), args[0] if args else None

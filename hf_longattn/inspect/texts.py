@@ -17,9 +17,9 @@ from ..evaluation.token_loss import text_of
 from ..inputs.tokenizer import excerpt, token_ids
 
 DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"
-"""The words in which durations are asked for."""
+"""How to give durations, for messages."""
 MAX_FILE_NAME = 200
-"""Texts with fewer characters are refused if they are the name of a file."""
+"""Maximum characters of a text that is refused if it is the name of a file."""
 
 
 class TextIds:

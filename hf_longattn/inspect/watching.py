@@ -44,14 +44,15 @@ from ..modeling.inference import evaluating
 from .layer_attention import LayerAttention
 
 NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."
-"""Advice for models that read no text, as the end of an error message."""
+"""End of an error message: advice for models that read no text."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
 
 
 def watched_stack(model: nn.Module) -> PreTrainedModel:
-    """The stack of ``model`` that reads the text: the encoder, or the decoder if there is no encoder. It has no head, since logits
-    would take the most memory.
+    """The stack of ``model`` that reads the text: the encoder, or the decoder if there is no encoder.
+
+    It has no head, since logits would take the most memory.
 
     Raises:
         BackendError: the model is not from transformers, reads no text, or its attention cannot be watched.
@@ -96,7 +97,7 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:
-    """As :func:`watched_stack`, for a model that may read other inputs than texts."""
+    """As :func:`watched_stack`, also for models with other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
     modality = modality_of_model(model.config)
@@ -153,7 +154,7 @@ def has_mechanisms(model: nn.Module) -> bool:
 def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
     """Context in which every forward pass of ``stack`` calls ``see`` for each layer, before that layer's attention.
 
-    ``stack`` is from :func:`watched_stack`. The softmax that is seen is over all keys that the base's own attention sees.
+    ``stack``: from :func:`watched_stack`. ``see`` gets a softmax over all keys that the base's own attention sees.
     """
     with evaluating(stack), with_mechanisms(stack):
         base, passed = _base_attention(stack), itertools.count()
@@ -216,7 +217,7 @@ def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
 
 @contextlib.contextmanager
 def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
-    """Context in which a plain model's layers run its own attention as mechanisms. A model that has mechanisms does not change."""
+    """Context in which a plain model's layers run its own attention as mechanisms. A model with mechanisms is not changed."""
     if has_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
         if not running <= {None, BACKEND}:

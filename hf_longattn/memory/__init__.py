@@ -1,4 +1,4 @@
-"""Decode caches that hold only the keys that each layer's mechanism still needs, and memory between segments."""
+"""Decode caches with only those keys that a layer's mechanism still needs, and memory between segments."""
 
 from .attention_cache import STATE_LAYER, AttentionCacheLayer, SparseCacheLayer, StateLayer
 from .decode_cache import FULL, cache_bytes, decode_layer_types, window_layer_type

@@ -1,4 +1,4 @@
-"""The decode cache of a model: the argument that holds it, and the type of the cache layer for each decoder layer.
+"""The decode cache of a model: the name of its argument, and the cache layer type of each decoder layer.
 
 transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing caches and another
 for static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
@@ -41,7 +41,7 @@ COUNTED_PACKAGES = ("transformers", "hf_longattn")
 
 
 def find_cache(values: Iterable[Any]) -> Any:
-    """The cache among the arguments of an attention module, or ``None``. Modules call it by several names, so its type tells."""
+    """The cache among the arguments of an attention module, or ``None``. Found by its type, since names differ between modules."""
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
@@ -54,9 +54,9 @@ def take_cache(arguments: dict[str, Any]) -> Any:
 
 
 def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
-    """Bytes of the storages of all tensors in a cache. A view counts its whole storage; shared storage counts once.
+    """Bytes of the storages of all tensors in a cache. A view counts with its complete storage; a shared storage counts once.
 
-    counted: addresses of storages that do not count again.
+    counted: addresses of storages that have been counted.
     """
     counted = set() if counted is None else counted
     if isinstance(cache, Tensor):

@@ -36,7 +36,7 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
     values: Tensor
 
     def __init__(self, window: int, **kwargs: Any) -> None:
-        # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
+        # transformers keeps `x[-window + 1:]`, which is everything for a window of 1.
         super().__init__(sliding_window=max(window, 2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class ReservedLayer(CacheLayerMixin):
     max_cache_len: maximum number of tokens in the cache, padding included.
     """
 
-    is_croppable = False  # transformers' own static layers are, since 5.24
+    is_croppable = False  # as for transformers' static layers since 5.24
     started = False
     """Whether the layer has tokens; known without waiting for the device."""
 
@@ -78,7 +78,7 @@ class ReservedLayer(CacheLayerMixin):
         self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`InputError`: transformers' graphs hold the number of tokens in a static cache."""
+        """Raise :class:`InputError`, because transformers' graphs contain the number of tokens in a static cache."""
         raise InputError(
             "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
         )

@@ -1,7 +1,7 @@
 """Memory of a model between segments of a document: ``model.new_memory()``, and ``outputs.memory`` after each call.
 
-A call does not change the memory that it is given. Its outputs hold the next memory, without gradients. Each batch row is a document.
-Where ``memory_reset`` is True, a row starts again with an empty memory.
+A call does not change its ``memory`` argument. Its outputs contain the next memory, without gradients. Each batch row is a document. A row
+with ``memory_reset`` = True restarts with an empty memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .decode_cache import CACHE
 
 
 class SegmentMemory(ABC):
-    """The memory that one call passes on to the next, for every row.
+    """Memory of every row, passed from call to call.
 
     batch_size: number of rows; ``None`` before the first call.
     contents: names of its tensors, whose first axis is the batch. They are ``None`` before the first call.
@@ -90,14 +90,14 @@ class TokenMemory(SegmentMemory):
         return torch.where(begins[:, None, None], learned, tokens)  # every step uses the learned tokens, so they always have gradients
 
     def take(self, tokens: Tensor) -> None:
-        """Remember ``tokens (B, M, hidden_size)``."""
+        """Store ``tokens (B, M, hidden_size)`` as the memory."""
         self.tokens, self.fresh = tokens.detach(), None
 
 
 class CacheMemory(SegmentMemory):
     """A decode cache with the keys, values and states that mechanisms still need.
 
-    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only the columns that some layer holds.
+    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only columns that are stored in some layer.
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
@@ -139,7 +139,7 @@ class CacheMemory(SegmentMemory):
         return {CACHE: self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
-        """Drop gradients, and columns that no layer holds. Refuses a model that wrote no cache."""
+        """Drop gradients, and columns that no layer stores. Refuses a model that wrote no cache."""
         if not any(layer.is_initialized for layer in self.cache.layers):
             raise InputError("This model hands no cache to its layers, so it remembers nothing; use a decoder without its head.")
         for layer in self.cache.layers:

@@ -20,17 +20,17 @@ from ...mechanisms.common.capabilities import projection_copies
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
-"""Attribute of an attention module that holds its mechanism, or a ModuleDict by layer number if it serves several layers."""
+"""Attribute of an attention module: its mechanism, or a ModuleDict by layer number if several layers share the module."""
 CROSS_MECHANISM = "full"
 """Mechanism of cross-attention. Its queries and keys come from different sequences, so distances between them mean nothing."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
-"""Attribute of an attention module that lists the layers it serves, if there are several."""
+"""Attribute of an attention module with the list of its layers, if several layers share it."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention function."""
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
-"""Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
+"""Model types that pass ``is_causal=True`` in each call instead of setting an attribute on their attention modules."""
 
 
 def is_causal(attention: nn.Module) -> bool:
@@ -48,7 +48,7 @@ class AttentionSite:
     layer: the layer's number in its stack.
     cross: whether it is cross-attention.
     causal: whether later tokens are hidden.
-    shared: whether the module serves other layers as well, each with its own site.
+    shared: whether other layers use the same module, each with its own site.
     """
 
     name: str
@@ -121,7 +121,7 @@ def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
 
 
 def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
-    """``mechanisms`` and the members of composites."""
+    """``mechanisms``, and the members of composite mechanisms."""
     return [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
 
 
@@ -140,7 +140,7 @@ FUSED_PROJECTIONS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer in the layout of ``nn.Linear``, or one of the three parts of a fused parameter.
+    """A parameter of the layer in the layout of ``nn.Linear``, possibly one of three parts of a fused parameter.
 
     name: the parameter's name below the attention module.
     split: the function that splits a fused parameter; ``None`` if it is not fused.
@@ -215,7 +215,7 @@ def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """Names in ``model`` of the q, k, v and output projections of its module ``attention``. Empty if the query projection is unknown."""
+    """Module names of the q, k, v and output projections of ``attention`` in ``model``. Empty if the query projection is unknown."""
     module = model.get_submodule(attention)
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]

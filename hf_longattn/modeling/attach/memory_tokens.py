@@ -1,4 +1,4 @@
-"""Memory tokens, which pass from segment to segment of a text (Bulatov et al. 2022).
+"""Memory tokens that are passed from segment to segment of a text (Bulatov et al. 2022).
 
 The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states are concatenated, so
 that a head finds one per token. Rows are cut into segments from their first real token on, and positions restart in each segment. In an
@@ -94,14 +94,14 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
 
 
 def check_segment_counts(model: Any, count: int) -> None:
-    """Raise an error if processes with sharded weights have different numbers of segments, since they would wait for each other forever.
+    """Raise an error if processes with sharded weights have different numbers of segments.
 
-    Layers run once per segment, and all processes must gather their weights equally often.
+    Layers run once per segment. All processes must gather weights equally often, or they would wait for each other forever.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    from torch.distributed.tensor import DTensor  # not in builds without distributed training
+    from torch.distributed.tensor import DTensor  # missing in builds without distributed training
 
     if not any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return  # without FSDP 2 or ZeRO-3
@@ -115,7 +115,7 @@ def check_segment_counts(model: Any, count: int) -> None:
 
 
 ALONG_THE_TEXT = ("token_type_ids",)
-"""Per-token arguments ``(B, N)`` of all families, which are cut like the text. Arguments of pages are cut, too."""
+"""Per-token arguments ``(B, N)`` of all families, which are cut into segments. Page arguments are cut, too."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Text:
         """
         further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
         ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        further.pop("position_ids", None)  # they restart in each segment
+        further.pop("position_ids", None)  # positions restart in each segment
         if further.get("output_attentions") or (further.get("output_attentions") is None and model.config.output_attentions):
             raise OptionError(
                 "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
@@ -172,7 +172,7 @@ class Text:
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The outputs of a base model with memory tokens, which reads a text in segments, one after another.
+    """Run a base model with memory tokens on one segment of a text after another, and return the outputs for the text.
 
     In an encoder, the first token's outputs come from the row's last segment.
 
@@ -223,8 +223,8 @@ def _run_segment(
     """The base's outputs for a segment between the memory tokens, and the memory after it.
 
     Args:
-        keep: whether the memory is read again. A decoder then writes it behind the segment; an encoder, in front of it.
-        first: whether this is the text's first segment. Later ones of an encoder begin with the text's first token.
+        keep: whether the memory is used again. If so, a decoder writes it behind the segment, and an encoder in front of it.
+        first: whether this is the text's first segment. In an encoder, later segments begin with the text's first token.
     """
     count, size = memory.shape[1], segment.real.shape[1]
     around = (count, count if causal and keep else 0)
@@ -255,11 +255,11 @@ FIELDS: Mapping[str, str] = {
     "cross_attentions": WEIGHTS,
     CACHE: "a cache",
 }
-"""Every output field of base models that read texts, with its contents. Fields with a value for each layer hold a tuple of values."""
+"""Every output field of text base models -> its contents. A field with one value per layer is a tuple."""
 
 
 def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
-    """The outputs of all segments, joined to those of the text, in the first of ``parts``.
+    """Join the outputs of all segments to outputs of the text. They are stored in the first of ``parts``.
 
     Args:
         whole_text: joins tensors ``(B, n, …)`` of all segments to ``(B, N, …)``.

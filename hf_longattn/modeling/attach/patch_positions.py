@@ -1,4 +1,4 @@
-"""Positions of patches in a vision tower without a Long class. Hooks pass them to its attention modules.
+"""Positions of patches for vision towers without a Long class. Hooks pass them to the attention modules.
 
 A tower whose images have one size (CLIP, SigLIP) runs on one grid. Others pack images of different sizes into one row and pass the
 number of patches of each image (Qwen-VL, Pixtral). Qwen-VL's attention modules run every image separately, with patches in the order in
@@ -30,7 +30,7 @@ from .global_mask import arguments_by_name
 POSITIONS = "patch_positions"
 """Keyword for the :class:`PatchPositions` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
-"""Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
+"""Keywords for the first token of each sequence, of attention modules that run sequences separately and of attention functions."""
 GRIDS_ARGUMENT, SIZES_ARGUMENT = "grid_thw", "image_sizes"
 
 
@@ -99,7 +99,7 @@ def hook_patch_positions(stack: PreTrainedModel) -> None:
 
 
 def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower whose images have one size: passes the grid on."""
+    """Forward pre-hook of a tower for images of one size: passes the grid on."""
     family: Any = known_family(stack.config)
     if not runs_mechanisms(stack) or GRID in kwargs:
         return None
@@ -131,7 +131,7 @@ def _pass_positions(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
     """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns.
 
-    Frames are separate sequences. Patches are in the order in which they are merged, or in the order of windows."""
+    Frames are separate sequences. Patches are in merge order, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
 
     grids = grids.cpu()
@@ -171,7 +171,7 @@ def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}
     if runs_alone:
         changes[OFFSETS] = offsets[[0, -1]]
-    elif "attention_mask" in kwargs:  # it only separates the images
+    elif "attention_mask" in kwargs:  # this mask only separates images
         changes["attention_mask"] = None
     kwargs = {**kwargs, **changes}
     if order is None:

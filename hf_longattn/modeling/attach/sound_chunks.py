@@ -32,7 +32,7 @@ FRAMES_PER_PRODUCT = 4096
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, whose input may have any length."""
+    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, where the input may have any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -41,7 +41,7 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class InChunks(_Module):
-    """A module that computes the same as its base class, in chunks of a long sound, under any attention implementation."""
+    """A module that computes the same as its base class, but in chunks of a long sound, under any attention implementation."""
 
 
 class FeatureEncoderInChunks(InChunks):
@@ -98,7 +98,7 @@ def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> It
 
 
 def weights_at_hand(layer: Any, samples: Tensor) -> bool:
-    """Whether a layer's weights can be read outside of ``forward``. They must not be sharded, wrapped or on another device."""
+    """Whether a layer's weights can be read outside ``forward``, that is, are not sharded, wrapped or on another device."""
     weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
     plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
     return plain and type(layer.conv) is nn.Conv1d
@@ -147,7 +147,7 @@ def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tenso
 
 
 class FramesInChunks(InChunks):
-    """Mixin before a module of the base that computes each frame by itself."""
+    """Mixin before a module of the base that computes each frame independently."""
 
     training: bool
 
@@ -159,7 +159,7 @@ class FramesInChunks(InChunks):
 
 
 def run_in_chunks(model: nn.Module) -> None:
-    """Compute long sounds in chunks in the audio models of transformers that ``model`` contains, converted or not; in place."""
+    """Make transformers' audio models in ``model``, converted or not, compute long sounds in chunks. Changes ``model`` in place."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
             replaced = getattr(family.mixin, "replaced", {})

@@ -1,4 +1,4 @@
-"""T5 and mT5: an encoder and a decoder of one class, whose self-attention has T5's relative positions in its scores.
+"""T5 and mT5: encoder and decoder are of one class, with T5's relative positions in the scores of self-attention.
 
 All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
 """
@@ -20,14 +20,14 @@ from ..family.long_config import LongEncoderDecoderConfig, runs_mechanisms
 from .custom_attention import attend_by_mechanism, by_head
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
-"""For ``attribute_map``: the usual names of the numbers of layers, mapped to T5's."""
+"""Usual config names for the numbers of layers -> T5's names, for ``attribute_map``."""
 
 
 class BucketedConfig(LongEncoderDecoderConfig):
     """Mixin before the base's config class.
 
-    max_position_embeddings, max_decoder_position_embeddings: maximum numbers of tokens that the encoder and the decoder are meant for. They
-        are not enforced. Default: ``n_positions``, or the base's pre-training length (``trained_length``).
+    max_position_embeddings, max_decoder_position_embeddings: intended maximum tokens of encoder and decoder, not enforced. Default:
+        ``n_positions``, or the base's pre-training length (``trained_length``).
     """
 
     adds = "``long_attention``, ``decoder_long_attention`` and the two lengths"
