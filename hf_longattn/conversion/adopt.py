@@ -20,21 +20,21 @@ from ..modeling.family.definition import FAMILIES
 from ..reports import Check, Difference, equality
 
 DECODED, QUESTION = 24, 16
-"""Tokens of the decoder's text and of the question in the compared inputs. Untuned."""
+"""Maximum tokens of the decoder's text and of the question in the compared inputs. Untuned."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One forward pass of two models whose outputs are compared."""
+    """Inputs for comparing the outputs of two models in one forward pass."""
 
-    name: str  # for the report, for example "with padding and global tokens"
+    name: str  # name in the report, for example "with padding and global tokens"
     inputs: dict[str, Tensor]  # the arguments of both forward passes
-    real: Tensor  # (B, N) bool, the tokens whose outputs are compared; outputs of another length are compared whole
+    real: Tensor  # (B, N) bool, tokens to compare. Outputs of another length are compared completely
 
     def check(self, name: str, source: Any, result: Any, reference: str, why: str = "") -> Check:
         """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun phrase."""
         inputs, outputs = self.inputs, list[dict[str, Tensor]]()
-        if source.base_model is source and inputs["input_ids"].dim() == 3:  # without its multiple-choice head: the choices are rows
+        if source.base_model is source and inputs["input_ids"].dim() == 3:  # no multiple-choice head: choices become rows
             inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
         for model in (source, result):
             with torch.no_grad():
@@ -48,24 +48,24 @@ class Probe:
 
 
 class Adoption:
-    """One source architecture: its values and tensors for a Long model, and inputs on which both are compared.
+    """One source architecture: converts its config and tensors to a Long model, and makes inputs for comparing both.
 
-    In the methods, ``config`` is the source's, with transformers' defaults, and ``source_class`` the name of its class.
+    In the methods, ``config`` is the source's config with transformers' defaults, and ``source_class`` the name of its class.
     """
 
     model_type: ClassVar[str]  # transformers' model_type of the source
     family: ClassVar[str]  # the base model type of the result
-    stems: ClassVar[tuple[str, str]]  # the beginning of the names of the source's classes, and of the base's
-    unused: ClassVar[tuple[str, ...]] = ()  # fields of the source's config that the result's does not have
+    stems: ClassVar[tuple[str, str]]  # class name prefixes of the source and of the base
+    unused: ClassVar[tuple[str, ...]] = ()  # fields of the source's config that are dropped
     names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of a tensor's name -> the replacement
-    # Heads that choose global tokens -> the options that choose the same.
+    # Head that chooses global tokens -> options that choose the same tokens.
     head_globals: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    unused_rows: ClassVar[int] = 0  # rows before position 0 in the base's position tables, which the source's do not have
-    # Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text.
+    unused_rows: ClassVar[int] = 0  # rows before position 0 that only the base's position tables have
+    # Head that looks for separators -> their positions: 0 for the end of the question, -1 for the end of the text.
     separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
 
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
-        """The values of the family's base config, and the attention that computes the same as the source's."""
+        """The values of the family's base config, and an attention equal to the source's."""
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
         widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
         usual = max(widths, key=widths.count)
@@ -85,8 +85,8 @@ class Adoption:
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
         """Inputs to run both models on: two texts, one of them padded.
 
-        If both models take a mask of global tokens, the same texts follow with one. A decoder that does not read the whole text itself
-        gets the start of it.
+        If both models take a global attention mask, a second probe has one. A decoder that does not read the whole text gets its first
+        tokens.
         """
         short = max(1, 2 * length // 3)
         both, pad = text.tokens(length + short)[0], config.pad_token_id
@@ -95,7 +95,7 @@ class Adoption:
         real = torch.ones(2, length, dtype=torch.bool)
         real[1, short:] = False
         ends = next((ends for head, ends in self.separators.items() if source_class.endswith(head)), ())
-        if ends:  # as many separators as the head expects, and no others
+        if ends:  # exactly the separators that the head expects
             question, token = min(QUESTION, length // 4), config.eos_token_id if config.is_encoder_decoder else config.sep_token_id
             ids[ids == token] = (token + 1) % config.vocab_size
             for row, count in enumerate(real.sum(-1).tolist()):
@@ -134,7 +134,7 @@ HEAD_GLOBALS: dict[str, dict[str, Any]] = {
     "ForQuestionAnswering": {"global_first_segment": True},
     "ForMultipleChoice": {"global_second_segment": True},
 }
-"""Heads of Longformer that choose global tokens -> the options that choose the same."""
+"""Longformer head that chooses global tokens -> options that choose the same tokens."""
 
 
 class LongformerAdoption(Adoption):
@@ -164,20 +164,20 @@ class LEDAdoption(Adoption):
 
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         values, attention = super().settings(config, source_class)
-        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
+        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART's defaults differ
         return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}, attention
 
 
 class BigBirdPegasusAdoption(Adoption):
     """BigBird-Pegasus (Zaheer et al. 2020) keeps layers, heads and tensors.
 
-    The encoder has ``bigbird`` with transformers' blocks, which are cut from the padded input, so outputs depend on the padding. With
-    ``blocks_over="text"`` outputs are transformers' for the text without padding.
+    The encoder gets ``bigbird`` with transformers' blocks. These are cut from the padded input, so outputs depend on padding. With
+    ``blocks_over="text"``, outputs equal transformers' outputs for the text without padding.
     """
 
     model_type = family = "bigbird_pegasus"
     stems = ("BigBird", "BigBird")
-    separators: ClassVar = {"ForSequenceClassification": (-1,)}  # the end token, whose state the head reads
+    separators: ClassVar = {"ForSequenceClassification": (-1,)}  # the head reads the state of the end token
 
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         if self.model_type == "big_bird" and config.is_decoder and config.attention_type != "original_full":
@@ -192,7 +192,7 @@ class BigBirdPegasusAdoption(Adoption):
 
 
 class BigBirdAdoption(BigBirdPegasusAdoption):
-    """BigBird: the same in an encoder alone."""
+    """BigBird: as BigBird-Pegasus, but only an encoder."""
 
     model_type = family = "big_bird"
     separators: ClassVar = {"ForQuestionAnswering": (0,)}

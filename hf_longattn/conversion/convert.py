@@ -40,8 +40,8 @@ def convert_checkpoint(
     Args:
         source: a folder (transformers or sentence-transformers), or a Hub repository id.
         destination: a folder that does not exist yet. It appears complete, or not at all.
-        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
-            mechanism; pass options whose names come from a user as the mapping `options`.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are mechanism options.
+            If option names come from a user, pass them as the mapping `options`.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
         progress: called as progress(stage, done, total).
 
@@ -49,7 +49,7 @@ def convert_checkpoint(
         The report, which is also in the destination's conversion_report.json.
 
     Raises:
-        LongAttentionError: one sentence; nothing was written.
+        LongAttentionError: the conversion failed, for the reason in its sentence, and nothing was written.
     """
     chosen = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
@@ -60,7 +60,7 @@ def convert_checkpoint(
         opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
         stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
-        if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
+        if plan.parameters > 4 * stored + 10**9:  # before allocating weights that no file has
             raise CheckpointError(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
@@ -69,7 +69,7 @@ def convert_checkpoint(
         if chosen.native and (reason := choose_stock(plan.config, architecture.long_class, architecture.family).reason):
             raise CheckpointError(f"The result would have no stock form: {reason}")
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
-            long = stage / ".long" if chosen.native else stage  # a stock checkpoint is made from the long one, which is removed
+            long = stage / ".long" if chosen.native else stage  # temporary long checkpoint, for making the stock one
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, architecture, plan.config, None)
@@ -100,7 +100,7 @@ def convert_checkpoint(
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
-"""Models of sentence-transformers that `longattn train embed` trains -> its options."""
+"""Class of sentence-transformers -> options of `longattn train embed` for training it."""
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
         return dict(plan.training)
     head, saved_by, causal = plan.architecture.source_class, sentence_class(plan.source.card_folder), plan.shape.causal
     capabilities = [mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
-    learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens belong to the model
+    learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens train with the model
     predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
     answers = not causal and (head.endswith("ForQuestionAnswering") or "For" not in head)
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
     teacher = ("--method", "hidden", "--teacher", plan.source.name)
-    commands = [  # the first that applies
+    commands = [  # the first match is used
         (saved_by == EMBEDDINGS and learns, ("linearise", *texts, *length)),
         (saved_by == EMBEDDINGS and plan.positions in DROPPED, ("distill", *teacher, *texts, "--max-length", str(plan.old_length))),
         (saved_by in SENTENCE_MODELS, ("embed", *SENTENCE_MODELS.get(str(saved_by), ()), "--data", "YOUR_PAIRS.jsonl", *length)),

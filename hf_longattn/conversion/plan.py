@@ -50,7 +50,7 @@ class StackLength:
 
 @dataclass(frozen=True)
 class PositionWarning:
-    """A warning against using the result without training. The problem, the advice and the harm are clauses."""
+    """A warning against using the result without training. Problem, advice and harm are clauses of one sentence."""
 
     problem: str
     advice: str
@@ -61,7 +61,7 @@ class PositionWarning:
 
 
 def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], advice: str, noun: str = "layer") -> list[PositionWarning]:
-    """One warning for each mechanism, about all layers that have it and a problem. ``problems``: of every layer, a clause or ""."""
+    """One warning per mechanism, listing its layers with a problem. ``problems``: a clause, or "", for every layer."""
     layers: dict[str, list[int]] = {}
     for number, problem in enumerate(problems):
         name, options = attention.for_layer(number)
@@ -77,9 +77,9 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
 
 
 def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
-    """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
+    """Lengths of the encoder or only stack, and of the decoder of an encoder-decoder (otherwise ``None``).
 
-    A decoder's length is unchanged by default, since summaries do not grow, unless the head feeds the whole text to the decoder.
+    By default, a decoder's length does not change, since summaries do not grow, unless the head feeds the whole text to the decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -112,8 +112,8 @@ def plan_positions(
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
     """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
 
-    Returns the strategy; rotary positions, ``None`` for others; the config's fields with the new lengths, none for rotary positions; and
-    the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length are.
+    Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
+    maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
@@ -147,7 +147,7 @@ def plan_positions(
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
     if (kept_rows := tables.stretched_from(strategy)) is not None:
         strategy = f"{tables.STRETCH}:{kept_rows}"
-        for length in growing:  # before transformers loads the tables, and hides the reason
+        for length in growing:  # checked first, because loading the tables would hide the reason
             tables.check_stretch(length.old, kept_rows)
     exact = strategy not in tables.DROPPED and (tables.keeps_old_rows(strategy) or not growing)
     return strategy, None, lengths, None if exact else tables.unchanged_rows(strategy, text.old)
@@ -163,9 +163,9 @@ def position_warnings(
     decoder: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
-    """Warnings about positions of one stack (``decoder``: of an encoder-decoder) that need training.
+    """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
 
-    There is one about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
     """
     grows = length.new > length.old
     if auto and strategy in ("rope:linear", "rope:yarn") and grows:
@@ -174,7 +174,7 @@ def position_warnings(
             problem = f"{strategy} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
             advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
             return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
-    changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # every position, or the new ones
+    changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
     if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if strategy == RANDOM else f"{strategy} changes the positions of every text, short ones too"
@@ -188,10 +188,10 @@ def position_warnings(
 
 @dataclass(frozen=True)
 class ShortTexts:
-    """The texts that an encoder reads with full attention, like its source, by the option ``exact_length``."""
+    """Short texts that an encoder reads with full attention, as its source does, because of ``exact_length``."""
 
     length: int = 0  # maximum length in tokens; 0 if there are none
-    reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
+    reason: str = ""  # why outputs for short texts differ from the source's; empty if they do not, or if there are none
 
     def __str__(self) -> str:
         if self.reason:
@@ -202,10 +202,10 @@ class ShortTexts:
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
-    """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
+    """Set ``exact_length`` to the source's length if possible. Returns the attention, and the short texts with full attention.
 
-    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and no layer objects. Layers that keep
-    one of the source's ``windows``, or are full attention for such texts anyway, are left out.
+    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and every layer's mechanism allows it.
+    Layers that keep one of the source's ``windows``, or have full attention for such texts anyway, are not changed.
     """
 
     changed, reason = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)], change
@@ -239,17 +239,17 @@ def with_short_texts(
 
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
-"""Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
+"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for reports."""
 
 
 @dataclass
 class ConversionPlan(WithTowers):
-    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan.
+    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the tower's plan.
 
     Attributes:
-        modality: that source and result read.
-        old_length, new_length: tokens that the source and the result take.
-        parameters: their number in the result.
+        modality: input type of source and result.
+        old_length, new_length: maximum tokens of source and result.
+        parameters: number of parameters of the result.
         generic: whether the result keeps the source's class and has mechanisms.
     """
 
@@ -263,13 +263,13 @@ class ConversionPlan(WithTowers):
     skeleton: Any  # the result on the meta device
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
+    warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
-    training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: as its head and texts say
-    choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
+    training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: derived from head and texts
+    choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
     other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
@@ -327,15 +327,15 @@ def plan_conversion(
     choose: Chooser | None = None,
     **settings: Any,
 ) -> ConversionPlan:
-    """Say what a conversion would do.
+    """Plan a conversion without running it.
 
     Args:
-        destination: checked as a conversion checks it, if given.
+        destination: if given, checked as in a conversion.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
 
     Raises:
-        LongAttentionError: one sentence about anything that would make the conversion fail.
+        LongAttentionError: the conversion would fail, for the reason in its sentence.
     """
     request = ConversionConfig.from_keywords(config, settings)
     searches = request.mechanism == AUTO
@@ -348,7 +348,7 @@ def plan_conversion(
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
     if choose is None or not searches:
         return plan_source(opened, request)
-    find_architecture(opened, request)  # before the search, which takes long
+    find_architecture(opened, request)  # fail before the slow search
     attention, choice = choose(opened, request)
     return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
 
@@ -360,7 +360,7 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
-    """Plan a model of texts, by the lengths of its stacks."""
+    """Plan a text model from the lengths of its stacks."""
     base = architecture.source_config
     original = architecture.original_attention
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
@@ -434,7 +434,7 @@ def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions."""
+    """``attention`` with ``relative=choice`` in every layer. If it moves rotary positions, only in layers with full attention."""
     if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
@@ -455,7 +455,7 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
 
 
 def completed(value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]) -> LongAttentionConfig:
-    """The configuration ``value``, with ``options`` in every choice of a mechanism ``where`` they are lacking."""
+    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is true."""
 
     def inside(value: Any) -> Any:
         if isinstance(value, list | tuple):

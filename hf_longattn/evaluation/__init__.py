@@ -1,4 +1,4 @@
-"""Metrics that load without a network, a reader of long documents, and vectors of documents.
+"""Metrics that load without a network, a question-answering reader for long documents, and document vectors.
 
 Training uses the same inputs and metrics.
 """
@@ -22,7 +22,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
 
     Raises:
         LongAttentionError: unknown name.
-        OptionError: the module of that name has no metric in it.
+        OptionError: the module of that name has no metric.
     """
     metrics = module_names("evaluation.metrics")
     if name not in metrics:

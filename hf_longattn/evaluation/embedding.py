@@ -86,26 +86,26 @@ def embed_documents(
 ) -> dict[str, Any]:
     """Embed documents into Parquet files with the columns ``id``, ``part``, ``start``, ``end`` and ``vector``.
 
-    ``start`` and ``end`` are characters of the document, as far as it is read; ``part`` counts its vectors from 0. With several processes
-    (``accelerate launch``), each writes its share of the files. The files do not depend on the number of processes.
+    ``start`` and ``end`` are characters in the part of the document that is read; ``part`` numbers its vectors from 0. With several
+    processes (``accelerate launch``), each writes its share of the files. Files do not depend on the number of processes.
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
         documents: see :func:`..data.sources.read_table`.
-        output: a folder, new or of a stopped run with the same arguments.
+        output: a new folder, or the folder of an interrupted run with the same arguments.
         vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
             than the model are read in windows.
-        task: "document", or "query" for the prompt that the model puts before queries.
-        text_column, id_column, split: of the data; by default ids are the column ``id``, or else the documents' numbers.
-        note: is called with the documents that this process has embedded, and its share.
+        task: "document", or "query" for the model's query prompt.
+        text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, or the document numbers.
+        note: function called with the number of documents that this process has embedded, and the number of its share.
 
     Returns:
         Number of documents and vectors written by this process.
 
     Raises:
-        DataError: documents without text, duplicate ids, or queries longer than the model.
-        CheckpointError: vectors of passages from a model that does not average its token states.
-        CheckpointError: the folder holds other vectors.
+        DataError: documents have no text or duplicate ids, or queries are longer than the model.
+        CheckpointError: the model does not average token states, as vectors of passages require.
+        CheckpointError: the folder contains other vectors.
     """
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
@@ -157,7 +157,7 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
-    """Refuse queries that the model would cut.
+    """Refuse queries that the model would truncate.
 
     Raises:
         DataError: a query is too long.
@@ -170,10 +170,10 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or check that it is of a stopped run with these settings.
+    """Create the folder, or check that it belongs to an interrupted run with these settings.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the folder does not belong to such a run.
     """
     file = folder / SETTINGS
     if not file.is_file():
@@ -215,7 +215,7 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
 
 
 def _encoded(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    """Yield the vectors that ``encode_document`` or ``encode_query`` gives for each text. Long texts are cut, with a warning."""
+    """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a warning."""
     longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
     ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
@@ -225,7 +225,7 @@ def _encoded(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) ->
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
-    fitting = longest - len(f" {prompt}".encode()) if longest else most  # a token of the prompt has a byte or more
+    fitting = longest - len(f" {prompt}".encode()) if longest else most  # a prompt token has at least one byte
     embed = network.encode_query if task == "query" else network.encode_document
     encoded = embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False)
     for text, count, states in zip(read, counts, encoded, strict=True):
@@ -295,7 +295,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
             yield None
         complete = steps / file.name
         with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
-            # Row groups of similar size, however few vectors a step has.
+            # Makes row groups of similar size, even if steps have few vectors.
             tables: list[pa.Table] = []
             for part in files:
                 for group in pq.ParquetFile(part).iter_batches(ROWS):

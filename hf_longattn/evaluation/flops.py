@@ -1,4 +1,4 @@
-"""Costs of a model at each length, computed from its shape. Operations, activations, and the decode cache of each layer."""
+"""Costs of a model at each length, computed from its shape: FLOPs, activations, and the decode cache of each layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sit
 from ..modeling.family.definition import known_family
 
 PROBE_LENGTH = 45 << 16
-"""Length in tokens at which growth of the decode cache is measured: beyond windows, a multiple of most block and segment sizes."""
+"""Tokens at which growth of the decode cache is measured: longer than windows, and a multiple of most block and segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -35,7 +35,7 @@ class LengthCost:
     attention_flops: int
     full_attention_flops: int
     other_flops: int
-    activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
+    activation_bytes: int  # bytes of the largest layer in inference: input, q, k, v, output and the intermediate activation
     cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
     size: Any = None
 
@@ -71,7 +71,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int = 0, element_bytes: int = 4, cross_layers: int = 0) -> ModelShape:
-        """The shape from a transformers config. Of an encoder-decoder, the decoder's if `causal`, else the encoder's."""
+        """The shape from a transformers config. For an encoder-decoder, the decoder's if `causal`, otherwise the encoder's."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
@@ -94,7 +94,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The bytes of one layer's decode cache, and of each further token, which are 0 if the size is constant."""
+    """Bytes of one layer's decode cache, and bytes per additional token (0 if the size is constant)."""
 
     bytes: int
     per_token: int
@@ -107,7 +107,7 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
     for layer in set(layers):
         growth = 0
         if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
-            # The average over many tokens, once windows and segments are full. Less than a thousandth of a token is rounding.
+            # Average growth over many tokens, once windows and segments are full. Less than a thousandth of a token's bytes is rounding.
             near, far = (state_bytes(layer, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
             growth = (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
         states[layer] = DecodeState(state_bytes(layer, shape, length), growth)
@@ -229,7 +229,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
 
 
 def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float, least: int = 64) -> int:
-    """``length``, halved down to ``least`` tokens while a forward pass takes more than ``limit`` FLOPs."""
+    """Halve ``length``, down to ``least`` tokens, while a forward pass takes more than ``limit`` FLOPs."""
     while length > least and cost_at(length, shape, mechanisms).total_flops > limit:
         length = max(least, length // 2)
     return length

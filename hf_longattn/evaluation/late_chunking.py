@@ -1,7 +1,7 @@
-"""Late chunking (Günther et al. 2024, arXiv 2409.04701): embeddings of passages that know the rest of their document.
+"""Late chunking (Günther et al. 2024, arXiv 2409.04701): embeddings of passages in the context of their document.
 
-A document is embedded in one pass, and the states of its tokens are averaged passage by passage afterwards. Usually, passages are embedded
-alone and lose their references ("the city", "this function").
+A document is embedded in one pass, and the token states are then averaged passage by passage. Passages that are embedded alone lose their
+references ("the city", "this function").
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def late_chunks(
     Returns:
         For each document its passages, in the order of ``spans``.
     Raises:
-        InputError: a window that is too short for its overlap.
-        LongAttentionError: a slow tokenizer, spans that are not in their document, or a passage without a token.
+        InputError: the window is too short for the overlap.
+        LongAttentionError: the tokenizer is slow, spans are outside their document, or a passage has no token.
     """
     texts = [documents] if isinstance(documents, str) else list(documents)
     if not tokenizer.is_fast:
@@ -101,7 +101,7 @@ def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Sp
     """The passages of each document.
 
     Raises:
-        LongAttentionError: something other than (start, end) in whole numbers, or lists for another number of documents.
+        LongAttentionError: spans are not pairs (start, end) of whole numbers, or their number differs from the number of documents.
     """
     lists = [spans] if is_single and all(_is_span(span) for span in spans) else list(spans)
     if len(lists) != count:
@@ -130,7 +130,7 @@ class Tokens(NamedTuple):
 
 
 def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
-    """Tokenise a text, a long one in pieces, since Python's lists of tokens take a hundred times its memory."""
+    """Tokenise a text. Long texts are tokenised in pieces, since Python's token lists take a hundred times the text's memory."""
     frame = call_tokenizer(tokenizer, "")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []
@@ -158,7 +158,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
 def token_states(
     model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The states of a text's tokens, window by window.
+    """Yield the token states of a text, window by window.
 
     A text longer than ``longest`` tokens is read in windows that share ``overlap`` tokens; default: 128, and at most a quarter of a window.
     Each state comes from the window in which its token is further from an end.

@@ -1,4 +1,4 @@
-"""Sentence embeddings from token states, as the sentence-transformers modules beside a model say."""
+"""Sentence embeddings from token states, by the sentence-transformers modules of a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pool(mode: str, states: Tensor, real: Tensor) -> Tensor:
     """Pool states ``(B, N, D)`` over real tokens ``(B, N, 1)``, 1 or 0, by a mode in :data:`OLD_KEYS`."""
     if mode == "max":
         return states.masked_fill(real == 0, float("-inf")).amax(1)
-    number = real.cumsum(1)  # of a real token in its text, from 1
+    number = real.cumsum(1)  # index of a real token in its text, from 1
     if mode == "cls":
         real = real * (number == 1)
     elif mode == "lasttoken":
@@ -79,14 +79,14 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
 
 
 def write_for_servers(folder: Path, max_length: int) -> None:
-    """Rewrite the files about modules as servers and all versions of sentence-transformers read them.
+    """Rewrite the files about modules so that servers and all versions of sentence-transformers can read them.
 
-    text-embeddings-inference takes ``max_seq_length`` and the keys ``pooling_mode_…`` only, and sentence-transformers before version 6 the
-    old names of modules.
+    text-embeddings-inference reads only ``max_seq_length`` and the keys ``pooling_mode_…``. sentence-transformers before version 6 reads
+    only old module names.
 
     Args:
-        folder: of an exported graph, with modules.json and the modules' folders.
-        max_length: tokens that the graph takes.
+        folder: folder of an exported graph, with modules.json and the modules' folders.
+        max_length: maximum tokens of the graph.
     """
 
     def write(file: Path, values: Any) -> None:

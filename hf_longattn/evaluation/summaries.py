@@ -19,7 +19,7 @@ def standard_error(variance: float, items: int) -> float | None:
     """The standard error of an estimate from ``items`` items; ``None`` for fewer than :data:`LEAST_ITEMS`.
 
     Args:
-        variance: of the estimate.
+        variance: variance of the estimate.
     """
     return math.sqrt(variance) if items >= LEAST_ITEMS else None
 
@@ -38,7 +38,7 @@ def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
 
 
 def plus_minus(value: float, error: float | None, digits: int) -> str:
-    """For example "2.935 ± 0.041"; without an error "2.935"."""
+    """A value with its error as text: "2.935 ± 0.041", or "2.935" without an error."""
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
@@ -61,7 +61,7 @@ def by_bucket(
     """``{"<=512": summarise(rows of 0 to 512 tokens), …, ">8192": …}`` without empty buckets.
 
     Args:
-        lengths: of each row's document; rows with a negative length are in no bucket.
+        lengths: length of each row's document. Rows with a negative length are left out.
         buckets: ascending upper bounds.
     """
     names = [f"<={high}" for high in buckets] + [f">{buckets[-1]}"]

@@ -1,7 +1,7 @@
 """Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads or feed-forward units that matter least.
 
-torchao quantises, with transformers' own config, so that ``from_pretrained`` loads the result wherever torchao is installed. The written
-files are read again and compared with the model in memory. Loss at a short and a long length, time and size are measured.
+torchao quantises with transformers' own config, so that ``from_pretrained`` loads the result if torchao is installed. The written files
+are read again and compared with the model in memory. Loss at a short and a long length, time and size are measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
-"""Maximum difference, relative to the largest output, between the written files and the model whose outputs they must reproduce."""
+"""Maximum difference between outputs of the written files and of the expected model, relative to the largest output."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class CompressionReport:
     Attributes:
         measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at
             the longest length, and ``bytes`` of the weights.
-        difference: largest difference, relative to the largest output, between the files read again and the model that was written
-            (quantised, bf16) or the source with the pruned heads or units set to zero.
-        changed: ``tensors`` and ``bytes``: number and size of the written tensors that were changed; ``all_bytes``: size of all tensors.
-        outputs: accuracy of each output of the files read again, compared with the source by :func:`accuracy`.
+        difference: largest difference of outputs, relative to the largest output, between the files read again and the expected model:
+            the model that was written (quantised, bf16), or the source with the pruned heads or units set to zero.
+        changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all tensors.
+        outputs: for each output of the files read again, :func:`accuracy` in comparison with the source.
         pruned: for each layer the removed heads, or the number of removed units.
     """
 
@@ -102,7 +102,9 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """Lists only tensors of submodules: torchao cannot read files that list a tensor of the model itself (BART's final_logits_bias)."""
+        """torchao's quantizer, which lists only tensors of submodules.
+
+        torchao cannot read files that list a tensor of the model itself (BART's final_logits_bias)."""
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
@@ -128,11 +130,11 @@ def heads_of_model(model: Any) -> list[str]:
 
 
 def check_linear_layers(model: Any) -> None:
-    """Refuse a model that torchao would not change, or whose quantised files transformers could not load.
+    """Refuse a model that torchao would not change, or that transformers could not load after quantisation.
 
     Raises:
-        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files hold fused projections.
-            transformers splits these when it loads the files, but cannot split quantised weights.
+        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files have fused projections.
+            transformers splits these on loading, but cannot split quantised weights.
     """
     name = type(model).__name__
     linear = (path for path, module in model.base_model.named_modules() if isinstance(module, nn.Linear))
@@ -164,7 +166,7 @@ def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[s
     """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
 
     def stored(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Bytes of a number, and shape, of each tensor of a folder, by name."""
+        """Tensor name -> bytes per number and shape, for all tensors of a folder."""
         bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}  # F32, BF16, I8, BOOL
         return {name: (1 if digits is None else int(digits[0]) // 8, shape) for name, (digits, shape) in bits.items()}
 
@@ -228,13 +230,13 @@ def compress_checkpoint(
     Args:
         source: folder or Hub repository id of a Long model or a transformers model with safetensors files.
         destination: a folder that does not exist.
-        config: the settings. Further keyword arguments, such as ``method="prune-heads", share=0.25``, replace single settings, or all.
+        config: the settings. Keyword arguments such as ``method="prune-heads", share=0.25`` replace single settings.
         overwrite: replace an existing destination.
         revision, token: of a Hub repository.
 
     Raises:
         OptionError: unknown or impossible settings.
-        CheckpointError: the source cannot be loaded or is quantised already, no tensor changed, or the result computes something else.
+        CheckpointError: the source cannot be loaded or is already quantised, no tensor changed, or outputs are not as expected.
         InputError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
         CheckpointError: the destination exists.
@@ -253,7 +255,7 @@ def compress_checkpoint(
     class_name, longest = type(inputs.model).__name__, inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})
     before = inputs.measure(inputs.model, opened.folder, lengths)
-    # at the maximum length, since on a short input every head may see all tokens
+    # at the maximum length, since every head may see all tokens of a short input
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 

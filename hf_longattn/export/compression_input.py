@@ -1,4 +1,4 @@
-"""Inputs of a compression: the model, and the text on which loss and time are measured before and after."""
+"""Inputs of a compression: the model, and the text for measuring loss and time before and after."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class CompressionConfig:
 
     method: a name in :data:`.compress.METHODS`.
     share: fraction of the heads or feed-forward units to prune.
-    text: a file in UTF-8, for importance and losses; ``None``: a built-in English text.
-    length: tokens of the long inputs; ``None``: 4,096, or fewer if the model or the text is shorter.
+    text: a UTF-8 file for measuring importance and losses; ``None``: a built-in English text.
+    length: tokens of long inputs; ``None``: 4,096, or fewer if the model or the text is shorter.
     documents: number of excerpts of the text on which importance and losses are measured.
     seed: for the choice of masked tokens, and for random token ids if there is no tokenizer.
     """
@@ -65,10 +65,10 @@ class CompressionConfig:
 
 @dataclass
 class CompressionInput:
-    """A model in fp32, the token ids ``(1, N)`` that it is measured on, and the settings.
+    """A model in fp32, the token ids ``(1, N)`` for measurements, and the settings.
 
-    text: description of the text that the ids come from.
-    dtype: of the weights in the source's files, and in the files of a pruned model.
+    text: description of the text with these ids.
+    dtype: dtype of the weights in the source's files, and in the files of a pruned model.
     """
 
     folder: Path

@@ -33,7 +33,7 @@ class Compressed:
     expected: a model whose outputs the saved files must reproduce.
     dtype: to save `model` in; ``None``: unchanged.
     pruned: for each layer the removed heads, or the number of removed units.
-    is_changed: whether a written tensor of this name counts as changed if the source has none of its dtype and shape.
+    is_changed: function of a tensor name: whether a written tensor counts as changed if its dtype or shape is not the source's.
     """
 
     model: Any
@@ -125,10 +125,10 @@ def prune_ffn(source: CompressionInput) -> Compressed:
 
 
 def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
-    """Yield the layers into every feed-forward block, and the layer out of it.
+    """Yield the input layers and the output layer of every feed-forward block.
 
     Raises:
-        OptionError: some layer has no feed-forward block of linear layers into and out of ``inner`` units.
+        OptionError: a layer has no feed-forward block with linear layers to and from ``inner`` units.
     """
     attention = {id(module) for site in attention_sites(model) for module in site.module.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
@@ -149,13 +149,13 @@ def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear
 
 @torch.no_grad()
 def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
-    """Set the weights for some units, of ``width`` inputs each, to zero."""
+    """Set the weights of some units to zero. A unit has ``width`` inputs."""
     for unit in units:
         layer.weight[:, unit * width : (unit + 1) * width] = 0
 
 
 def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer that reads the units -> inputs per unit.
+    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer with the units as inputs -> inputs per unit.
 
     Raises:
         OptionError: the model has no masked or causal loss on text, or is an encoder-decoder.

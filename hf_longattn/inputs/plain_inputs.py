@@ -1,4 +1,4 @@
-"""Inputs of a class of transformers without a Long class. Only the length of texts with rotary positions can change."""
+"""Inputs of a transformers class without a Long class. Only the length of texts with rotary positions can change."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ UNCHANGED = "as they were"
 """The strategy for positions of a plain class."""
 ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
 LONGEST, LOGITS = 4096, 2**26
-"""Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""
+"""Maximum tokens, and maximum logits, of the inputs for checking a plain class for NaN."""
 
 
 def text_length(config: Any) -> int:
-    """Maximum length of a text, in tokens; 0 if the config does not say, or has no vocabulary, as those of time series."""
+    """Maximum length of a text in tokens. 0 if the config does not say, or has no vocabulary (time series)."""
     text = config.get_text_config()
     said = getattr(text, "max_position_embeddings", None)
     return said if isinstance(said, int) and hasattr(text, "vocab_size") else 0
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
-    """Name of the tower that reads texts, or "". If the text config is the model's config: the first of ``names`` without a sub-config."""
+    """Name of the tower that reads texts, or "". If the whole config is the text config, the first of ``names`` without a sub-config."""
     text = config.get_text_config()
     if text is config:
         return next((name for name in names if tower_field(name) not in config.sub_configs), "")
@@ -75,7 +75,7 @@ class PlainModality(TextModality):
         base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
-            """An attention with the base's windows, beside full layers, in layers that the request does not name."""
+            """The attention, with the base's windows in the layers that the request does not name."""
             return with_own_windows(attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
 
         if request.towers is None:
@@ -125,9 +125,9 @@ class PlainModality(TextModality):
     def plain_parts(
         self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]
     ) -> dict[str, tuple[Any, dict[str, Any]]]:
-        """The model under an empty name, or its towers with mechanisms by name: a module on the meta device, and facts for its plan.
+        """Name -> module on the meta device and facts for its plan, for the model (empty name) or for its towers with mechanisms.
 
-        ``inputs`` have 0 tokens if no config states their size. Texts have the ``lengths`` of source and result.
+        ``lengths``: text lengths of source and result. ``inputs`` in the facts have 0 tokens if no config has their size.
         """
         modules, parts = {**towers_of(skeleton), "": skeleton}, {}
         for name, chosen in attention.items():
@@ -147,14 +147,16 @@ class PlainModality(TextModality):
         return parts
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
-        """Those of :func:`~.running.seeded_inputs`, which belong to the class."""
+        """Description only: :meth:`check` makes inputs by :func:`~.running.seeded_inputs`."""
         return SimpleNamespace(describe=lambda: "seeded inputs")
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
         return check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare with the class's attention, all mechanisms, and one tower's at a time. With the mechanisms, outputs must be finite."""
+        """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms of one tower.
+
+        With mechanisms, outputs must be finite."""
         plan, source, result = comparison.plan, comparison.source, comparison.result
         seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
         expected, of_shapes = run_model(source, seeded), f"outputs for {_shapes(seeded)}"
@@ -202,9 +204,9 @@ class PlainModality(TextModality):
 
 
 def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
-    """The config of the result, the strategy for positions, and why they change outputs; empty if they do not.
+    """The config of the result, the strategy for positions, and why positions change outputs (empty if they do not).
 
-    Refuses new positions other than the rotary ones of texts.
+    Refuses new positions, except rotary positions of texts.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())

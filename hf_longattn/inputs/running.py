@@ -1,4 +1,4 @@
-"""One forward pass of a model of any modality, and random inputs for it. Both are the same at every call."""
+"""Random inputs for a model of any modality, and one forward pass over them. Both are deterministic."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name. The model's random numbers are the same at every call."""
+    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every call."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
@@ -62,7 +62,7 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass, as the class takes them: at most ``tokens`` ids, images, videos, sound, or a time series."""
+    """Random inputs for one forward pass of a class: at most ``tokens`` ids, images, videos, sound, or a time series."""
     taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
     text, inputs = config.get_text_config(), dict[str, Any]()
     if "pixel_values" in taken:
@@ -71,10 +71,10 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         inputs["pixel_values_videos"] = _normal(random, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size)
     if "input_features" in taken:
         sound = getattr(config, "encoder_config", config)
-        positions = getattr(config, "max_source_positions", None)  # of Whisper; without a table, time comes before the features
+        positions = getattr(config, "max_source_positions", None)  # Whisper; others have the time axis first
         shape: tuple[int, ...] = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
         inputs["input_features"] = _normal(random, *shape)
-    if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
+    if "input_values" in taken and "input_ids" not in taken:  # with input_ids, this is an optional audio prompt
         shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
         inputs["input_values"] = _normal(random, *shape)
     if "input_ids" in taken:
@@ -89,7 +89,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         shape = (DECODER_TOKENS,) if channels is None else (DECODER_TOKENS, channels)
         inputs[DECODER_INPUT] = _ids(text if channels is None else decoder, random, *shape)
     if "past_values" in taken:
-        decodes = "future_time_features" in taken  # such a class needs future values; others take them only for the loss
+        decodes = "future_time_features" in taken  # only these classes need future values without a loss
         names = taken if decodes else taken - {"future_values"}
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:

@@ -1,4 +1,4 @@
-"""Recordings as model input. Features are computed once, from the whole recording. A conversion extends the maximum duration."""
+"""Recordings as model inputs, with features computed once from the whole recording. A conversion extends the maximum duration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .tokenizer import check_tokenizer, load_tokenizer
 PROCESSED_SECONDS = 600.0
 """Maximum duration for running the written feature extractor. The spectrogram takes seconds to compute."""
 PADDED = 0.9
-"""Fraction of a sound that the padding check runs, alone and padded to the whole length."""
+"""Fraction of a sound for the padding check, which runs it alone and padded to the full length."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 
 class Sounds(UserFiles):
-    """A user's recordings as inputs of a model; without any, random samples or features."""
+    """A user's recordings as model inputs. Without recordings, random samples or features."""
 
     part, file_type, noun, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "seeded sounds"
 
@@ -98,7 +98,7 @@ class Sounds(UserFiles):
         return dict(self.spec.arguments(self.extracted(samples)))
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for excerpts, at most ``count``: the first of every recording, then the second of every one."""
+        """The arguments of ``forward`` for at most ``count`` excerpts: the first excerpt of every recording, then the second, and so on."""
         length = self.spec.length(size.value)
         length -= length % self.spec.step(self.config)
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
@@ -162,7 +162,7 @@ class SoundModality(SizedModality):
         return self.planned(source, architecture, sizes, attention, str(spec.positions), warnings, extractor, changes)
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
-        """Check that the written feature extractor cuts and pads no sound of the new duration, and check the tokenizer."""
+        """Check that the written feature extractor neither cuts nor pads a sound of the new duration. Also checks the tokenizer."""
         name, new = "feature extractor", plan.inputs.new
         of_tokenizer = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
         if inputs.processor is None:

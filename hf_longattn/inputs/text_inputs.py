@@ -63,7 +63,7 @@ class TextModality(Modality):
         return check_texts(comparison)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        """For models of pages, whose words have boxes, the code only loads the tokenizer."""
+        """Code for a card. For models of pages with word boxes, it only loads the tokenizer."""
         reader = ("tokenizer", "AutoTokenizer") if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)) else None
         line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
         of_pages = self.family is not None and self.family.spec.further

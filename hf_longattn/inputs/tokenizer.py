@@ -1,4 +1,4 @@
-"""Texts as token ids: a checkpoint's tokenizer, the text of a verification, and the check of the written tokenizer."""
+"""Texts as token ids: a checkpoint's tokenizer, texts for verification, and the check of the written tokenizer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MAX_TRUNCATED = 2**20
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
 READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text"))
-"""The inputs that would tell where the text of a verification cannot, as noun phrases."""
+"""Noun phrases for texts that would allow a verdict if the given text does not."""
 
 
 class VerificationText:
     """A text and its token ids.
 
-    They are random, and ``why_seeded`` says why as a clause, if the source has no tokenizer or one that does not know most of the text.
-    ``end`` replaces the last token of an input of :meth:`at`.
+    The ids are random if the source has no tokenizer, or if its tokenizer does not know most of the text. ``why_seeded`` is then the reason
+    as a clause. ``end`` replaces the last token in inputs from :meth:`at`.
     """
 
     def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None) -> None:
@@ -85,12 +85,12 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
 
 
 def excerpt(text: str, count: int) -> str:
-    """The start of a text, in usual text long enough for ``count`` tokens."""
+    """The start of a text, long enough for ``count`` tokens of normal text."""
     return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
 
 
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and tokens that a model of ``config`` cannot read."""
+    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and token ids beyond the model with ``config``."""
     if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
@@ -104,7 +104,7 @@ def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
 
 
 def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
-    """Check that the written tokenizer gives the ids of the source's. It must also truncate a longer text to the result's length."""
+    """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's length."""
     name, start = "tokenizer", text[:20_000]
     if tokenizer is None:
         return [Check(name, SKIPPED, "the source has no tokenizer")]

@@ -23,7 +23,7 @@ from .running import run_model
 from .sized import affordable_size, has_processor
 
 LONGEST_CAPTION = 512
-"""Maximum number of tokens of the text whose similarity with an image is compared."""
+"""Maximum tokens of the text in the comparison of text-image similarities."""
 
 
 class InputsOfTowers(dict[str, Any]):
@@ -82,7 +82,7 @@ class TowersModality(Modality):
         )
 
     def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
-        """The settings of each tower, by name; settings for other modalities are unset."""
+        """The settings of each tower, by name. Settings that only apply to other modalities are unset."""
         names, model_class, chosen = [*self.towers], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
@@ -110,7 +110,9 @@ class TowersModality(Modality):
         return [check for name, part in plan.towers.items() for check in part.modality.processor(part, folder, inputs[name])]
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
+        """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite.
+
+        The text has the maximum length with unchanged positions."""
         plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
         why = plan.position_change if plan.unchanged_tokens <= 1 else ""
         unchanged = plan.unchanged_tokens if plan.position_change and not why else plan.old_length

@@ -1,4 +1,4 @@
-"""The checkpoint of a search, with any design in its layers, and what it reads: pieces of a text, or images and recordings."""
+"""The checkpoint of a search with any design in its layers, and its inputs: pieces of a text, images or recordings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .design import Design
 
 
 class SearchedModel:
-    """A checkpoint in memory whose layers run any attention, as the result of a conversion would.
+    """A checkpoint in memory that can run any attention in its layers, like the result of a conversion.
 
     Args:
         source: a folder, a Hub repository or an opened checkpoint, long or not.
@@ -103,7 +103,7 @@ class SearchedModel:
 
 
 def check_one_stack(source: Source) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint of several towers or without a Long class."""
+    """Raise :class:`CheckpointError` for a checkpoint with several towers or without a Long class."""
     model_type = str(source.config.get("model_type"))
     modality = modality_in(source.config)
     if modality.tower_names:
@@ -128,10 +128,10 @@ class SearchText(TextIds):
     """Pieces of one text with the tokenizer's special tokens. The model reads one piece at a time."""
 
     def pieces(self, length: int, count: int) -> list[Tensor]:
-        """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
+        """Up to ``count`` consecutive pieces of ``length`` tokens ``(length,)``; at least one.
 
         Raises:
-            InputError: the text is shorter than one.
+            InputError: the text is shorter than a piece.
         """
         body = length - len(self.prefix) - len(self.suffix)
         starts = range(0, len(self.ids) - body + 1, body) if body > 0 else ()
@@ -169,7 +169,7 @@ class SearchInputs:
         """Up to ``count`` inputs of this size, each as the arguments of one call of ``forward``.
 
         Raises:
-            InputError, DataError: no recording is so long.
+            InputError, DataError: no recording is long enough.
             InputError: the processor makes inputs of another size.
         """
         if size not in self._pieces:
@@ -178,7 +178,7 @@ class SearchInputs:
 
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
-    """The text, tokenised as far as ``pieces`` need it, or images or recordings. ``None`` selects inputs that come with a package."""
+    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in inputs."""
     if model.original.inputs.new.name:
         return SearchInputs(text, model.original, pieces)
     text, name = verification_text(None) if text is None else (text, None)

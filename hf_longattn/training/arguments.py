@@ -1,6 +1,6 @@
 """The arguments of every task: model, data, and transformers' ``TrainingArguments`` with a few more.
 
-``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses what it extends or whose defaults it changes.
+``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses them to add arguments or change defaults.
 A missing or contradictory value raises an OptionError.
 """
 
@@ -29,11 +29,11 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
 
 
 batch_size_argument = partial(argument, help="Inputs per forward pass and process.", aliases=["--batch-size"])
-"""A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``, with its default."""
+"""A task's field ``per_device_train_batch_size``, with its default. Its other flag is ``--batch-size``."""
 
 
 def check_least(arguments: Any, **minima: float) -> None:
-    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are left out."""
+    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are ignored."""
     for name, least in minima.items():
         if (value := getattr(arguments, name, None)) is not None and value < least:
             raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
@@ -76,11 +76,11 @@ class DataArguments:
     """The data to train on and to evaluate on.
 
     Attributes:
-        roles: role -> the columns that are recognised for it, the first one first. ``--columns`` names others.
-        named: role -> the column that ``--columns`` names.
+        roles: role -> recognised column names, in order of preference. ``--columns`` names other columns.
+        named: role -> column named by ``--columns``.
         choices: argument -> its values, besides "" for the default.
         only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
-        scored_rows: set by the split of the data: the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too.
+        scored_rows: number of evaluation rows, ``n``, and number of those that also occur in training, ``trained``. Set by the split.
     """
 
     _argument_group_name: ClassVar[str] = "data"
@@ -99,7 +99,7 @@ class DataArguments:
     max_eval_samples: int | None = argument(None, "Rows to evaluate on at most, in the order of --seed; default: all.")
 
     def __post_init__(self) -> None:
-        from hf_longattn.data.sources import check_exists  # here, since datasets takes long to import and --help reads this file
+        from hf_longattn.data.sources import check_exists  # imported here: datasets is slow to import, and --help reads this file
 
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
@@ -146,7 +146,7 @@ class LongTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.settings = changed(self)
-        ours: Any = self  # whose fields transformers declares
+        ours: Any = self  # transformers declares these fields
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
         self.folder = Path(self.output_dir)
@@ -160,19 +160,19 @@ class LongTrainingArguments(TrainingArguments):
             if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
                 raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
             if ours.max_steps <= 0:
-                ours.max_steps = 1_000_000  # which the clock ends before
+                ours.max_steps = 1_000_000  # the time limit ends the run earlier
                 ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
         if ours.use_cpu:
             ours.dataloader_pin_memory = False
-        if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
+        if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):  # without hardware bf16, PyTorch is ten times slower than fp32
             self.bf16 = False
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("wer", "cer", "attention_error") and getattr(self, "greater_is_better", None) is None:
-            self.greater_is_better = False  # Trainer knows it of losses alone
+            self.greater_is_better = False  # Trainer's default is True except for losses
         self.remove_unused_columns = False  # collators choose the model's inputs
-        self.logging_nan_inf_filter = False  # a training with such a loss ends
+        self.logging_nan_inf_filter = False  # NaN or infinite losses must end the training
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:

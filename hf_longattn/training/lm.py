@@ -108,7 +108,7 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
 
     Args:
-        objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (what the model has a head for), or "hidden" (no head).
+        objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (by the model's head), or "hidden" (no head).
         complete: refuse a checkpoint that lacks weights.
     """
     config = load_config(name)
@@ -133,9 +133,9 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
 
 
 MEMORY_FILE = "segment_memory_{}.safetensors"
-"""File of a process, by its number, in a checkpoint."""
+"""Name of the file in a checkpoint with a process's memory."""
 Position = tuple[int, int, int]
-"""Number of the pass, of the document, and of the segment's first token."""
+"""A segment as three numbers: pass over the data, document, and first token in the document."""
 
 
 class Segments(torch.utils.data.Dataset[dict[str, Any]]):
@@ -160,12 +160,12 @@ class Segments(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class SegmentBatches(EpochSampler):
-    """The positions of the segments of every batch.
+    """Batches of segments, as lists of :data:`Position`. Each row of a batch continues its document in the next batch.
 
-    Process p of n gets every n-th batch from the p-th on, so that its rows go on from step to step.
+    Process p of n gets every n-th batch, starting from batch p.
 
-    By ``seed``, passes have no end, and each has another order of the documents. Without, there is a single pass in their order, at whose
-    end rows without a document are ``None``.
+    With ``seed``, there are infinitely many passes, each with another order of documents. Without, there is one pass in the original order.
+    At its end, rows without a document are ``None``.
     """
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
@@ -175,7 +175,7 @@ class SegmentBatches(EpochSampler):
         passes = itertools.count() if self.seed is not None else range(1)
         count = len(self.sizes)
         orders = (range(count) if self.seed is None else shuffled(count, f"{self.seed}:{number}") for number in passes)
-        documents = (  # a row at the end of its document takes the next one
+        documents = (  # at the end of a document, a row continues with the next one
             [(number, document, first) for first in range(0, self.sizes[document], self.length)]
             for number, order in enumerate(orders)
             for document in order
@@ -185,9 +185,9 @@ class SegmentBatches(EpochSampler):
 
 
 class SegmentTrainer(LongTrainer):
-    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`: gradients stay within a batch, the memory carries over.
+    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`. The memory is carried from batch to batch, gradients are not.
 
-    An evaluation reads all documents in every process.
+    In an evaluation, every process reads all documents.
     """
 
     def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:
@@ -212,7 +212,7 @@ class SegmentTrainer(LongTrainer):
         return loss, outputs
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As Trainer's; the memory is resumed with the data."""
+        """As in Trainer. A resumed run also restores the memory."""
         self.memory = None
         if resume_from_checkpoint is not None:
             file = Path(resume_from_checkpoint, MEMORY_FILE.format(self.args.process_index))
@@ -226,7 +226,7 @@ class SegmentTrainer(LongTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def held_out_loss(self) -> dict[str, float]:
-        """The mean loss of all tokens of the held-out documents, and their number."""
+        """The mean loss over all tokens of the held-out documents, and the number of tokens."""
         segments: Any = self.eval_dataset
         batches: Any = SegmentBatches(segments, self.args.per_device_eval_batch_size)
         model = self.accelerator.unwrap_model(self.model)
@@ -241,7 +241,7 @@ class SegmentTrainer(LongTrainer):
         return {"loss": total / max(1, count), "n": len(segments)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
+        """As in Trainer. Every process saves its memory before trainer_state.json, which completes a checkpoint."""
         super().save_model(output_dir, _internal_call)
         if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
 Entity = tuple[str, int, int]
-"""Kind, first word, and the word after the last."""
+"""Entity type, index of the first word, and index after the last word."""
 SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
 """seqeval's schemes, each with its prefix for one-word entities."""
 EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
@@ -20,10 +20,10 @@ EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
 class Entities(DescribedMetric):
     """Predictions and references are a list of tags for each document.
 
-    Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its kind is none, as in seqeval's strict
-    mode. A tag without a prefix is an entity of one word, O is none.
+    Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its type is ignored, as in seqeval's
+    strict mode. A tag without a prefix is an entity of one word; O is not an entity.
 
-    scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes. B and I are IOB2, unless entities of the references begin with I-.
+    scheme: IOB2, IOBES, BILOU or IOB1; default: from the prefixes. B and I mean IOB2, unless entities of the references begin with I-.
     Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n,
     the number of documents.
     """

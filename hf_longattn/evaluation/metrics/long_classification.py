@@ -1,6 +1,6 @@
 """Accuracy and macro F1 of single-label classification in per cent, over all documents and by their length in tokens.
 
-Macro F1 is the mean over the classes that occur among labels or predictions; a class that is never rightly predicted counts 0.
+Macro F1 is the mean over the classes that occur among labels or predictions. A class that is never predicted correctly counts 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 
 
 class LongClassification(DescribedMetric):
-    """Predictions are class numbers, references {label, length}. length = tokens of the document, -1 = not known.
+    """Predictions are class numbers, references {label, length}. length: tokens of the document, -1 = unknown.
 
     buckets: upper bounds of the length buckets.
     Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n, and buckets:

@@ -16,16 +16,16 @@ EXAMPLE = (
     [{"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}],
     "f1",
 )
-"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
+"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 class LongQA(DescribedMetric):
     """Predictions are {id, prediction_text}, references {id, answers: {text, answer_start}, length}.
 
-    An empty prediction says "no answer". length = tokens of the document, -1 = not known.
+    An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
 
     buckets: upper bounds of the length buckets.
-    scripts: for each reference "squad", which is the default, or "trivia", whose texts are aliases: the script that compares them.
+    scripts: for each reference the script that compares texts: "squad" (default), or "trivia", for which texts are aliases.
     Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
     {"<=512": the same, ...} without empty ones.
     """
@@ -58,13 +58,13 @@ class LongQA(DescribedMetric):
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
     """Exact match and F1 (0 … 1) against the best of ``answers``, as in SQuAD 2's script.
 
-    Answers without other words than articles are ignored. Without answers only '' is right.
+    Answers that consist of articles are ignored. Without answers, only '' is correct.
     """
     return _best_score(normalise(prediction), [answer for answer in map(normalise, answers) if answer])
 
 
 def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
-    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is right."""
+    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is correct."""
     return _best_score(normalised_alias(prediction), [normalised_alias(alias) for alias in aliases])
 
 

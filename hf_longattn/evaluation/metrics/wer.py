@@ -1,5 +1,6 @@
-"""Word and character error rates of transcripts, by jiwer's definition. A rate is the substitutions, deletions and insertions of all
-transcripts, divided by the words, or characters, of the references."""
+"""Word and character error rates of transcripts, as in jiwer.
+
+A rate is the number of substitutions, deletions and insertions in all transcripts, divided by the words or characters of the references."""
 
 from __future__ import annotations
 

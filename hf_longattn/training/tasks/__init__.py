@@ -23,7 +23,7 @@ def task_names() -> list[str]:
 
 
 def task_summary(name: str) -> str:
-    """The first line of the docstring of a task's file, which is not imported."""
+    """The first line of the docstring of a task's file. Does not import the file."""
     source = next(file for folder in __path__ if (file := Path(folder, f"{name}.py")).is_file())
     return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
@@ -40,10 +40,10 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
     prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
     """
-    from transformers import HfArgumentParser  # here, since the list of tasks needs none
+    from transformers import HfArgumentParser  # imported here, because listing the tasks does not need it
 
     class Parser(HfArgumentParser):
-        """transformers' parser, whose errors are one sentence."""
+        """transformers' parser, with errors as one sentence."""
 
         def error(self, message: str) -> NoReturn:
             named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
@@ -61,7 +61,7 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
 
 def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
-    """The model, data and training arguments of ``words`` of a command line. The values of a recipe (``--config``) stand before them."""
+    """Model, data and training arguments from command-line ``words``, which override the values of a recipe (``--config``)."""
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
     words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]

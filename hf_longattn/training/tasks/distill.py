@@ -34,7 +34,7 @@ from hf_longattn.training.trainer import LongTrainer
 
 PARTS = ("embeddings", "hidden", "attention", "logits")
 METHODS = {"tinybert": PARTS, "hidden": PARTS[:2], "logits": PARTS[3:]}
-"""What each method compares."""
+"""Name of a method -> names of the compared parts."""
 PROJECTION = "distillation_projection"
 QUERIES_AT_A_TIME = 256
 """Queries per step of comparing attention scores."""
@@ -104,13 +104,13 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
 
 
 class DistillTrainer(LongTrainer):
-    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or the distance by method hidden."""
+    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or, with method hidden, the distance."""
 
     shards = False
 
     def __init__(self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel) -> None:
         self.compared, count, teachers = METHODS[training_args.method], model.config.num_hidden_layers, teacher.config.num_hidden_layers
-        # Each layer of the student imitates one of the teacher's, numbered from 1, at equal distances (TinyBERT, section 3.1).
+        # The teacher layer, from 1, that each student layer imitates; they are evenly spaced (TinyBERT, section 3.1).
         self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
         width, wide = model.config.hidden_size, teacher.config.hidden_size
         if "hidden" in self.compared and width != wide:
@@ -118,7 +118,7 @@ class DistillTrainer(LongTrainer):
             setattr(projection, BESIDE_UPDATES, True)
             model.add_module(PROJECTION, projection)
         super().__init__(model, training_args, *args)
-        self.label_names = ["labels"]  # which a model without a head does not take, but an evaluation asks for
+        self.label_names = ["labels"]  # evaluations need it, even if the model takes no labels
         if isinstance(teacher, LongAttentionMixin):
             teacher.use_base_attention()
         if getattr(teacher.config, "use_cache", None):
@@ -127,7 +127,7 @@ class DistillTrainer(LongTrainer):
         self.causal = any(site.causal for site in self_attention(teacher))
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """For each of :data:`PARTS` the number of real tokens in a batch; for attention, the number of compared pairs."""
+        """Number of real tokens in a batch for each of :data:`PARTS`; for attention, number of compared query-key pairs."""
         tokens = inputs["attention_mask"].sum(1)
         pairs = tokens * (tokens + 1) // 2 if self.causal else tokens.square()
         return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
@@ -164,7 +164,7 @@ class DistillTrainer(LongTrainer):
         return torch.stack([parts.get(part, absent) for part in PARTS]), outputs
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's. Checkpoints have the projection to the teacher's width, and the result has none."""
+        """As in Trainer. Checkpoints have the projection to the teacher's width, the result does not."""
         student = self.accelerator.unwrap_model(self.model)
         if output_dir == str(self.args.folder) and hasattr(student, PROJECTION):
             delattr(student, PROJECTION)
@@ -178,7 +178,7 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
-    """Within the context, note the outputs of every layer's query ("q") and key ("k") projections, before rotation."""
+    """Within the context, record the outputs of every layer's query ("q") and key ("k") projections, before rotation."""
     noted, handles = list[dict[str, Tensor]](), list[Any]()
 
     for site in self_attention(model) if enabled else ():

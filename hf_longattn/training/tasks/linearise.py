@@ -38,7 +38,7 @@ from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, batch_rows
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
-"""A layer's attention, its mechanism, and the module that replaces it in a step."""
+"""A layer's attention module, its mechanism, and the module that replaces the mechanism during a step."""
 
 
 @dataclass
@@ -73,21 +73,21 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
     if model.base_model is not model:
-        model.forward = partial(model.base_model)  # nobody reads what a head predicts
-    masked = type(model).__name__.endswith("ForMaskedLM")  # such an encoder knows texts with masks
+        model.forward = partial(model.base_model)  # predictions are not used
+    masked = type(model).__name__.endswith("ForMaskedLM")  # this encoder was trained on masked texts
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)
     return finish(trainer, model_args, data_args, input_length=length)
 
 
 class TransferTrainer(LongTrainer):
-    """Trains and evaluates on the distances from softmax attention, summed over layers. ``layers`` are those of :func:`prepared_layers`."""
+    """Trains and evaluates on the distance from softmax attention, summed over layers. ``layers``: from :func:`prepared_layers`."""
 
     shards = False
 
     def __init__(self, *args: Any, layers: list[Layer], **kwargs: Any) -> None:
         super().__init__(*args, compute_metrics=errors_in_percent, **kwargs)
-        self.label_names = ["labels"]  # which the model does not take, but an evaluation asks for
+        self.label_names = ["labels"]  # evaluations need it, even if the model takes no labels
         self.layers = layers
 
     def items_of(self, inputs: Mapping[str, Any]) -> int:
@@ -111,7 +111,7 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms in a step."""
+    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}
@@ -156,9 +156,9 @@ def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
 class AttentionTransfer(Mechanism, NeedsWholeBatch):
     """Runs softmax attention, and measures how far the layer's mechanism is from it.
 
-    Later layers thus get the original's states, and the loss of a layer trains this layer's mechanism alone. After a forward pass,
-    ``distances (B,)`` holds the mean squared error of the output before the output projection, as a share of softmax attention's mean
-    square, both over an input's tokens that are not padding. ``loss`` is their mean, and what the mechanism adds.
+    Later layers therefore get the original's states, and a layer's loss trains only its own mechanism. After a forward pass, ``distances
+    (B,)`` is the mean squared error of the output before the output projection, divided by the mean square of softmax attention, both over
+    the real tokens of an input. ``loss`` is their mean plus the mechanism's auxiliary loss.
     """
 
     name = "attention_transfer"
@@ -171,7 +171,7 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
         self.capabilities = self.capabilities.but(**{name: getattr(student.capabilities, name) for name in same})
 
     def needs_one_call(self) -> bool:
-        return True  # the distances are those of one call
+        return True  # distances are for one call
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         target = self.softmax(q, k, v, call)
