@@ -51,7 +51,7 @@ class LongTrainer(Trainer):
         eval_collator: collator for evaluations; default: ``data_collator``. Random masks and augmentations are then the same in every
             evaluation.
         measure: function that returns the scores of an evaluation by name, instead of Trainer's loop over ``eval_dataset``.
-        *args, **kwargs: arguments of Trainer.
+        args, kwargs: arguments of Trainer.
 
     Raises:
         OptionError: Trainer refuses its arguments.
