@@ -1,4 +1,4 @@
-"""What reports are made of: differences between outputs, checks of a result, and tables in Markdown."""
+"""Parts of reports: differences between outputs, checks of a result, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 TOLERANCE = 1e-4
 """Largest relative difference that counts as equal. Models are compared in fp32, whatever dtype their files have."""
 MASKED = 1e4
-"""Magnitude from which a value is its own scale. Else logits masked with -1e6 would set the scale of all others."""
+"""Values of this magnitude or more are compared relative to themselves. Logits masked with -1e6 would otherwise set the scale of all."""
 BLOCK = 2**24
 """Values that are compared at once, so that the logits of a large vocabulary take little more memory."""
 
@@ -41,9 +41,9 @@ class Difference:
 
     @classmethod
     def of(cls, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Difference:
-        """The relatively largest difference of an output of the source from the result's.
+        """The relatively largest difference between outputs of source and result.
 
-        An output that the result lacks counts as different, and so does a comparison of nothing.
+        An output that the result lacks counts as different, and so do empty comparisons.
         """
         differences = list[Difference]()
         for name, values in expected.items():
@@ -100,10 +100,10 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
     """A check of outputs that should be equal.
 
     Args:
-        name, comparison: of the check, and what was compared with the largest difference.
-        difference: of the outputs.
-        values: for the report.
-        why: they may differ, so that the result needs training unless another check decides otherwise; empty if they must be equal.
+        name, comparison: name of the check, and description of the comparison.
+        difference: difference of the outputs.
+        values: values for the report.
+        why: reason why outputs may differ; the result then needs training unless another check decides otherwise. Empty: must be equal.
     """
     values, detail = {**values, **difference.values}, f"{comparison} {difference}"
     if difference.output and not difference.scale and not difference.largest:

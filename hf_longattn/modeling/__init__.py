@@ -1,6 +1,6 @@
 """Code that turns a model class of transformers into a Long one. The families are in :mod:`hf_longattn.families`.
 
-- :mod:`.declared`, :mod:`.backend`: the mask function and the attention function that transformers knows as ``longattn``;
+- :mod:`.declared`, :mod:`.backend`: the mask function and the attention function registered in transformers as ``longattn``;
 - :mod:`.family`: a family's entry, its config and its lengths;
 - :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;
 - :mod:`.packed_documents`, :mod:`.memory_argument`, :mod:`.losses`: arguments of a call, and its loss;

@@ -1,8 +1,8 @@
-"""The attention function and the mask function that transformers knows as ``longattn``.
+"""The attention function and the mask function registered in transformers as ``longattn``.
 
 A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The function passes q, k, v to
 the mechanism ``module.long_attention``, which the Long* classes or :func:`hf_longattn.enable_long_attention` set. A module of a stock model
-has none, and attends to the keys that its mask declares. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
+has none, and attends to the keys that its mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from .masks import (
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
-"""The keyword for the module's layer of the decode cache. A pre-hook passes it."""
+"""The keyword for a module's cache layer, passed by a pre-hook."""
 TAKES_CACHE_LAYER = "takes_cache_layer"
 """The attribute of attention modules that have this pre-hook."""
 LAYER_INPUT = "layer_input"
@@ -70,9 +70,9 @@ LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 NOT_COMPUTED = {"sinks": "sinks of each query", "indices": "keys chosen by an indexer", "block_indices": "blocks chosen by an indexer"}
 """Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
-NOT_COMPUTED_KEYWORDS = frozenset(NOT_COMPUTED)  # torch.compile asks no dictionary's keys whether they are disjoint
+NOT_COMPUTED_KEYWORDS = frozenset(NOT_COMPUTED)  # torch.compile lacks isdisjoint for dictionary keys
 SCORE_KEYWORDS = frozenset(("position_bias", "softcap"))
-"""Keywords for terms of the scores."""
+"""Keywords for score terms."""
 ADDITIONAL_KEYWORDS = DOCUMENTS | SCORE_KEYWORDS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, "global_attention_mask"}
 """Keywords for anything besides plain attention of queries to keys."""
 
@@ -98,7 +98,7 @@ def longattn_mask(
         cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the AttentionInterface get the float tensor of eager
         attention.
     """
-    if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
+    if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
         raise InputError(
@@ -114,7 +114,7 @@ def longattn_mask(
     config_class: Any = type(config)
     if not _on_the_interface(config_class):
         return masking.eager_mask(**arguments)
-    if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
+    if q_length == 1 and isinstance(q_offset, Tensor):  # the graph of a compiled decoding step takes tensors only
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
     return DeclaredMask(config=config, **arguments)
 
@@ -133,7 +133,7 @@ def mechanism_mask(
 
     Returns:
         ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
-        where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
+        if the model masks more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
     """
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
@@ -162,7 +162,7 @@ def mechanism_mask(
 
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
-    """Whether the modeling file beside a config takes its attention from transformers' AttentionInterface."""
+    """Whether the modeling file for a config uses transformers' AttentionInterface."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
@@ -184,28 +184,28 @@ def longattn_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``module.long_attention``, or what a stock model declares, with the signature of transformers' attention functions.
+    """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers' attention functions.
 
     Args:
-        module: the attention module; ``module.is_causal`` says whether later keys are hidden, if no :class:`DeclaredMask` says it.
+        module: the attention module. Without a :class:`DeclaredMask`, ``module.is_causal`` decides whether later keys are hidden.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
-            additive). Such a mask restricts the mechanism's pattern further. If it says no more than padding, causality and
-            documents, it is read as these.
+            additive). Such a mask restricts the mechanism's pattern further. If it consists of padding, causality and documents, it is
+            converted to these.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
         kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
-            ``score_mod``; ``softcap``, the bound that a tanh puts on the scores (Gemma 2); ``s_aux (H,)``, the scores of sinks
+            ``score_mod``; ``softcap``, the bound of the scores by tanh (Gemma 2); ``s_aux (H,)``, the scores of sinks
             (gpt-oss); ``layer_input (B, Nq, d)``, the module's hidden states, for mechanisms that take them.
 
     Returns:
         ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
 
     Raises:
-        BackendError: the module asks for something that is not computed, lacks the mechanism of its model, or is causal without a mask.
-        InputError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
+        BackendError: the module requests an unsupported computation, lacks the mechanism of its model, or is causal without a mask.
+        InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
     if (projected := kwargs.get(PROJECT_ONLY)) is not None:
         projected += [key, value]
@@ -220,7 +220,7 @@ def longattn_attention_forward(
     if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output
         value = nn.functional.pad(value, (0, narrower))
 
-    # Without padding, cache or terms, one fused call may do, as transformers' sdpa attention makes it.
+    # Without padding, cache or terms, one fused call may suffice, as in transformers' sdpa attention.
     output = weights = None
     plain = mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
     plain = plain and not OBSERVERS and not in_graph() and not torch.is_autocast_enabled(query.device.type)
@@ -259,7 +259,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     """The mechanism of a call; ``None`` for a module of a stock model.
 
     Raises:
-        BackendError: the module asks for something that is not computed, or belongs to a model with mechanisms and has none.
+        BackendError: the module requests an unsupported computation, or has no mechanism in a model with mechanisms.
     """
     if not NOT_COMPUTED_KEYWORDS.isdisjoint(kwargs):
         check_computed(module, kwargs)
@@ -282,7 +282,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
 
 
 def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """Raise :class:`BackendError` if ``module`` asks for something that is not computed."""
+    """Raise :class:`BackendError` if ``module`` requests an unsupported computation."""
     if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
         raise BackendError(
             f"{in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
@@ -304,12 +304,12 @@ def attentions_collected() -> bool:
 def _mask_and_cache(
     module: nn.Module, mechanism: Mechanism, query: Tensor, key: Tensor, mask: Any, causal: bool, kwargs: dict[str, Any]
 ) -> tuple[Tensor | None, Any]:
-    """The call's mask, as simple as possible, and the module's layer of the decode cache, which is taken out of ``kwargs``.
+    """The call's mask in its simplest form, and the module's cache layer, which is removed from ``kwargs``.
 
     Raises:
         BackendError: the cache did not reach the call, or has dropped keys that ``mechanism`` sees.
     """
-    if isinstance(mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
+    if isinstance(mask, DeclaredMask):  # the tower's config has no mechanisms
         declared = mask
         mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
@@ -325,7 +325,7 @@ def _mask_and_cache(
             )
     if mask is not None and mask.dim() == 4:
         check_pairs(mask, query)
-        if query.shape[2] > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
+        if query.shape[2] > 1 and not in_graph():  # keep a mask over pairs if the mechanism can use it
             keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
             mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     return mask, layer
@@ -335,7 +335,7 @@ def _read_call(
     mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: Any, call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, AttentionCall]:  # fmt: skip
-    """Keys, values and ``call`` with the batch's sequences, global tokens and terms of the scores."""
+    """Keys, values, and ``call`` with the batch's sequences, global tokens and score terms."""
     q_len = query.shape[2]
     if isinstance(layer, StaticLayer) and not isinstance(layer, AttentionCacheLayer):
         key, value, mask = _filled(layer, query, key, value, mask)
@@ -389,7 +389,7 @@ def _pairs_of_keys(mask: Tensor, q_len: int, kv_len: int) -> Tensor:
 def _check_terms(
     mechanism: Mechanism, pairs: Tensor | None, score_mod: ScoreMod | None, kv_len: int, causal: bool, kwargs: dict[str, Any]
 ) -> None:
-    """Raise :class:`InputError` for terms of the scores that ``mechanism`` cannot add."""
+    """Raise :class:`InputError` for score terms that ``mechanism`` cannot add."""
     if score_mod is not None and not mechanism.capabilities.takes_score_mod:
         terms = {"four-dimensional attention_mask": pairs, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
@@ -408,18 +408,18 @@ def _attend_by_cache(
     layer: Any, mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: AttentionCall,
     with_weights: bool, kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
-    """Output ``(B, H, Nq, D)`` and weights of a step that the cache layer computes, or that runs over all slots of a static cache.
+    """Output ``(B, H, Nq, D)`` and weights of a step computed by the cache layer, or over all slots of a static cache.
 
-    Over all slots, shapes do not depend on the number of tokens. ``None`` if a call over the filled slots costs less, or is the only
-    possible one.
+    Over all slots, shapes do not depend on the number of tokens. ``None`` if only the filled slots should be used, because that costs less
+    or nothing else is possible.
 
     Raises:
-        BackendError: in a compiled graph, if the mechanism cannot run over all slots: a call over the filled slots is impossible there.
+        BackendError: in a compiled graph, the mechanism cannot run over all slots. There, a call cannot use only the filled slots.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
     if isinstance(layer, AttentionCacheLayer):
         total: Tensor | int = kv_len
-    elif not isinstance(layer, StaticLayer) or kv_len == q_len:  # other layers hold all keys; q_len: the first tokens
+    elif not isinstance(layer, StaticLayer) or kv_len == q_len:  # other layers return all keys; equal lengths: the first tokens
         return None
     else:
         if not in_graph() and not isinstance(layer, StaticWindowLayer) and (not accelerated(query) or q_len > FEW_QUERIES):

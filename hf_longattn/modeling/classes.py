@@ -1,6 +1,6 @@
-"""Makes a family's Long classes. Each derives from a mixin and from its base class.
+"""Creates a family's Long classes, each from a mixin and its base class.
 
-They are made on first use, in the family's module, so that no model is imported before. A family without a file is a row of
+Classes are created on first use, in the family's module, so that no model is imported earlier. A family without a file is a row of
 ``families.json`` (:func:`row_arguments`).
 """
 
@@ -31,13 +31,13 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
 
     Args:
         module: name of the family's module, which has its classes.
-        model_type: the base's.
+        model_type: model type of the base.
         row: the family's row of ``families.json`` (:func:`.family.definition.family_rows`).
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     def named(path: str) -> Any:
-        """What a dotted path below this package names."""
+        """The object at a dotted path below this package."""
         home, _, name = path.rpartition(".")
         return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
 
@@ -56,7 +56,7 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
         spec = named(path)
         facts["spec"] = spec(**changes) if isinstance(spec, type) else replace(spec, **changes)
-    if replaced := facts.pop("replaced", None):  # a config alone does not import the base's models
+    if replaced := facts.pop("replaced", None):  # using only the config must not import the base's models
         from .attach.custom_attention import ReplacedModules, replacing
 
         package = base_package(model_type)
@@ -94,7 +94,7 @@ def check_interface(model_class: Any) -> None:
     if is_model_class(model_class):
         if not hasattr(model_class, "_can_set_attn_implementation"):
             raise missing("set_implementation")
-        of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
+        of_timm = model_class.__name__.startswith("TimmWrapper")  # layers are from the package timm
         if not of_timm and model_class._can_set_attn_implementation():
             return
     raise BackendError(
@@ -174,9 +174,9 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
 
 
 def record_outputs(model_class: Any) -> None:
-    """Tell transformers which outputs of ``model_class`` can be recorded.
+    """Register the recordable outputs of ``model_class`` with transformers.
 
-    transformers registers a class when an instance is built. The model inside a head becomes a Long model only after that.
+    transformers does this when an instance is built, but the model inside a head becomes a Long model only later.
     """
     from transformers.utils import output_capturing
 

@@ -116,7 +116,7 @@ def family_of(model: Any) -> Family:
 
 @contextmanager
 def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
-    """Set the grid of attention modules that run within the context, in this thread. ``torch.compile`` needs keyword arguments instead."""
+    """Within the context and thread, set the grid of all attention modules. ``torch.compile`` needs keyword arguments instead."""
     if torch.compiler.is_dynamo_compiling():
         yield
         return
@@ -174,7 +174,7 @@ def _tiled(embeddings: Any) -> Any:
 
 @contextmanager
 def interpolating(model: Any) -> Iterator[None]:
-    """Context in which a model interpolates its positions, as its base does, though its config says that they are tiled."""
+    """Context in which a model with tiled positions interpolates them instead, as its base does."""
     extension, tiled = model.config.position_extension, dict[Any, Any]()
     for module in model.modules():
         embeddings: Any = type(module)

@@ -1,4 +1,4 @@
-"""Parts of a head's training loss: terms that mechanisms add, and a batch's share of a step's loss."""
+"""Parts of a head's training loss: auxiliary losses of mechanisms, and a batch's share of a step's loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .family.definition import CAUSAL_LANGUAGE_MODELS
 IGNORED_LABEL = -100
 """The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""
 LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT", "ForQuestionAnswering", "ForQuestionAnsweringSimple")
-"""Suffixes of classes whose loss is a mean over rows, whatever their number of labels."""
+"""Suffixes of class names with a loss that is a mean over rows, not over labels."""
 
 
 def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
@@ -26,7 +26,7 @@ def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
     """
     labels = inputs.get("shift_labels")
     if labels is None and isinstance(labels := inputs.get("labels"), Tensor) and head.endswith(CAUSAL_LANGUAGE_MODELS):
-        labels = labels[..., 1:]  # nothing predicts the first token
+        labels = labels[..., 1:]  # the first token is not predicted
     if not isinstance(labels, Tensor) or head.endswith(LOSS_BY_ROW):
         return None
     return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # every float is a number to predict

@@ -1,4 +1,4 @@
-"""A Long model whose memory passes from call to call: ``model(input_ids, memory=memory).memory``."""
+"""Memory of Long models, passed from call to call: ``model(input_ids, memory=memory).memory``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
 def run_with_memory(
     model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
 ) -> Any:
-    """The outputs of the outermost model, called with the memory of the previous call. ``outputs.memory`` is for the next call.
+    """Run the outermost model with the memory of the previous call. ``outputs.memory`` is for the next call.
 
     Args:
         memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.

@@ -1,4 +1,4 @@
-"""transformers' pipelines that recognise models by name, extended to Long models."""
+"""transformers' pipelines that recognise models by class name or model type, extended to Long models."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class LongTowersMixin(LongAttentionMixin):
     added_arguments: ClassVar[Mapping[str, str]] = {}
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
-        """Refuse arguments for texts, because the base hands its keywords to every tower. Every tower needs its input."""
+        """Refuse arguments for texts, because the base passes keywords to every tower. Require the input of every tower."""
         for name in REFUSED_ARGUMENTS:
             if arguments.pop(name, None) is not None:
                 raise InputError(
@@ -71,7 +71,7 @@ class LongTowersMixin(LongAttentionMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise as the base does, then parameters of each tower that were not loaded."""
+        """Initialise missing weights: the base's, then those of each tower."""
         super().initialize_weights()
         for tower in self.towers.values():
             drop_tables(tower, tower.family)

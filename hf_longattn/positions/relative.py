@@ -339,7 +339,7 @@ class SelfExtend(RelativePositions):
     """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: as Llama."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys for distant pairs, then those for distant later keys. Shapes stay."""
+        """Queries and keys for distant pairs, then queries and keys for distant later keys, in unchanged shapes."""
         window, group = self.values["window"], self.values["group"]
         rotation = self.rotation() if callable(self.rotation) else self.rotation
         if rotation is None:
@@ -367,8 +367,8 @@ class SelfExtend(RelativePositions):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
 
-        A query has its vectors for all choices side by side. A key is listed for every choice that the block needs, with zeros in the place
-        of other choices, and a mask hides all but one of a pair's listings.
+        A query has its vectors for all choices side by side. A key is repeated for every choice that the block needs, with zeros for other
+        choices, and a mask hides all but one repetition for each pair.
         """
         positions, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
         own, graph, mod = positions[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod

@@ -2,7 +2,7 @@
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
 ``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best scaling without
-                   training, although outputs also change below the old length.
+                   training, although outputs below the old length change too.
 ``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the growth from
                    ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
                    rotation, so beyond the old length incremental decoding differs from one full pass.
@@ -138,7 +138,7 @@ SCALINGS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "self-extend": _self_extend,
 }
 KEEPS_PARAMETERS = ("none", "self-extend")
-"""Scalings that leave the source's rotary parameters as they are, and so go with any scaling of the source."""
+"""Scalings that preserve the source's rotary parameters, and therefore can be combined with any scaling of the source."""
 
 
 def rope_parameters(
@@ -156,7 +156,7 @@ def rope_parameters(
         positions: "auto" or "rope:<scaling>", with a value after some scalings (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
-        reach: how many tokens back the layers of the new model look at most; ``None`` if unbounded.
+        reach: maximum number of tokens that the new model's layers look back; ``None`` if unbounded.
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
@@ -166,7 +166,7 @@ def rope_parameters(
         raise OptionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
-    if used in ("longrope", "yarn", "llama3"):  # transformers derives what is missing from the maximum length, which changes
+    if used in ("longrope", "yarn", "llama3"):  # transformers derives missing values from the maximum length, which changes
         old["original_max_position_embeddings"] = trained = old.get("original_max_position_embeddings") or old_length
         if used != "llama3" and old.get("factor") is None:
             old["factor"] = old_length / trained

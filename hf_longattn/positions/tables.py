@@ -54,7 +54,7 @@ def check_stretch(rows: int, unchanged: int) -> None:
     """Refuse to stretch a table of ``rows`` positions that has fewer than two after the first ``unchanged``.
 
     Raises:
-        OptionError: with the number of positions that can be kept.
+        OptionError: the message has the number of positions that can be kept.
     """
     if rows < unchanged + 2:
         instead = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"

@@ -1,4 +1,4 @@
-"""Which distances between tokens need no training after positions are extended.
+"""Distances between tokens that need no training after positions are extended.
 
 A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that sees both cannot tell a
 neighbour from the token at the far end of its window. The keys of one query may therefore span at most the trained length, as in a window
@@ -49,14 +49,14 @@ def untrained_distances(positions: str, trained: int, length: int, local: Locali
     """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
-        positions: how they are extended: ``"tile"``, ``"rope:none"`` …
-        trained: length that the checkpoint was trained for, in tokens.
+        positions: the extension of positions: ``"tile"``, ``"rope:none"`` …
+        trained: training length of the checkpoint, in tokens.
         length: maximum length of the result, in tokens.
-        local: how far a query of this layer sees; ``None`` if unbounded, or chosen by content.
+        local: range of a query in this layer; ``None`` if unbounded, or chosen by content.
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause whose subject is the layer. It is empty for extensions other than ``"tile"`` and ``"rope:none"``, which treat all
+        A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, because these treat all
         distances alike.
     """
     if length <= trained:

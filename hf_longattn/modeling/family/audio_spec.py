@@ -1,4 +1,4 @@
-"""Sound: how it becomes frames, the tokens of an audio model, and the config of a Long model that reads it.
+"""Sound: its conversion to frames, the tokens of an audio model, and the config of Long audio models.
 
 A frame covers some samples, or some rows of a spectrogram.
 """
@@ -58,7 +58,7 @@ def unpadded_convolutions(config: Any) -> list[Convolution]:
 
 
 def normalised_over_time(config: Any) -> str:
-    """Why a feature encoder needs the whole sound: its norm is over time. Empty if the norm is over the channels of each frame."""
+    """Why a feature encoder needs the complete sound (its norm is over time). Empty if the norm is over the channels of each frame."""
     if config.feat_extract_norm != "group":
         return ""
     return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
@@ -84,8 +84,7 @@ class AudioSpec(InputSpec):
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
     positions: how positions are encoded, as one word.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
-    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
-        not known beforehand.
+    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if unknown.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
     reads_longer: whether the base reads sounds that are longer than those of its training.
@@ -147,7 +146,7 @@ the attention of {base} instead.
         return operations // (2 * self.frames(config, self.length(COUNTED_SECONDS)))
 
     def converted_seconds(self, seconds: float) -> float:
-        """The duration for which to convert a model that must read ``seconds``."""
+        """The target duration of a conversion for sounds of ``seconds``."""
         return seconds
 
     def step(self, config: Any) -> int:
@@ -203,7 +202,7 @@ the attention of {base} instead.
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """Raise an error for an input that the model cannot read, or whose padding it would take for sound.
+        """Raise an error if the model cannot read the input, or would read padding as sound.
 
         Args:
             values: whether the values of a mask can be read (not in a graph).
@@ -250,7 +249,7 @@ the attention of {base} instead.
 
 
 WAV2VEC2 = AudioSpec(outputs=adapted, why_padding_changes=normalised_over_time)
-"""The spec of wav2vec 2.0, and of bases that read sound as it does."""
+"""The spec of wav2vec 2.0, and of bases with the same input."""
 
 
 class LongAudioConfig(LongEncoderConfig):

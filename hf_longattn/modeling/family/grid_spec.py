@@ -1,4 +1,4 @@
-"""Images: how their patches lie on a grid, and the config of a Long model that reads them."""
+"""Images: the grid of their patches, and the config of Long image models."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class GridSpec(InputSpec):
         return f"{' × '.join(map(str, size))} pixels"
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes in pixels: of the table's training, and of the conversion."""
+        """Two sizes in pixels: of the trained position table, and of the conversion."""
         trained: Any = getattr(config, IMAGE_SIZE, None)
         if trained is None:  # every size is read, and the table is a square
             trained = round(config.num_patches**0.5) * self.patch(config)[0]
@@ -78,7 +78,7 @@ class GridSpec(InputSpec):
         return image_size(trained), image_size(trained if converted is None else converted)
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Number of tokens of the largest input for which a model was made. It has this config."""
+        """Number of tokens of the largest image for which a model with this config was converted."""
         return self.of_size(config, self.sizes(config)[1]).length
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
@@ -185,7 +185,7 @@ class LongGridConfig(LongEncoderConfig):
 
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that would not read an image as a grid. It reads a line of text or segments."""
+    """Raise :class:`OptionError` for a mechanism that reads sequences or segments instead of a grid."""
     if mechanism_class(mechanism).capabilities.images == "ordered" and options.get(ORDER) is None:
         raise OptionError(
             f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is read, for example "

@@ -1,4 +1,4 @@
-"""What the models of a family read: the spec of texts, and the base class of the specs of grids, sound and towers."""
+"""Input specs of families: the spec of texts, and the base class for specs of grids, sound and towers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class InputSpec:
-    """What the models of a family read: its :attr:`.definition.Family.spec`."""
+    """The input spec of a family's models, :attr:`.definition.Family.spec`."""
 
     reads: ClassVar[str]
-    """Name of what the models read, such as "sound", and of the file of :mod:`hf_longattn.inputs` with this modality."""
+    """Name of the modality, such as "sound", and of its file in :mod:`hf_longattn.inputs`."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -29,11 +29,11 @@ the attention of {base} instead.
     on_grid: ClassVar[bool] = False
     """Whether tokens are the patches of an image."""
     needs_positions: ClassVar[bool] = False
-    """Whether a family must say where its positions are, if its config has a maximum length."""
+    """Whether a family must declare its type of positions if its config has a maximum length."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
     further: Mapping[str, int | str] = {}
-    """Arguments of ``forward`` with further whole numbers for each token -> how many each token has, or the config's field with that."""
+    """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the number."""
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its base."""
@@ -48,8 +48,9 @@ the attention of {base} instead.
         return 0
 
     def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
-        """Deterministic values ``(rows, length, width)`` int64 of the arguments in :attr:`further`. They never fall along the width, and so
-        are boxes, too."""
+        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`.
+
+        Values never decrease along the width, so that they are valid boxes."""
         import torch
 
         random = torch.Generator().manual_seed(0)
@@ -59,7 +60,7 @@ the attention of {base} instead.
 
 @dataclass(frozen=True)
 class TextSpec(InputSpec):
-    """Token ids and, in some families, further numbers for each token (LayoutLM, MarkupLM)."""
+    """Token ids and, in some families, more numbers per token (LayoutLM, MarkupLM)."""
 
     reads = "text"
     needs_positions = True

@@ -71,7 +71,7 @@ class LongConfig(_Base):
 
     base_model_type: ClassVar[str]
     adds: ClassVar[str] = "``long_attention``"
-    """What the class adds to its base, for its docstring."""
+    """Additions of the class to its base, for its docstring."""
     default_mechanism: ClassVar[str | None] = None
     """The family's default mechanism, if Longformer's defaults do not suit it."""
     default_extension: ClassVar[str] = "tile"
@@ -79,7 +79,7 @@ class LongConfig(_Base):
     score_cap: ClassVar[str | None] = None
     """The base's field with a cap on attention scores; ``None`` without one (Gemma 2 has one)."""
     always_causal: ClassVar[bool] = False
-    """Whether every layer looks back only, whatever the field ``is_decoder`` says (GPT-NeoX)."""
+    """Whether every layer is causal, even if ``is_decoder`` is False (GPT-NeoX)."""
     writes_head_dim: ClassVar[bool] = False
     """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
 
@@ -128,7 +128,7 @@ class LongConfig(_Base):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
         code = kwargs.pop("auto_map", None) or {}  # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
-        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # also if empty: TRL reads it of other classes
+        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # even if empty, since TRL reads it
         super().__post_init__(**kwargs)
         self.long_attention = chosen
 
@@ -165,7 +165,7 @@ class LongConfig(_Base):
             super().register_for_auto_class(auto_class)
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation that runs if ``requested`` is chosen.
+        """The attention implementation to run if the user requests ``requested``.
 
         Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
         FlashAttention may also be chosen for plain windows and full attention, because it gets each layer's window. Otherwise ``sdpa``

@@ -49,7 +49,7 @@ class PositionTable:
         return (PADDING if config.pad_token_id is None else config.pad_token_id) + 1
 
     def config_value(self, tokens: int, config: Any) -> int:
-        """The value of :attr:`field` for this many tokens; ``config`` has the other values."""
+        """The value of :attr:`field` for this number of tokens; ``config`` has all other values."""
         return tokens + self.offset_rows(config) * self.counted
 
     def tokens(self, config: Any) -> int:
@@ -67,7 +67,7 @@ class PositionTable:
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`InputError` if this forward pass needs more positions, including tokens in the cache.
 
-        Padding that takes no position does not count: by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if they are given.
+        Padding without positions does not count. It is found by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if given.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Rotary positions of an extended model, for conversions and for configs that are read with a larger length."""
+"""Rotary positions of an extended model, for conversions and for configs loaded with a larger length."""
 
 from __future__ import annotations
 
