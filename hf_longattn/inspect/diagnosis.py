@@ -30,7 +30,7 @@ DIGITS = 5
 class LayerDiagnosis:
     """One layer at one length; every tensor is float64, with the heads first.
 
-    name: of the attention module.
+    name: name of the attention module.
     mechanism: name of the mechanism that runs in the layer.
     numbers: :data:`~hf_longattn.inspect.layer_attention.MEANS` by name, ``(H,)``.
     distance: mass in each bin of distances, ``(H, bins)``.

@@ -19,7 +19,7 @@ from ..mechanisms.common.base import attention_weights
 from ..mechanisms.common.options import write_numbers
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
-"""The patches of an image and its class token, on which a mechanism on a grid is drawn."""
+"""The grid for drawing mechanisms on a grid: an image's patches and a class token."""
 TITLE = 46
 """Maximum characters of a panel's title."""
 SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}

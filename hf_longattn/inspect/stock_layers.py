@@ -217,7 +217,7 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         layers.append((names[id(module)], DeclaredAttention.of(module, query, key, attention_mask, kwargs)))
         return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
 
-    ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # hides the registered function
+    ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # temporarily replaces the registered function
     try:
         set_implementation(stack, BACKEND, is_tower=is_tower)
         with torch.no_grad(), torch.device("meta"), _RealTokens():

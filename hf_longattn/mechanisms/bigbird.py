@@ -201,7 +201,7 @@ class BigBird(MaskedMechanism):
         return call.padding_values == "finite" and accelerator.accelerated(k)
 
     def _zeroes_padding(self, length: int) -> bool:
-        """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""
+        """Whether padding queries output zeros, as in transformers. Otherwise, the output is arbitrary."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -188,7 +188,7 @@ def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: S
     if not rows:
         return nothing
     phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
-    if seen < rows:  # the first queries see only the sums
+    if seen < rows:  # the first queries see no keys, only the sums
         phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
     out, _ = linear_attention(phi_q[:, :, -rows:], phi_k, values, normalise=False, initial_state=sums)
     return torch.cat([nothing, out], 2)

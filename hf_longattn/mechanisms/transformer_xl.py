@@ -116,7 +116,7 @@ class TransformerXL(GatheredMechanism):
         return blocks, memory.clamp(min=-1)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        return self.keys_by_mask(k, call)  # it does not matter where gradients stop
+        return self.keys_by_mask(k, call)  # stopped gradients do not change which keys are attended
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return super().labels_documents(k, v, call) and not self._stops(k, v)

@@ -160,7 +160,7 @@ def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: T
     """A ``global_attention_mask (B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool.
 
     Raises:
-        InputError: it does not have a column for every token of ``mask``, or for every key without one.
+        InputError: it lacks columns for some tokens of ``mask``, or, without a mask, for some keys.
     """
     batch, kv_len = key.shape[0], key.shape[2]
     seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)

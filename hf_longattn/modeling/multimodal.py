@@ -448,7 +448,7 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
-    """The argument for a base model without a pooler, if its class has one. Heads use the mean of all tokens instead."""
+    """The keyword argument that builds a base model without a pooler, if there is one. Heads use the mean of all tokens instead."""
     known = auto_mapping(AutoModel)
     base = known[type(config)] if known is not None and type(config) in known else None
     base = base[0] if isinstance(base, tuple) else base

@@ -252,7 +252,7 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
 
     partial = lists(touched)
     whole: tuple[Lists | None, Lists | None] = (None, None)
-    if not padded and not numbers and bool(full.any()):  # with numbers, the mask also compares rows or reads a bias
+    if not padded and not numbers and bool(full.any()):  # `numbers`: the mask also compares rows or reads a bias
         widths = [indices.shape[3] for _, indices in partial]
         partial, whole = lists(touched & ~full, widths), lists(full, widths)
     write = None if queries is None else torch.where(positions[0] >= 0, positions[0], lengths[0])

@@ -4,13 +4,13 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
-- ``capabilities`` (:mod:`.capabilities`): what it takes, and what it needs from its model.
+- ``capabilities`` (:mod:`.capabilities`): supported features, and requirements on its model.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
   with the length that positions were trained for (:mod:`.capabilities`).
 - ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
 
-What only some mechanisms have stands in classes that they derive from as well: masks in :mod:`.masked`; a state for decoding, an auxiliary
-loss and others in :mod:`.capabilities`.
+Features of some mechanisms are in additional base classes: masks in :mod:`.masked`; a state for decoding, an auxiliary loss and others in
+:mod:`.capabilities`.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Mechanism(nn.Module, ABC):
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
     about: ClassVar[About] = About()
-    """What lists and pages of mechanisms say."""
+    """Facts for lists and pages of mechanisms."""
     causal: bool | str = "both"
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
     capabilities: Capabilities = Capabilities()
-    """The mechanism's inputs, and what it needs from its layer and model."""
+    """Supported features of the mechanism, and its requirements on layer and model."""
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
     heads depend on each other, on their index or on their number."""
@@ -88,8 +88,9 @@ class Mechanism(nn.Module, ABC):
         self.sizes = LayerSizes(num_heads, head_dim, hidden_size, max_length)
         """The first arguments of this method: ``type(self)(*self.sizes, self.options)`` builds an equal mechanism."""
         self.is_cross_attention = False
-        """Whether queries and keys belong to different sequences, so that the keys' padding says nothing about the queries. Set for the
-        mechanism of a cross-attention module."""
+        """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about queries.
+
+        Set for the mechanism of a cross-attention module."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)

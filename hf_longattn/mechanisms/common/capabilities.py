@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What lists and pages of mechanisms say about a mechanism.
+    """Facts about a mechanism, for lists and pages of mechanisms.
 
     summary: one line on which keys a query attends to.
     paper: author, year, title, section or equation.

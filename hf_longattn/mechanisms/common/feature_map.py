@@ -143,9 +143,9 @@ class LinearMechanism(Mechanism, Stateful):
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The output of ``q`` over the keys of ``state`` and ``k``, and the state after them.
 
-        Of logarithms, a causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. A graph cannot cut
-        pieces by their values. It computes in float64, where exp() covers differences of about 700, or in float32 (about 80) on devices
-        without float64.
+        With logarithms, a causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. A graph cannot cut
+        pieces by values. It computes in float64, where exp() covers differences of about 700, or in float32 (about 80) on devices without
+        float64.
         """
         v = drop_keys(v, call.dropout) if call.dropout else v
         if not (self.logarithms and call.causal and q.shape[2] > 1):

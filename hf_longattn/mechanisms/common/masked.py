@@ -138,7 +138,7 @@ class MaskedMechanism(Mechanism):
         if plain:
             return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
 
-        # Relative positions count like the mechanism. A score term gets columns.
+        # Relative positions use the mechanism's positions. A score term gets columns.
         q_columns, k_columns = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         start = self._starts(call)
         rows, keys = (x[None] if start is None else x - start for x in (q_columns, k_columns))

@@ -41,7 +41,7 @@ COMPOSED = {
     "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
-"""Name from the literature for settings of other mechanisms -> what to write instead."""
+"""Name from the literature for a configuration of other mechanisms -> how to write it."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
 """Head width of a prototype."""
@@ -56,7 +56,7 @@ M = TypeVar("M", bound=type[Mechanism])
 
 @dataclasses.dataclass(frozen=True)
 class MechanismInfo:
-    """The facts by which a user chooses a mechanism.
+    """Facts about a mechanism, for choosing one.
 
     Attributes:
         name: its registered name.
@@ -69,7 +69,7 @@ class MechanismInfo:
         trains: whether it has parameters that need training.
         takes_globals: whether it takes ``global_mask``.
         exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-        needs_grid: whether it compares coordinates on a grid, such as an image's patches, so that it is not for texts.
+        needs_grid: whether it compares coordinates on a grid, such as an image's patches, and therefore cannot read texts.
         options: its options, with type, default, unit and meaning.
     """
 

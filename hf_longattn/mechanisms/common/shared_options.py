@@ -125,7 +125,7 @@ def full_of(mechanism: Any) -> Any:
 
 @contextmanager
 def without_exact_length(mechanisms: Iterable[Any]) -> Iterator[None]:
-    """Within the context, the option ``exact_length`` is off, to measure the mechanisms themselves on short texts."""
+    """Within the context, ignore ``exact_length``, to measure the mechanisms themselves on short texts."""
     saved = {mechanism: mechanism._full for mechanism in mechanisms}
     for mechanism in saved:
         mechanism._full = ()

@@ -278,7 +278,7 @@ def stored_facts() -> Mapping[str, dict[str, Any]]:
 def family_rows() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
     """Module name -> model type and row of every family without a file.
 
-    A row has the arguments of :class:`Family` that differ from the defaults. Our classes are dotted paths below ``hf_longattn``. Besides:
+    A row has the non-default arguments of :class:`Family`, with our classes as dotted paths below ``hf_longattn``. It may also have:
 
     about: the module's docstring.
     config: the mixin of the config class; ``LongConfig`` by default. attributes: class attributes that differ from the mixin's.
