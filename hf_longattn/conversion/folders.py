@@ -230,6 +230,6 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
     overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
     if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
         named = of_type
-    if named is not None:  # transformers 4 knows its class for any tokenizer.json only by its old name
+    if named is not None:  # TokenizersBackend is PreTrainedTokenizerFast in transformers 4
         values = {**values, "tokenizer_class": "PreTrainedTokenizerFast" if named == "TokenizersBackend" else named}
     return {**values, TOKENIZER_LIMIT: length} if length else values

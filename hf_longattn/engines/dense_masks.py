@@ -1,4 +1,4 @@
-"""What a dense mask says: which pairs it hides, and whether it is documents, padding and causality alone."""
+"""Interprets a dense mask: the pairs that it hides, and whether it consists of documents, padding and causality."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ HIDDEN = 1000.0
 """A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
 in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
 LOWERED = 5.0
-"""Documents count as separate, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
+"""Minimum amount by which a mask lowers scores between documents that count as separate, even if not hidden. Untuned."""
 
 
 def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
     """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that decides it.
 
-    A pair is hidden if a softmax gives it no weight beside another pair of its row. A row of low values only has nothing to compare with:
-    it is hidden completely, unless its values are close to each other, as those of a bias that is low everywhere. NaN hides nothing.
+    A pair is hidden if a softmax gives it no weight beside another pair of its row. A row with only low values is hidden completely, unless
+    the values are close to each other, as in a bias that is low everywhere. NaN hides nothing.
 
     Args:
         mask: bool (True = visible), or floats that are added to the scores.
-        least: by how much a hidden pair is lowered.
+        least: minimum amount by which a hidden pair is lowered.
     """
     if mask.dtype == torch.bool:
         return ~mask
@@ -34,7 +34,7 @@ def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
 
 
 def only_hides(mask: Tensor) -> bool:
-    """Whether a mask hides pairs and leaves the scores of the others unchanged. Not if it is a parameter. Waits for the device."""
+    """Whether a mask hides pairs and leaves all other scores unchanged. False if it is a parameter. Waits for the device."""
     return mask.dtype == torch.bool or not (mask.requires_grad or bool(((mask != 0) & ~hidden_pairs(mask)).any()))
 
 
@@ -80,7 +80,7 @@ def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch
 
 
 def shows_later_keys(mask: Tensor) -> bool:
-    """Whether a mask ``(…, N, N)`` that only hides pairs shows a query a key after it, as a prefix that sees itself does."""
+    """Whether a mask ``(…, N, N)`` that only hides pairs lets a query see a later key, as in a bidirectional prefix."""
     return mask.shape[2] == mask.shape[3] and bool((~hidden_pairs(mask)).triu(1).any()) and only_hides(mask)
 
 

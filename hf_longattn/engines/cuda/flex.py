@@ -178,7 +178,7 @@ def band_block_mask(
 
 
 class BlockPairs(NamedTuple):
-    """Pairs of a query block and a key block, ``(rows, columns)`` each, and what the band makes of them, as bool.
+    """Pairs of a query block and a key block, and their relation to the band, ``(rows, columns)`` bool each.
 
     near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after its query.
     """
@@ -317,7 +317,7 @@ def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor |
 
 
 class BlockTable(NamedTuple):
-    """Which blocks of keys the queries of each block see, for n blocks of equal size.
+    """The key blocks that each query block sees, for n blocks of equal size.
 
     seen: ``(B or 1, H or 1, n, n)`` bool.
     added: added to the scores of a pair of blocks, with the shape of ``seen`` or fewer heads; ``None`` for nothing.

@@ -41,7 +41,7 @@ MIN_FEATURES = 16
 STAGES = "num_stages"
 """The option for the number of blocks that a kernel loads at once; 1 needs the least shared memory."""
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
-"""Errors of the machine, which say nothing about a kernel."""
+"""Errors of the machine that are not caused by a kernel."""
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +106,7 @@ class Kernel:
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
-        except torch.OutOfMemoryError:  # the forward pass alone may still fit, if nobody asks for gradients
+        except torch.OutOfMemoryError:  # without gradients, the forward pass alone may still fit
             return
         self.has_backward = True
 

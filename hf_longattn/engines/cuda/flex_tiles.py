@@ -44,7 +44,7 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    if torch.compiler.is_compiling():  # a graph knows no positions, so each row visits all of its keys
+    if torch.compiler.is_compiling():  # in a graph, positions are unknown, so each row visits all of its keys
         tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     sizes = FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS
@@ -142,7 +142,7 @@ def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, A
     numbers: list[Any] = layout.numbers or [(None, None)] * 2
     (q_row, q_slot), (k_row, k_slot) = numbers
     nothing = torch.empty(0, dtype=torch.long)
-    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # without the index tensors, which a graph would hold
+    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # not `tile`: a graph would keep its index tensors
     hides, adds = (bias is not None and (bias.dtype == torch.bool) == boolean for boolean in (True, False))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
