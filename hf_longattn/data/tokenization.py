@@ -117,9 +117,8 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer for lists of words.
-
-    A byte-level BPE would join the words, so it is reloaded from its checkpoint ``name`` with ``add_prefix_space``, as in ``run_ner``."""
+    """The tokenizer for lists of words. A byte-level BPE would join the words, so it is reloaded from its checkpoint ``name`` with
+    ``add_prefix_space``, as in ``run_ner``."""
     if reads_words(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer

@@ -117,9 +117,8 @@ def chunk_losses(
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
-    """Losses ``(N,)`` of a text that was read in chunks, NaN for tokens with little context.
-
-    These are the first half of each chunk of a causal model. They would hide a loss of long context. A single chunk is not changed."""
+    """Losses ``(N,)`` of a text that was read in chunks, NaN for tokens with little context. These are the first half of each chunk of a
+    causal model. They would hide a loss of long context. A single chunk is not changed."""
     if not causal or len(losses) <= chunk:
         return losses
     return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))

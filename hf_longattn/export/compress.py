@@ -102,9 +102,8 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """torchao's quantizer, which lists only tensors of submodules.
-
-        torchao cannot read files that list a tensor of the model itself (BART's final_logits_bias)."""
+        """torchao's quantizer, which lists only tensors of submodules. torchao cannot read files that list a tensor of the model itself
+        (BART's final_logits_bias)."""
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)

@@ -136,9 +136,8 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all tokens are real).
-
-        Other attention implementations get the base's N×N mask."""
+        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all tokens are real). Other
+        attention implementations get the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         length = attention_mask.shape[-1]

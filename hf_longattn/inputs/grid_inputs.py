@@ -236,9 +236,8 @@ def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
 
 
 def check_crops(comparison: Comparison) -> Check:
-    """Compare each window of the old size with the source's output for that crop.
-
-    Applies only if positions are tiled and no token sees two windows."""
+    """Compare each window of the old size with the source's output for that crop. Applies only if positions are tiled and no token sees two
+    windows."""
     plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes

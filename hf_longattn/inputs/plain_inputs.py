@@ -154,9 +154,8 @@ class PlainModality(TextModality):
         return check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms of one tower.
-
-        With mechanisms, outputs must be finite."""
+        """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms of one tower. With
+        mechanisms, outputs must be finite."""
         plan, source, result = comparison.plan, comparison.source, comparison.result
         seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
         expected, of_shapes = run_model(source, seeded), f"outputs for {_shapes(seeded)}"

@@ -110,9 +110,8 @@ class TowersModality(Modality):
         return [check for name, part in plan.towers.items() for check in part.modality.processor(part, folder, inputs[name])]
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite.
-
-        The text has the maximum length with unchanged positions."""
+        """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite. The text has the maximum
+        length with unchanged positions."""
         plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
         why = plan.position_change if plan.unchanged_tokens <= 1 else ""
         unchanged = plan.unchanged_tokens if plan.position_change and not why else plan.old_length

@@ -145,9 +145,8 @@ class RowSums:
 
 
 def attention_map(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
-    """Attention weights on the patches of ``grid``, averaged over heads; they sum to 1.
-
-    The query is the first prefix token. Without a prefix token, weights are averaged over the queries at ``rows``."""
+    """Attention weights on the patches of ``grid``, averaged over heads; they sum to 1. The query is the first prefix token. Without a
+    prefix token, weights are averaged over the queries at ``rows``."""
     total = torch.zeros(grid.cells, dtype=torch.float64)
     for block in layer.blocks(torch.tensor([0]) if grid.prefix else rows):
         total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()

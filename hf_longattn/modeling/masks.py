@@ -36,9 +36,8 @@ def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real.
-
-    Returns the mask itself if it does more than hide tokens. A graph cannot check this."""
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real. Returns the mask itself if it
+    does more than hide tokens. A graph cannot check this."""
     if not in_graph() and not only_hides(mask):
         return mask
     real = ~hidden_pairs(mask)[:, 0, 0]

@@ -182,9 +182,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss.
-
-        With ``num_items_in_batch``, Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss."""
+        """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss. With ``num_items_in_batch``,
+        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss."""
         items = arguments.pop("num_items_in_batch", None)
         outputs = base_forward(self, **arguments)
         by_name = not isinstance(outputs, tuple)

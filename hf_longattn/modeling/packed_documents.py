@@ -113,9 +113,8 @@ def refusal_of_documents(model: Any, arguments: dict[str, Any]) -> str | None:
 
 
 def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str | None:
-    """Why a traced graph cannot have several documents in a row of ``length`` tokens.
-
-    ``None`` if transformers' mask separates them. That suffices for mechanisms that depend only on distances and contents."""
+    """Why a traced graph cannot have several documents in a row of ``length`` tokens. ``None`` if transformers' mask separates them. That
+    suffices for mechanisms that depend only on distances and contents."""
     if model.mixes_beside_attention:
         return f"{MIXED} {OWN_ROWS}"
     causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))

@@ -64,9 +64,8 @@ def mass_table(
     model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
     progress: Progress,
 ) -> ScoreTable:  # fmt: skip
-    """Captured mass, from 0 to 1, in the checkpoint as it was trained.
-
-    It is the mean over heads and over pieces of ``length`` tokens, or images or sounds of this size."""
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and over pieces of ``length`` tokens, or
+    images or sounds of this size."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):
@@ -271,9 +270,8 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
-    """The choice with the greatest value in which no single layer exceeds ``limit``, for memory that each layer frees before the next.
-
-    A tie goes to the cheaper choice. ``None`` if some layer has no candidate."""
+    """The choice with the greatest value in which no single layer exceeds ``limit``, for memory that each layer frees before the next. A
+    tie goes to the cheaper choice. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None

@@ -88,9 +88,8 @@ class Mechanism(nn.Module, ABC):
         self.sizes = LayerSizes(num_heads, head_dim, hidden_size, max_length)
         """The first arguments of this method: ``type(self)(*self.sizes, self.options)`` builds an equal mechanism."""
         self.is_cross_attention = False
-        """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about queries.
-
-        Set for the mechanism of a cross-attention module."""
+        """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about queries. Set for the
+        mechanism of a cross-attention module."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)

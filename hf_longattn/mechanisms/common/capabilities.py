@@ -154,9 +154,8 @@ class OnGrid(ABC):
 
     @abstractmethod
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
-        """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``.
-
-        Blocks start at the first cell. The last block of an axis may be smaller."""
+        """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``. Blocks start at the
+        first cell. The last block of an axis may be smaller."""
 
 
 def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
@@ -203,9 +202,8 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
 
 
 def keys_per_query(mechanism: Any) -> int | None:
-    """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache.
-
-    ``None`` if unbounded, if the keys are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
+    """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache. ``None`` if unbounded, if
+    the keys are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 else local.back + 1
 

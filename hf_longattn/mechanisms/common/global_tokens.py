@@ -59,9 +59,8 @@ class GlobalTokenIds:
         return dataclasses.replace(self, separator=separator)
 
     def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
-        """Mask ``(B, N)`` bool of the global tokens.
-
-        ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types: ``(B, N)``, 1 in the second text."""
+        """Mask ``(B, N)`` bool of the global tokens. ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types: ``(B, N)``, 1 in the
+        second text."""
         chosen = at_positions(self.positions, real)
         ids = self._between_texts(ids, real, types)
         if self.question_separator is not None:
@@ -79,9 +78,8 @@ class GlobalTokenIds:
         return chosen & real
 
     def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
-        """``ids`` with separators inside the first text replaced by -1.
-
-        The first text ends before the first token of type 1, if a separator precedes it, or else at two separators in a row (RoBERTa)."""
+        """``ids`` with separators inside the first text replaced by -1. The first text ends before the first token of type 1, if a
+        separator precedes it, or else at two separators in a row (RoBERTa)."""
         separator = self.separator if self.question_separator is None else self.question_separator
         if separator is None:
             return ids

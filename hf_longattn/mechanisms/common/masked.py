@@ -87,9 +87,8 @@ class MaskedMechanism(Mechanism):
         return None
 
     def global_positions(self) -> tuple[int, ...]:
-        """Positions of the global tokens in a call without ``global_mask``, ascending and unique.
-
-        They count from each sequence's first real token."""
+        """Positions of the global tokens in a call without ``global_mask``, ascending and unique. They count from each sequence's first
+        real token."""
         return ()
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:

@@ -48,9 +48,8 @@ the attention of {base} instead.
         return 0
 
     def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
-        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`.
-
-        Values never decrease along the width, so that they are valid boxes."""
+        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`. Values never decrease along the width,
+        so that they are valid boxes."""
         import torch
 
         random = torch.Generator().manual_seed(0)

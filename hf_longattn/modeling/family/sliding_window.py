@@ -145,9 +145,8 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """Window width of an encoder layer as in transformers' Longformer, with or without global tokens.
-
-    ``None`` if the layer has no window of equal width on both sides."""
+    """Window width of an encoder layer as in transformers' Longformer, with or without global tokens. ``None`` if the layer has no window
+    of equal width on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)

@@ -95,9 +95,8 @@ class LongTowersConfig(_Base):
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours.
-
-        Each tower's config resolves the name again."""
+        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours. Each tower's config resolves
+        the name again."""
         if requested in (None, BACKEND):
             return BACKEND
         towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]

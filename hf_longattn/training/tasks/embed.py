@@ -177,9 +177,8 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data; ``None`` if there are no prompts.
-
-    In inference, ``encode_query`` and ``encode_document`` use the same prompts, or ``encode`` for pairs with scores."""
+    """The prompt of each column of the training data; ``None`` if there are no prompts. In inference, ``encode_query`` and
+    ``encode_document`` use the same prompts, or ``encode`` for pairs with scores."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
@@ -248,9 +247,8 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
 
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
-    """Samples for sentence-transformers' ``CrossEncoderRerankingEvaluator``: each held-out anchor with positives and negatives.
-
-    There are :data:`CANDIDATES` texts in all. Missing negatives are texts of other anchors, drawn by ``seed``."""
+    """Samples for sentence-transformers' ``CrossEncoderRerankingEvaluator``: each held-out anchor with positives and negatives. There are
+    :data:`CANDIDATES` texts in all. Missing negatives are texts of other anchors, drawn by ``seed``."""
     pool, negatives = list(dict.fromkeys(chain.from_iterable(relevant.values()))), dict[str, list[str]]()
     if "negative" in held_out.column_names:
         for row in held_out:
