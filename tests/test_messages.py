@@ -300,7 +300,7 @@ def test_plan_does_not_warn_of_what_search_recommends(
         assert not warnings_of(run, shlex.split(command[1])[1:])
         assert re.search(r"Without training the held-out loss at 256 tokens is .*: \d\.\d+ → \d\.\d+ nats", " ".join(out.split()))
         assert "left out: " in out
-        assert shlex.split(command[1])[3] == "bert-256"
+        assert shlex.split(command[1])[3] == "bert-long"
     choice = json.loads(run("plan", short["model"], "--mechanism", "auto", "--max-length", "256", "--budget", "100", "--json"))
     assert "warnings" not in choice
     assert choice["choice"]["loss_change"]["predicted"] > 10

@@ -43,7 +43,7 @@ from ..modeling.grids import grid_spec
 from ..modeling.inference import evaluating
 from .layer_attention import LayerAttention
 
-NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."
+NOT_DIAGNOSED = "for images and recordings type longattn inspect MODEL FILE; for others look at hf_longattn.explain(model, inputs)."
 """End of an error message: advice for models that read no text."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""

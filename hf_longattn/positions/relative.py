@@ -126,11 +126,6 @@ class QueryDependent(RelativePositions):
     position: nn.Parameter | None
     content: nn.Parameter | None
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, settings)
-        self.register_parameter("position", None)
-        self.register_parameter("content", None)
-
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead.
@@ -254,6 +249,7 @@ class Shaw(QueryDependent):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)
+        self.position = self.content = None
         self.keys = nn.Parameter(torch.zeros(2 * self.values["clip"] + 1, head_dim))
 
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:

@@ -273,7 +273,7 @@ def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_
     assert report.plan["costs"][-1]["cache_bytes"] == 2 * 200 * 2 * 32 * 4  # the decoder keeps keys and values of the whole text
     assert "longattn train seq2seq" in report.train_command
     found = inspect_checkpoint(tmp_path / "long")
-    assert (found.max_length, found.causal, len(found.mechanisms)) == (200, False, 2)
+    assert (found.max_length, found.shape.causal, len(found.mechanisms)) == (200, False, 2)
 
 
 @pytest.mark.thorough

@@ -166,7 +166,7 @@ class TestT5(EncoderDecoderContract):
         with torch.no_grad():
             outputs = model(**inputs_of(name, 390))
         assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, Tensor))
-        with pytest.raises(OptionError, match="are terms of its scores, which hold at any length; expected auto"):
+        with pytest.raises(OptionError, match="terms of its scores, which hold at any length; leave --positions out"):
             plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
 
 
@@ -191,7 +191,9 @@ def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism
     ids, length = tokens(2, 300), 300
     with torch.no_grad():
         model.encoder(ids)
-        query, key, value = (attention._heads(one, seen["input"]) for one in (attention.q, attention.k, attention.v))
+        query, key, value = (
+            one(seen["input"]).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for one in (attention.q, attention.k, attention.v)
+        )
         states = seen["input"] if attention.long_attention.capabilities.takes_hidden_states else None
         bias = T5Attention.compute_bias(attention, length, length)[0].double()
         expected = reference_attend(

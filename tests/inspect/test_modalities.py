@@ -136,7 +136,7 @@ def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads images and no text; type longattn inspect MODEL FILE"):
+    with pytest.raises(BackendError, match=r"reads images and no text; for images and recordings type longattn inspect MODEL FILE"):
         diagnose(model, tmp_path / "text.txt")
 
 
@@ -240,7 +240,7 @@ def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_pat
     (tmp_path / "text.txt").write_text("words " * 100)
     BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")
     refusals = {
-        ("short", str(tmp_path / "text.txt")): "reads sounds and no text; type longattn inspect MODEL FILE for images and recordings",
+        ("short", str(tmp_path / "text.txt")): "reads sounds and no text; for images and recordings type longattn inspect MODEL FILE",
         ("bert", str(talk)): "reads no images on a grid of patches; give a text instead",
     }
     for (model, file), sentence in refusals.items():

@@ -209,7 +209,7 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
 def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any = None, **arguments: Any) -> Tensor:
     """The weights of pairs in which the query or the key is padding."""
     (q, k, _), real = inputs(60), real_tokens(60, side)
-    weights = (run or module.weights)(q[:, :, 60 - q_len :], k, padding_mask=real, **arguments)
+    weights = (run or attention_weights)(module, q[:, :, 60 - q_len :], k, padding_mask=real, **arguments)
     pairs = real[:, 60 - q_len :, None] & real[:, None]
     return weights.masked_select(~pairs[:, None])
 
@@ -226,7 +226,7 @@ def test_attention_weights_of_padding_are_zeros(side: str) -> None:
 @every_case("side", SIDES)
 def test_attention_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")
-    assert not weights_of_padding(module, side, run=torch.compile(module.weights, backend="eager", fullgraph=True)).any()
+    assert not weights_of_padding(module, side, run=torch.compile(attention_weights, backend="eager", fullgraph=True)).any()
 
 
 @every_case("queries", [20, 60, 90])
