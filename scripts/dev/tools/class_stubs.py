@@ -134,12 +134,17 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
     lengths = {"max_position_embeddings": "int"} if family.relative else {}
     added = {**CONFIG_ARGUMENTS, **(DECODER_ARGUMENTS if family.two_stacks else {}), **lengths}
     arguments |= {name: f"{kind} = ..." for name, kind in added.items()}
+    # a mixin of a family's file has no stub, so its own bases stand in its place
+    parents = [
+        parent for of in config.__bases__ for parent in (of.__bases__ if of.__module__.startswith("hf_longattn.families.") else (of,))
+    ]
+    parents = [parent for parent in parents if not any(other is not parent and issubclass(other, parent) for other in parents)]
     lines = [
-        f"class {config.__name__}({', '.join(parent.__name__ for parent in config.__bases__)}):",
+        f"class {config.__name__}({', '.join(parent.__name__ for parent in parents)}):",
         docstring(config),
         f"    def __init__(self, *, {', '.join(f'{name}: {rest}' for name, rest in arguments.items())}) -> None: ...",
     ]
-    bases = {(parent.__module__.replace("hf_longattn.", "..", 1), parent.__name__) for parent in config.__bases__[:-1]}
+    bases = {(parent.__module__.replace("hf_longattn.", "..", 1), parent.__name__) for parent in parents[:-1]}
     return "\n".join(lines) + "\n", {*bases, (base.__module__, base.__name__)}
 
 
