@@ -360,7 +360,7 @@ UNSUITABLE: dict[str, tuple[Any, str]] = {
         transformers.LongformerConfig(**SMALL, attention_window=[4]),
         "does not take its attention from transformers' AttentionInterface",
     ),
-    "ViTModel": (transformers.ViTConfig(**SMALL), "reads images and no text; type longattn inspect MODEL FILE"),
+    "ViTModel": (transformers.ViTConfig(**SMALL), "reads images and no text; for images and recordings type longattn inspect MODEL FILE"),
     "LongLlamaModel": (hf_longattn.LongLlamaConfig(**SMALL, long_attention=MEMORY), "segment by segment"),
 }
 
