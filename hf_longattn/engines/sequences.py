@@ -66,7 +66,7 @@ def why_not_packed(context: DispatchContext) -> str | None:
         return "documents need separate calls, or there are fewer queries than keys"
     if context.device != "cpu":
         return None
-    if context.call.batch is not None and any(sequence.holes for sequence in context.call.batch.sequences):
+    if context.call.batch is not None and context.call.batch.has_holes:
         return "there is padding between the tokens of a document"
     return no_fused_kernels()
 

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from hf_longattn.cli import app, main
 from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
+from tests.cli.test_commands import run
 from tests.conversion.conftest import built, checkpoint
 from tests.damage import CONVERT, convert, make_checkpoint
 
@@ -180,15 +181,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `longattn arguments…`."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
 
 
 @every_case(

@@ -6,6 +6,7 @@ An implementation is built once for each case, which is not timed, and then call
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class LeftOut(LongAttentionError):
     """An implementation that cannot run this case. The message is stored with the results."""
 
 
-class Implementation:
+class Implementation(ABC):
     """An output that is verified and timed.
 
     ``computes`` names what the output must equal: ``"mechanism"``, or ``"full"`` for softmax over all keys.
@@ -50,9 +51,9 @@ class Implementation:
     gradients: tuple[Tensor, ...] = ()
     """Gradients of ``leaves`` after a run with the backward pass."""
 
+    @abstractmethod
     def forward(self) -> Tensor:
         """One forward pass."""
-        raise NotImplementedError
 
     def run(self, backward: bool) -> Tensor:
         """The timed call: the forward pass without a graph, or the forward and the backward pass."""
@@ -82,7 +83,7 @@ class Ours(OnHeads):
 
 
 class Sdpa(OnHeads):
-    """Full (or causal) softmax attention by the fused kernel of the device."""
+    """Full (or causal) softmax attention by PyTorch's fused kernel."""
 
     name, computes = "sdpa", "full"
 
@@ -98,11 +99,11 @@ class Flex(OnHeads):
     def __init__(self, inputs: AttentionInputs) -> None:
         super().__init__(inputs)
         case, mask = inputs.case, mask_of(inputs)
-        if case.device == "cpu" and case.backward:
+        if case.backward:
             raise LeftOut("compiled flex_attention has no backward pass on the CPU")
         if mask is None:
             raise LeftOut(f"{case.mechanism} is not a mask over positions, which a block mask of flex_attention needs")
-        self.mask = create_block_mask(mask, None, None, case.length, case.length, device=case.device)
+        self.mask = create_block_mask(mask, None, None, case.length, case.length, device="cpu")
         torch.compiler.reset()  # else it stops compiling after a few lengths and runs unfused
         self.kernel = torch.compile(flex_attention, dynamic=False)
 
@@ -160,9 +161,9 @@ def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list
     q, k, v = (tensor.detach()[:, heads].double().requires_grad_(case.backward) for tensor in inputs.qkv)
     upstream = inputs.upstream_heads()[:, heads].double()
     pieces = []
-    index = torch.arange(case.length, device=q.device)
-    batch = torch.arange(case.batch, device=q.device).view(-1, 1, 1, 1)
-    head = torch.tensor(heads, device=q.device).view(1, -1, 1, 1)
+    index = torch.arange(case.length)
+    batch = torch.arange(case.batch).view(-1, 1, 1, 1)
+    head = torch.tensor(heads).view(1, -1, 1, 1)
     for start in range(0, case.length, ROWS):
         rows = slice(start, start + ROWS)
         seen = mask(batch, head, index[rows].view(1, 1, -1, 1), index.view(1, 1, 1, -1))

@@ -34,7 +34,6 @@ class Case:
     num_globals: int = 0
     backward: bool = False
     seed: int = 0
-    device: str = "cpu"
     base: str = "bert"
     """The family of whole models."""
 
@@ -61,7 +60,7 @@ class Case:
         return dataclasses.replace(self, **changes)
 
     def build(self) -> Mechanism:
-        """The mechanism, on the device."""
+        """The mechanism."""
         return mechanism_from(
             self.mechanism,
             self.options,
@@ -69,7 +68,7 @@ class Case:
             head_dim=self.head_dim,
             hidden_size=self.hidden_size,
             max_length=self.length,
-        ).to(self.device)
+        )
 
 
 class AttentionInputs:
@@ -79,8 +78,8 @@ class AttentionInputs:
         generator = torch.Generator().manual_seed(case.seed)
         shape = (case.batch, case.length, case.hidden_size)
         self.case = case
-        self.hidden = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype).requires_grad_(case.backward)
-        self.upstream = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype)
+        self.hidden = torch.randn(shape, generator=generator).to(case.torch_dtype).requires_grad_(case.backward)
+        self.upstream = torch.randn(shape, generator=generator).to(case.torch_dtype)
         square = (case.hidden_size, case.hidden_size)
         weights = [torch.randn(square, generator=generator) * case.hidden_size**-0.5 for _ in range(3)]
         with torch.no_grad():
@@ -91,7 +90,7 @@ class AttentionInputs:
         self.mechanism = case.build()
         self.global_mask: Tensor | None = None
         if case.num_globals:
-            self.global_mask = torch.zeros(case.batch, case.length, dtype=torch.bool, device=case.device)
+            self.global_mask = torch.zeros(case.batch, case.length, dtype=torch.bool)
             self.global_mask[:, : case.num_globals] = True
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,10 @@ class ModelInputs:
         plain_class = MODEL_MAPPING[self.family.base_config_class]
         self.fused = plain_class._supports_sdpa
         config = self.family.base_config_class(**self.sizes(), attn_implementation="sdpa" if self.fused else "eager")
-        self.plain = self.on_device(plain_class(config))
+        self.plain = self.prepared(plain_class(config))
         generator = torch.Generator().manual_seed(case.seed)
-        self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator).to(case.device)
-        self.upstream = torch.randn(case.batch, case.length, case.hidden_size, generator=generator).to(case.device, case.torch_dtype)
+        self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator)
+        self.upstream = torch.randn(case.batch, case.length, case.hidden_size, generator=generator).to(case.torch_dtype)
         self.global_attention_mask: Tensor | None = None
         if case.num_globals:
             self.global_attention_mask = torch.zeros_like(self.input_ids)
@@ -58,9 +59,9 @@ class ModelInputs:
             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **(DEBERTA_V3 if case.base == "deberta-v2" else {}),
         }  # fmt: skip
 
-    def on_device(self, model: Any) -> Any:
-        """The model on the case's device, in its dtype."""
-        return model.to(self.case.device, self.case.torch_dtype).eval().requires_grad_(self.case.backward)
+    def prepared(self, model: Any) -> Any:
+        """The model in the case's dtype, ready for what is measured."""
+        return model.to(self.case.torch_dtype).eval().requires_grad_(self.case.backward)
 
 
 class ModelImplementation(Implementation):
@@ -69,12 +70,12 @@ class ModelImplementation(Implementation):
     def __init__(self, inputs: ModelInputs) -> None:
         self.inputs, self.upstream = inputs, inputs.upstream
         self.arguments: dict[str, Any] = {}
-        self.model = inputs.on_device(self.build(inputs))
+        self.model = inputs.prepared(self.build(inputs))
         self.leaves = [parameter for name, parameter in self.model.named_parameters() if self.trains(name)]
 
+    @abstractmethod
     def build(self, inputs: ModelInputs) -> Any:
         """The model with the weights of ``inputs.plain``. Sets ``arguments``, the further ones of the forward call."""
-        raise NotImplementedError
 
     def trains(self, name: str) -> bool:
         """Whether the hidden states depend on this parameter."""
@@ -106,7 +107,7 @@ class PlainEncoder(ModelImplementation):
     name, computes = "sdpa", "full"
 
     def build(self, inputs: ModelInputs) -> Any:
-        if inputs.case.device == "cpu" and inputs.case.length > (CPU_LENGTH if inputs.fused else CPU_LENGTH_OF_ALL_PAIRS):
+        if inputs.case.length > (CPU_LENGTH if inputs.fused else CPU_LENGTH_OF_ALL_PAIRS):
             raise LeftOut("a pass of full attention takes many minutes")
         return inputs.plain
 
@@ -169,8 +170,8 @@ def verify_model(inputs: ModelInputs, candidates: Sequence[Implementation]) -> l
 
 def _plain_under(mask: Any, inputs: ModelInputs) -> list[Any]:
     """Hidden states of the plain model under a mask and, in training, the gradient of its word embeddings."""
-    index = torch.arange(inputs.case.length, device=inputs.input_ids.device)
-    batch = torch.arange(inputs.case.batch, device=index.device).view(-1, 1, 1, 1)
+    index = torch.arange(inputs.case.length)
+    batch = torch.arange(inputs.case.batch).view(-1, 1, 1, 1)
 
     def see(encoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Replace the mask that the model made of padding."""

@@ -159,11 +159,11 @@ def finish_study(output: Path | None, record: dict[str, Any], text: str) -> None
     print(text)
 
 
-def footnote(about: dict[str, Any], more: str = "") -> str:
-    """The line below a table that names machine, versions and date, and ``more``."""
+def where(about: dict[str, Any]) -> str:
+    """Machine, versions and date of a stored result, in one line."""
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     versions = f"torch {about['torch']}, transformers {about['transformers']}"
-    return f"*{about['processor']}, {threads}, {versions}, {about['date']}{more}*\n"
+    return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

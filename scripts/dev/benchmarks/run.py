@@ -83,7 +83,7 @@ def run_benchmark(
         raise OptionError(f"There is no implementation {unknown!r} here; choose from {', '.join(others)}.{nearest(unknown, others)}")
     if not lengths or min(lengths) < 1 or repeats < 1:
         raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
-    if case.device == "cpu" and case.dtype == "bf16":
+    if case.dtype == "bf16":
         check_bf16("--dtype fp32")
     result = BenchmarkResult(kind, case, list(lengths), clock="processor time" if processor_time else "time")
     for length in lengths:
@@ -103,7 +103,7 @@ def run_benchmark(
         if not result.equal:
             return result
         clock = time.process_time if processor_time else time.perf_counter
-        timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device, clock=clock)
+        timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, clock=clock)
         result.timings += timed
         for timing in timed:
             line = f"{length:>7} {timing.implementation:<22} {timing.median:10.2f} ms"
@@ -118,7 +118,7 @@ def run_benchmark(
 
 
 def time_in_turn(
-    candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu",
+    candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:  # fmt: skip
     """Warm every implementation up once, then time them :func:`in_turn`."""
@@ -128,7 +128,7 @@ def time_in_turn(
         start = time.perf_counter()
         run()
         again |= {name} if time.perf_counter() - start < REWARM_SECONDS else set()
-    taken = in_turn(passes, (repeats, repeats), clock=clock, device=device, again=again)
+    taken = in_turn(passes, (repeats, repeats), clock=clock, again=again)
     return [Timing(name, length, tuple(values)) for name, values in taken.items()]
 
 

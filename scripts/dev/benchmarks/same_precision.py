@@ -28,7 +28,7 @@ import hf_longattn
 from hf_longattn.families import LongBertConfig, LongBertModel
 from scripts.dev.benchmarks.attention import mask_of
 from scripts.dev.benchmarks.case import AttentionInputs, Case
-from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, output_of, study_parser
+from scripts.dev.benchmarks.report import finish_study, machine, markdown_table, output_of, study_parser, where
 from scripts.dev.benchmarks.run import in_turn
 
 OUTPUT = Path("scripts/dev/results/same_precision")
@@ -140,7 +140,7 @@ def markdown(record: dict[str, Any]) -> str:
         "sequence on one thread. *Optimised*: both after `optimize_for_inference`. Bold: the fastest precision at a length.\n\n"
         f"{markdown_table(['precision', *(f'{n:,} tokens' for n in best)], rows)}\n\n{verdict}\n\n"
         f"Largest differences from the original with a dense mask, before timing, relative: {differences}.\n\n"
-        + footnote(record["machine"])
+        + f"*{where(record['machine'])}*\n"
     )
 
 

@@ -138,13 +138,13 @@ def markdown(record: dict[str, Any]) -> str:
     difference = f"Largest difference of hidden states, relative to the largest: {max(row.get('difference', 0.0) for row in rows):.0e}."
     real = ", ".join(sorted({row["model"] for row in rows if not row["random"]})) or "none"
     note = f"{verdict} {difference} Published weights: {real}; the others are random."
-    return f"{table([row for row in rows if row['length'] > min(LENGTHS)])}\n\n{note}\n\n{report.footnote(record['machine'])}"
+    return f"{table([row for row in rows if row['length'] > min(LENGTHS)])}\n\n{note}\n\n*{report.where(record['machine'])}*\n"
 
 
 def brief(record: dict[str, Any]) -> str:
     """The rows of 8,192 tokens, and the longest input of privacy-filter."""
     rows = [row for row in record["rows"] if row["length"] == 8192 or (row["model"], row["length"]) == ("openai/privacy-filter", 131072)]
-    return f"{table(rows)}\n\n{report.footnote(record['machine']).strip()}"
+    return f"{table(rows)}\n\n*{report.where(record['machine'])}*"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

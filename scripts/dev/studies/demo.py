@@ -128,8 +128,8 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path, tokenizer
 
 
 def share_right(answers: Sequence[Answer], system: str, hops: int) -> tuple[float, float, int]:
-    """Right answers of a system in per cent, with the standard error over questions, and their number."""
-    right = [answer.right for answer in answers if (answer.system, answer.hops) == (system, hops) and answer.length > 512]
+    """The share of right answers in per cent, its standard error over questions, and their number."""
+    right = [answer.right for answer in answers if (answer.system, answer.hops) == (system, hops)]
     mean = statistics.mean(right)
     return 100 * mean, 100 * (mean * (1 - mean) / len(right)) ** 0.5, len(right)
 

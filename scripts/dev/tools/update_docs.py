@@ -23,7 +23,7 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
-from scripts.dev.benchmarks.report import markdown_table
+from scripts.dev.benchmarks.report import markdown_table, where
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
@@ -38,14 +38,6 @@ def stored(name: str) -> dict[str, Any]:
     """A stored result by the stem of its file."""
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return record
-
-
-def where(record: dict[str, Any]) -> str:
-    """One line about the machine."""
-    about = record["machine"]
-    versions = f"torch {about['torch']}, transformers {about['transformers']}"
-    threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
-    return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
 
 
 SPEEDS = {
@@ -65,7 +57,9 @@ def speed_in_brief() -> str:
     for row, record in records.items():
         faster = {one["length"]: f"{one['times_faster']:.1f}×" for one in record["ratios"] if one["implementation"] == "sdpa"}
         rows.append([row, *(faster.get(length, "–") for length in lengths)])
-    machines = {where(record): [row for row, other in records.items() if where(other) == where(record)] for record in records.values()}
+    machines: dict[str, list[str]] = {}
+    for row, record in records.items():
+        machines.setdefault(where(record["machine"]), []).append(row)
     lines = [f"*{machine}*" if len(machines) == 1 else f"*{'; '.join(measured)}: {machine}.*" for machine, measured in machines.items()]
     return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", "\n\n".join(lines)])
 
@@ -73,7 +67,7 @@ def speed_in_brief() -> str:
 def measured(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     """The table of a stored result, and its machine."""
     record = stored(name)
-    return f"{table(record)}\n\n*{where(record)}*"
+    return f"{table(record)}\n\n*{where(record['machine'])}*"
 
 
 OURS, FULL = "longattn", "sdpa"
@@ -91,7 +85,7 @@ def benchmarks() -> str:
         sections.append(f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}")
     worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
     error = f"Largest difference from the definition, before timing: {worst['error']:.1e}, where {worst['tolerance']:.0e} is allowed."
-    machines = sorted({where(record) for record in records})
+    machines = sorted({where(record["machine"]) for record in records})
     return "\n\n".join([*sections, error, *(f"*{machine}*" for machine in machines)])
 
 

@@ -121,6 +121,22 @@ def scores_of(
     return score_mod(scores, torch.tensor(b), torch.tensor(h), torch.tensor(i), torch.tensor(positions))
 
 
+def attend_to_seen(q: Tensor, k: Tensor, v: Tensor, call: Call, output: Callable[[Head, int, list[int], Tensor], Tensor]) -> Tensor:
+    """The outputs ``output(head, i, keys, scores)`` of all queries, where ``keys`` are those that query i may see. Padding has zeros."""
+    outputs = []
+    for head in heads(q, k, v, call.padding_mask):
+        rows = []
+        for row, i in enumerate(head.queries):
+            keys = head.seen(i, call.causal)
+            if i not in head.real:
+                rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
+                continue
+            scores = scores_of(head.q[row], head.k[keys], keys, scaling=call.scaling, score_mod=call.score_mod, b=head.b, h=head.h, i=i)
+            rows.append(output(head, i, keys, scores))
+        outputs.append(rows)
+    return together(outputs, q)
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, sees: Sees, call: Call) -> Tensor:
     """softmax(Q Kᵀ · scale) V over the keys for which ``sees(b, h, i, j)``; a number n counts the key n times (weight n · exp(score)).
 

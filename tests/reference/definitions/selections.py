@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import Call, Sees, first_tokens, heads, is_real, masked_attention, real_positions, scores_of, together
+from ._loops import Call, Head, Sees, attend_to_seen, first_tokens, is_real, masked_attention, real_positions
 
 
 def define_top_k(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -17,20 +17,12 @@ def define_top_k(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call)
 
     softmax over topk(Q Kᵀ): all other scores are taken as -infinity. Of equal scores the earlier key is kept.
     """
-    causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
-    outputs = []
-    for head in heads(q, k, v, padding_mask):
-        rows = []
-        for row, i in enumerate(head.queries):
-            allowed = head.seen(i, causal)
-            if i not in head.real:
-                rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
-                continue
-            scores = scores_of(head.q[row], head.k[allowed], allowed, scaling=scaling, score_mod=score_mod, b=head.b, h=head.h, i=i)
-            best = sorted(range(len(allowed)), key=lambda n: (-float(scores[n].detach()), n))[: module.options.num_keys]
-            rows.append(torch.softmax(scores[best], 0) @ head.v[[allowed[n] for n in best]])
-        outputs.append(rows)
-    return together(outputs, q)
+
+    def output(head: Head, i: int, keys: list[int], scores: Tensor) -> Tensor:
+        best = sorted(range(len(keys)), key=lambda n: (-float(scores[n].detach()), n))[: module.options.num_keys]
+        return torch.softmax(scores[best], 0) @ head.v[[keys[n] for n in best]]
+
+    return attend_to_seen(q, k, v, call, output)
 
 
 def draw_options_top_k(random: Random, length: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import Call, Sees, first_tokens, heads, masked_attention, real_positions, scores_of, together
+from ._loops import Call, Head, Sees, attend_to_seen, first_tokens, masked_attention, real_positions
 
 
 def sees_full(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
@@ -186,23 +186,15 @@ def define_adaptive_span(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, cal
     m_z(x) = min(max((R + z - x) / R, 0), 1), and a_tr = m_z(t - r) exp(s_tr) / sum_q m_z(t - q) exp(s_tq), over the past, or both ways by
     the distance. z is the learned number in [0, 1] times the longest span S.
     """
-    causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     ramp = module.options.ramp
     spans = dict(module.named_parameters())["span_fraction"].double() * module.options.max_span
-    outputs = []
-    for head in heads(q, k, v, padding_mask):
-        rows = []
-        for row, i in enumerate(head.queries):
-            allowed = head.seen(i, causal)
-            if i not in head.real:
-                rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
-                continue
-            scores = scores_of(head.q[row], head.k[allowed], allowed, scaling=scaling, score_mod=score_mod, b=head.b, h=head.h, i=i)
-            distance = torch.tensor([abs(i - j) for j in allowed])
-            weights = ((ramp + spans[head.h] - distance) / ramp).clamp(0, 1) * torch.exp(scores - scores.max())
-            rows.append(weights / weights.sum() @ head.v[allowed])
-        outputs.append(rows)
-    return together(outputs, q)
+
+    def output(head: Head, i: int, keys: list[int], scores: Tensor) -> Tensor:
+        distance = torch.tensor([abs(i - j) for j in keys])
+        weights = ((ramp + spans[head.h] - distance) / ramp).clamp(0, 1) * torch.exp(scores - scores.max())
+        return weights / weights.sum() @ head.v[keys]
+
+    return attend_to_seen(q, k, v, call, output)
 
 
 def draw_options_adaptive_span(random: Random, length: int) -> dict[str, Any]:
