@@ -108,9 +108,9 @@ def attach_mechanisms(
             )
         if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
-        if causal and isinstance(mechanism, SparseMechanism) and leading_sinks(mechanism):
-            if (rotation := _rotation_of_sinks(model, site)) is not None:
-                mechanism.turn_sinks(rotation)
+        has_sinks = causal and leading_sinks(mechanism) > 0
+        if isinstance(mechanism, SparseMechanism) and has_sinks and (rotation := _rotation_of_sinks(model, site)) is not None:
+            mechanism.turn_sinks(rotation)
         if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.capabilities.takes_hidden_states or (isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)):
