@@ -115,7 +115,7 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``; ``None`` if there is none."""
+    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``, or (0) for decoding; ``None`` without."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]
@@ -139,6 +139,12 @@ def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
     full = None if causal else full_of(mechanism)
     return mechanism if full is None or length > full.sizes.max_length else full
+
+
+def for_step(mechanism: Any, q_len: int, causal: bool) -> Any:
+    """The mechanism for a call of ``q_len`` queries: full attention for one causal query if ``full_decoding``, otherwise ``mechanism``."""
+    full = full_of(mechanism) if causal and q_len == 1 else None
+    return mechanism if full is None else full
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
@@ -167,7 +173,7 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
             f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
             f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
         )
-    if causal and full_of(mechanism) is not None:
+    if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
         raise OptionError(
             f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
             f"a causal window of {mechanism.options.exact_length} tokens already sees all of shorter texts."
