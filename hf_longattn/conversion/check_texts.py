@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import inspect
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -39,8 +40,12 @@ COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
-MEASUREMENT = 3e12
-"""Maximum FLOPs for measuring source and result."""
+MEASUREMENT, PATIENCE = 3e12, 600.0
+"""Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they can differ."""
+TEXTS, SECONDS = 4, 45.0
+"""Maximum texts on which a decoder's loss is measured, and seconds after which no further one is begun."""
+SMALLEST_BUCKET = 256
+"""Tokens in the first bucket of a decoder's loss by position; each further bucket ends at twice the position."""
 LOGITS_BYTES = 2**30
 """Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all logits, up to twice as many
 bytes. Compared logits have at most half as many."""
@@ -61,8 +66,11 @@ class Lengths:
     at_once: bool  # whether the source reads the measured text in one pass, as the result does
 
 
-def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
-    """Choose the lengths for this model and text. They are shorter than planned if the model is large."""
+def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 0.0) -> Lengths:
+    """Choose the lengths for this model and text. They are shorter than planned if the model is large.
+
+    speed: measured FLOP/s of this machine. The shortest text that can show a difference may take :data:`PATIENCE` seconds.
+    """
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
@@ -90,7 +98,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
         while count >= least:
             every = max(1, math.ceil(count * per_logits))
             flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / every)
-            if flops <= MEASUREMENT and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
+            most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
+            if flops <= most and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
                 return count
             count = max(count // 2 // chunk * chunk, least if count > least else 0)
         return 0

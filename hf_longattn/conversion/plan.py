@@ -372,7 +372,8 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
     marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    tokenizer = load_tokenizer(opened.folder, base)
+    # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
+    tokenizer = load_tokenizer(opened.folder, base) if marks_question or unseparated or not request.verify else None
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
