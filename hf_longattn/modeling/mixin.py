@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
 from ..mechanisms.common.masked import attend_step
+from ..mechanisms.common.options import FULL_DECODING
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
@@ -34,7 +36,7 @@ from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
 from .inference import optimize_for_inference, warn_of_overflow
-from .losses import auxiliary_loss, label_count, share_of_step
+from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
@@ -183,9 +185,12 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss. With ``num_items_in_batch``,
-        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss."""
+        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss. A causal language model that is
+        trained with labels computes logits only when they are read."""
         items = arguments.pop("num_items_in_batch", None)
-        outputs = base_forward(self, **arguments)
+        defers = self.training and any(arguments.get(name) is not None for name in ("labels", "shift_labels"))
+        with deferred_logits(self) if defers else nullcontext():
+            outputs = base_forward(self, **arguments)
         by_name = not isinstance(outputs, tuple)
         mean = getattr(outputs, "loss", None) if by_name else outputs[0] if outputs else None
         if not isinstance(mean, Tensor) or mean.dim() != 0:
@@ -351,6 +356,19 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 class LongGenerationMixin(_Base):
     """Mixin before the other mixins in models that generate."""
 
+    def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
+        """The base's checks, and a refusal of ``full_decoding`` if calls for new tokens have several queries, as prompts have."""
+        super()._validate_generation_mode(generation_mode, generation_config, *args)
+        assisted = generation_mode == "assisted_generation"
+        if not (assisted or generation_config.use_cache is False) or not self.runs_mechanisms:
+            return
+        if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):
+            problem = "assisted decoding (assistant_model, prompt_lookup_num_tokens)" if assisted else "use_cache=False"
+            raise InputError(
+                f"full_decoding sees all keys in steps of one token, which {problem} does not have; leave that out, or convert without "
+                "full_decoding."
+            )
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -429,8 +447,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
         if self.takes_positions and (rotary or table is not None):
-            short = (full.sizes.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
-            self.exact_length = min(short, default=None)
+            short = (layer.options.exact_length for layer in layers if not rotary and full_of(layer) is not None)
+            self.exact_length = min(filter(None, short), default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)
                 self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
