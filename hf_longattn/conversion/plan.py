@@ -14,7 +14,7 @@ from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
+from ..mechanisms.common.masked import needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
@@ -108,16 +108,23 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
 
 def plan_positions(
-    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
+    architecture: Architecture,
+    attention: LongAttentionConfig,
+    positions: str,
+    text: StackLength,
+    decoder: StackLength | None,
+    *,
+    causal: bool,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: whether
+    the layers with ``attention`` are.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
     maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
-        rope = plan_rotary(base, attention, positions, text.old, text.new)
+        rope = plan_rotary(base, attention, positions, text.old, text.new, causal=causal)
         return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
@@ -161,19 +168,19 @@ def position_warnings(
     *,
     causal: bool,
     decoder: bool = False,
+    scaled: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
     """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
 
-    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers. ``scaled``: whether
+    rotations change.
     """
     grows = length.new > length.old
-    if auto and strategy in ("rope:linear", "rope:yarn") and grows:
-        localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
-        if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = f"{strategy} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
-            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
-            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
+    if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
+        near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
+        advice = f"{near} needs none, and --positions rope:none leaves it out"
+        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "every text is read otherwise, short ones too")]
     changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
     if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
@@ -378,7 +385,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
@@ -402,7 +409,8 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
+    auto, scaled = request.positions == AUTO, rope is not None and not rope.exact
+    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
