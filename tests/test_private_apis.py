@@ -28,6 +28,7 @@ OVERRIDDEN = (
     "transformers:PreTrainedModel._initialize_weights",
     "transformers:GenerationMixin._update_model_kwargs_for_generation",
     "transformers:GenerationMixin._valid_auto_compile_criteria",
+    "transformers:GenerationMixin._validate_generation_mode",
     "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
     "transformers:GenerationMixin._prepare_position_ids_for_generation",
     "transformers.utils:PushToHubMixin._upload_modified_files",

@@ -24,7 +24,6 @@ from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.capabilities import band_of
 from ..mechanisms.common.registry import prototype
-from ..mechanisms.common.shared_options import full_of
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
@@ -79,8 +78,8 @@ class Stock:
         """Why the stock model differs from the long model, as a sentence that names the layer. Empty if they are equal."""
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
-        if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
-            return f"No stock architecture has exact_length={full.sizes.max_length}; convert with --option exact_length=0."
+        if length := next(filter(None, (layer.options.exact_length for layer in self.layers)), None):
+            return f"No stock architecture has exact_length={length}; convert with --option exact_length=0."
         values = [self.layer(mechanism) for mechanism in self.layers]
         odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
         if odd is not None:

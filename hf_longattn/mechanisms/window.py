@@ -6,8 +6,19 @@ In a window of total width w with dilation d, query i sees key j if d divides i 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
     with left, right:  -d·right <= i - j <= d·left          (in the causal form, 0 <= i - j)
 
-and also if j is one of the first ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. Rotary models
-keep the positions of the text, whereas StreamingLLM renumbers the positions in its cache.
+and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In a causal layer that
+rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in StreamingLLM, which numbers the tokens
+inside its cache of s sinks and w keys: :class:`~hf_longattn.positions.relative.SinkPositions`. With ``sink_positions="text"`` it is at
+distance i - j, and so are the sinks of heads with a dilation.
+
+With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the authors' kernel does (Yu et
+al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries attends by window and sinks. So
+
+- a prompt is read by the window, in one pass or in pieces, but a last piece of one token sees all keys, and so does a text's first token;
+- its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row or document;
+- the next turn of a conversation is a prompt again;
+- training and evaluation without a cache use the window throughout. The authors train with full attention for the answer's tokens;
+- ``generate`` refuses ``use_cache=False`` and assisted decoding, whose calls cannot be told from prompts. Stock models do not check this.
 
 Tokens at the same position modulo d attend to each other in a plain window, so dilation costs nothing extra.
 """
@@ -30,7 +41,7 @@ from ..positions.trained_distances import Locality
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
-from .common.masked import GatheredMechanism, SparseMechanism
+from .common.masked import CACHE, TEXT, GatheredMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -59,9 +70,21 @@ class BandOptions(Options):
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(BandOptions):
     num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
+    sink_positions: str = option(
+        CACHE,
+        "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, their distance in "
+        "the text",
+        choices=(CACHE, TEXT),
+    )
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
+    full_decoding: bool | None = option(None, "whether decoding sees all keys, and only the prompt is read by window and sinks (SWAA)")
 
     def check(self) -> None:
+        if self.full_decoding and self.relative is not None:
+            raise OptionError(
+                f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but attends without relative "
+                "positions; leave one of them out."
+            )
         if not self.dilation or min(self.dilation) < 1:
             raise OptionError(
                 f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number of at least 1, or one for each head; "
@@ -110,6 +133,8 @@ class Window(SparseMechanism, GatheredMechanism):
             self._groups.append((heads, Window(len(heads), head_dim, hidden_size, max_length, alike)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
         self.finds_starts = self.max_dilation == 1
+        if options.full_decoding:
+            self.causal = True
         if self.max_dilation > 1:
             self.forward_is_mask = False
             self.capabilities = self.capabilities.but(exports="definition")
@@ -185,9 +210,11 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
-        return (positions >= upcoming - back) | (positions < sinks) if sinks else None
+        return (positions >= upcoming - back) | (positions < sinks) if sinks and not self.options.full_decoding else None
 
-    def locality(self, causal: bool) -> Locality:
+    def locality(self, causal: bool) -> Locality | None:
+        if self.options.full_decoding:
+            return None
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
         by_position = dilation > 1 or self.listed  # here sinks are listed by position, not as global tokens
         beside = "" if not sinks else "others" if by_position else "globals"

@@ -18,6 +18,7 @@ from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
 from ..mechanisms.common.masked import attend_step
+from ..mechanisms.common.options import FULL_DECODING
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
@@ -351,6 +352,19 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 class LongGenerationMixin(_Base):
     """Mixin before the other mixins in models that generate."""
 
+    def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
+        """The base's checks, and a refusal of ``full_decoding`` if calls for new tokens have several queries, as prompts have."""
+        super()._validate_generation_mode(generation_mode, generation_config, *args)
+        assisted = generation_mode == "assisted_generation"
+        if not (assisted or generation_config.use_cache is False) or not self.runs_mechanisms:
+            return
+        if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):
+            problem = "assisted decoding (assistant_model, prompt_lookup_num_tokens)" if assisted else "use_cache=False"
+            raise InputError(
+                f"full_decoding sees all keys in steps of one token, which {problem} does not have; leave that out, or convert without "
+                "full_decoding."
+            )
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -429,8 +443,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         if table is not None:
             self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
         if self.takes_positions and (rotary or table is not None):
-            short = (full.sizes.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
-            self.exact_length = min(short, default=None)
+            short = (layer.options.exact_length for layer in layers if not rotary and full_of(layer) is not None)
+            self.exact_length = min(filter(None, short), default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)
                 self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0

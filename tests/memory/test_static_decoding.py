@@ -27,6 +27,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 32}
 PLANS: dict[str, dict[str, Any]] = {
     "window": WINDOW,
     "window and sinks": {**WINDOW, "num_sinks": 4},
+    "window, full decoding": {**WINDOW, "num_sinks": 4, "full_decoding": True},
     "longformer": {**LONGFORMER, "global_tokens": (0, 7)},
     "linear": {"mechanism": "linear"},
     "full": {"mechanism": "full"},
@@ -169,7 +170,7 @@ def test_a_mechanism_without_one_graph_is_not_compiled_by_generate() -> None:
     assert torch.equal(found, model.generate(ids, **GREEDY))
 
 
-@every_case("plan", ["window", "longformer", "window and sinks", "alibi"])
+@every_case("plan", ["window", "longformer", "window and sinks", "window, full decoding", "alibi"])
 def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU without a compiler: fixed shapes, for which nothing waits."""
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)

@@ -33,6 +33,8 @@ RELATIVE = "relative"
 """Option of every mechanism over scores: relative positions, see :mod:`hf_longattn.positions.relative`."""
 EXACT_LENGTH = "exact_length"
 """Option of every mechanism with a bidirectional form: the maximum length for full attention, in tokens."""
+FULL_DECODING = "full_decoding"
+"""Option of decoders' windows: whether a causal call with one query attends to all keys."""
 
 MAX_LENGTH, SEED = "max_length", "seed"
 """Options that are also arguments of build_mechanism or attend. The argument sets the option."""

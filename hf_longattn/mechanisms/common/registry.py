@@ -23,6 +23,7 @@ from .base import Mechanism, reset
 from .capabilities import About, Capabilities
 from .options import (
     EXACT_LENGTH,
+    FULL_DECODING,
     LARGEST,
     MAX_LENGTH,
     ORDER,
@@ -283,14 +284,15 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
 
 
 def _add_full(mechanism: Mechanism) -> None:
-    """If the option ``exact_length`` is set, give the mechanism full attention for short texts."""
-    if mechanism.options.exact_length:
-        if why := why_not_in_full(mechanism):
-            raise OptionError(
-                f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
-                "leave exact_length out, or set exact_length=0."
-            )
-        sizes = mechanism.sizes._replace(max_length=mechanism.options.exact_length)
+    """Give the mechanism full attention for short texts (``exact_length``), or for decoding (``full_decoding``)."""
+    length = mechanism.options.exact_length
+    if length and (why := why_not_in_full(mechanism)):
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
+            "leave exact_length out, or set exact_length=0."
+        )
+    if length or getattr(mechanism.options, FULL_DECODING, None):
+        sizes = mechanism.sizes._replace(max_length=length or 0)
         mechanism._full = (mechanism_class("full")(*sizes, Options()),)
 
 
@@ -392,12 +394,11 @@ class MechanismSpec:
         values = dict(values)
         mechanism = mechanism_class(values.pop("mechanism")).name
         options = check_options(mechanism, values)
-        for option, what in {RELATIVE: "Relative positions belong", EXACT_LENGTH: "Texts attended in full belong"}.items():
-            if setting := getattr(options, option):
-                raise OptionError(
-                    f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={setting!r}; "
-                    f"give {option} to {owner!r} itself."
-                )
+        shared = {RELATIVE: "Relative positions belong", EXACT_LENGTH: "Texts attended in full belong"}
+        for option, what in {**shared, FULL_DECODING: "Full attention in decoding belongs"}.items():
+            if setting := getattr(options, option, None):
+                advice = f"give {option} to {owner!r} itself" if option in shared else "leave it out"
+                raise OptionError(f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={setting!r}; {advice}.")
         return cls(mechanism, options, tuple(values))
 
     @classmethod

@@ -29,6 +29,7 @@ from ...engines.score_terms import ScoreTerm, chain_score_mods, remapped
 from ...engines.sequences import attend_per_sequence, rolled, stacked
 from ...engines.token_grid import Grid, check_order
 from ...errors import InputError, OptionError
+from ...positions.relative import RelativePositions
 from .capabilities import largest_distances, reads_grid
 
 
@@ -114,7 +115,7 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``; ``None`` if there is none."""
+    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``, or (0) for decoding; ``None`` without."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]
@@ -138,6 +139,12 @@ def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
     full = None if causal else full_of(mechanism)
     return mechanism if full is None or length > full.sizes.max_length else full
+
+
+def for_step(mechanism: Any, q_len: int, causal: bool) -> Any:
+    """The mechanism for a call of ``q_len`` queries: full attention for one causal query if ``full_decoding``, otherwise ``mechanism``."""
+    full = full_of(mechanism) if causal and q_len == 1 else None
+    return mechanism if full is None else full
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
@@ -166,7 +173,7 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
             f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
             f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
         )
-    if causal and full_of(mechanism) is not None:
+    if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
         raise OptionError(
             f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
             f"a causal window of {mechanism.options.exact_length} tokens already sees all of shorter texts."
@@ -350,10 +357,16 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
     return q, k, v, with_relative(module, q, k, call)
 
 
+def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePositions | None:
+    """The mechanism's relative positions; ``None`` if they change no score of a call with keys ``k (B, H_kv, Nk, D)``."""
+    relative: RelativePositions | None = mechanism.relative
+    return relative if relative is not None and relative.changes(k.shape[2], call) else None
+
+
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
     ``RelativePositions.term`` itself."""
-    term = None if mechanism.relative is None else relative_term(mechanism, q, k, call)
+    term = None if relative_of(mechanism, k, call) is None else relative_term(mechanism, q, k, call)
     return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
@@ -365,11 +378,11 @@ def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 
 def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
     """:func:`with_relative`, with terms by their N×N definition."""
-    if mechanism.relative is None:
+    if (relative := relative_of(mechanism, k, call)) is None:
         return q, k, call
     q_len, kv_len = q.shape[2], k.shape[2]
     positions = torch.arange(kv_len, device=q.device)[None]
-    term = mechanism.relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
+    term = relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]

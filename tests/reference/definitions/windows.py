@@ -43,6 +43,23 @@ def sees_window(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor
     return seen
 
 
+def seen_in_pieces(pieces: list[tuple[int, int]], padding_mask: Tensor, window: int, sinks: int) -> Tensor:
+    """The keys (B, N, N) that each query sees with ``full_decoding``, if a text is read in ``pieces`` of its tokens, from begin to end.
+
+    Yu et al. 2025, SWAA (arXiv 2512.10411): a piece of one token sees all keys, as the authors' kernel does. Queries of longer pieces see
+    the last ``window`` tokens and the first ``sinks`` real ones.
+    """
+    rows, length = padding_mask.shape
+    seen = torch.zeros(rows, length, length, dtype=torch.bool)
+    for b in range(rows):
+        start = int(padding_mask[b].long().argmax())
+        for begin, end in pieces:
+            for i in range(begin, end):
+                for j in range(start, i + 1):
+                    seen[b, i, j] = end - begin == 1 or i - j < window or j - start < sinks
+    return seen
+
+
 def draw_options_window(random: Random, length: int) -> dict[str, Any]:
     return {
         "window": 2 * random.randint(1, max(1, length // 2)),
