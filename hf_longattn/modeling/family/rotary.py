@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
+from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import furthest_position
 from ...mechanisms.common.registry import mechanism_class, prototype
 from ...mechanisms.full import Full
 from ...positions.relative import relative_class
 from ...positions.rope import RopePlan, rope_parameters
+
+if TYPE_CHECKING:
+    from .definition import Family
 
 
 def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool | None) -> list[int | None]:
@@ -22,6 +26,19 @@ def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool
     layers = [prototype(*attention.for_layer(layer)) for layer in range(getattr(config, "decoder_layers", config.num_hidden_layers))]
     forms = [[furthest_position(layer, form) for layer in layers] for form in ((True, False) if causal is None else (causal,))]
     return [None if None in distances else max(distances) for distances in zip(*forms, strict=True)]
+
+
+def positions_without_end(family: Family, config: Any, layers: Iterable[Mechanism]) -> int | None:
+    """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise ``None``.
+
+    They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the length of a text.
+
+    Args:
+        layers: the mechanisms in the model.
+    """
+    if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
+        return None
+    return positions_in([furthest_position(layer, True, attached=True) for layer in layers])
 
 
 def plan_rotary(
