@@ -396,7 +396,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder, causal=form_of_distances(architecture, config))
+    strategy, rope, lengths, same = plan_positions(
+        architecture, attention, request.positions, length, decoder, causal=form_of_distances(architecture, config)
+    )
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
