@@ -70,6 +70,7 @@ class LossChange:
         return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f}{error}, n = {self.predicted:,})"
 
 
+@torch.no_grad()
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
     """The loss of each token, ``(B·N,)`` float32; NaN at tokens that are not predicted.
 
@@ -86,7 +87,7 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     positions = (target != IGNORED).any(0).nonzero().flatten()
     selects = causal and "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": positions.to(shown.device)} if selects else {}
-    with torch.no_grad(), deferred_logits(model) if selects else nullcontext():
+    with deferred_logits(model) if selects else nullcontext():
         returned = model(input_ids=shown, return_dict=True, **kept)
     logits, target = returned["logits"] if "logits" in returned else returned["prediction_logits"], target[:, positions]
     loss_of = partial(functional.cross_entropy, reduction="none", ignore_index=IGNORED)
