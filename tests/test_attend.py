@@ -228,6 +228,7 @@ DRAWN = [
     *((name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)),
     ("taylor", {"feature_dim": 4}),
     ("synthesizer", {"variant": "random"}),
+    ("routing", {"router": "learned", "num_clusters": 2}),
     ("hybrid", {"features": "taylor:feature_dim=4"}),
 ]
 

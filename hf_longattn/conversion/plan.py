@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
@@ -14,13 +16,14 @@ from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
+from ..mechanisms.common.masked import leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
+from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.rotary import plan_rotary
+from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
 from ..positions import tables
@@ -30,6 +33,9 @@ from ..positions.tables import ALIBI
 from ..positions.trained_distances import RANDOM, widest_span
 from .settings import AUTO, ConversionConfig
 from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
+
+DECODER_WINDOW, DECODER_SINKS = 1024, 4
+"""Window and sinks of a decoder with ``mechanism="auto"``, in tokens. The window is at most half of the old length."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +114,23 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
 
 def plan_positions(
-    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
+    architecture: Architecture,
+    attention: LongAttentionConfig,
+    positions: str,
+    text: StackLength,
+    decoder: StackLength | None,
+    *,
+    causal: bool,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: whether
+    the layers with ``attention`` are.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
     maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
-        rope = plan_rotary(base, attention, positions, text.old, text.new)
+        rope = plan_rotary(base, attention, positions, text.old, text.new, causal=causal)
         return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
@@ -161,19 +174,19 @@ def position_warnings(
     *,
     causal: bool,
     decoder: bool = False,
+    scaled: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
     """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
 
-    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers. ``scaled``: whether
+    rotations change.
     """
     grows = length.new > length.old
-    if auto and strategy in ("rope:linear", "rope:yarn") and grows:
-        localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
-        if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = f"{strategy} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
-            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
-            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
+    if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
+        near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
+        advice = f"{near} needs none, and --positions rope:none leaves it out"
+        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "every text is read otherwise, short ones too")]
     changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
     if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
@@ -268,6 +281,7 @@ class ConversionPlan(WithTowers):
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
+    looks_back: int | None = None  # of a decoder whose texts have no maximum length: positions that a query looks back; None for others
     training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: derived from head and texts
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
@@ -279,6 +293,13 @@ class ConversionPlan(WithTowers):
         self.old_length, self.new_length = self.inputs.old.tokens, self.inputs.new.tokens
         self.parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
         self.generic = isinstance(self.architecture.family, PlainFamily)
+
+    @property
+    def lengths_in_words(self) -> str:
+        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is nothing to say."""
+        if self.looks_back is None:
+            return str(self.short_texts)
+        return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
 
     def input_in_words(self, when: str) -> str:
         """The maximum input of the "old" or the "new" model."""
@@ -297,7 +318,7 @@ class ConversionPlan(WithTowers):
         if self.decoder is not None:
             of_decoder = self.config.decoder_attention.to_dict()
             decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
-        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": str(self.short_texts)}
+        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": self.lengths_in_words}
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
@@ -338,19 +359,44 @@ def plan_conversion(
         LongAttentionError: the conversion would fail, for the reason in its sentence.
     """
     request = ConversionConfig.from_keywords(config, settings)
-    searches = request.mechanism == AUTO
-    if searches and choose is None:
-        raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
-    if not searches and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
+    auto = request.mechanism == AUTO
+    if not auto and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
         request.attention()  # a mistyped name is refused before anything is fetched
-    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=searches)
+    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
     if destination is not None:
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
-    if choose is None or not searches:
+    if not auto:
         return plan_source(opened, request)
-    find_architecture(opened, request)  # fail before the slow search
-    attention, choice = choose(opened, request)
+    architecture = find_architecture(opened, request)  # fail before the slow search
+    if (chosen := chosen_for_decoder(opened, architecture, request)) is None:
+        if choose is None:
+            raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
+        if not isinstance(source, Source):
+            opened = open_source(source, request.revision, request.token)
+        chosen = choose(opened, request)
+    attention, choice = chosen
     return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
+
+
+def chosen_for_decoder(
+    opened: Source, architecture: Architecture, request: ConversionConfig
+) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
+    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without its own window.
+
+    ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
+    """
+    base = architecture.source_config
+    if request.budget is not None or request.search_input is not None or architecture.modality.noun != "text":
+        return None
+    if architecture.original_attention is not None or architecture.encoder_decoder or not architecture.long_config(None).attending[1]:
+        return None
+    search = "--budget 0.25 would search for other mechanisms"
+    if None not in own_windows(base):
+        return None, {"reason": f"Every layer keeps its own window; {search}."}
+    window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
+    kept = ", and layers with a window of their own keep it" if any(own_windows(base)) else ""
+    reason = f"window={window} with {DECODER_SINKS} sinks: untrained, a decoder loses least so in a cache of constant size{kept}; {search}."
+    return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
@@ -372,13 +418,16 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
     marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    tokenizer = load_tokenizer(opened.folder, base)
+    # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
+    tokenizer = load_tokenizer(opened.folder, base) if marks_question or unseparated or not request.verify else None
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    strategy, rope, lengths, same = plan_positions(
+        architecture, attention, request.positions, length, decoder, causal=form_of_distances(architecture, config)
+    )
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
@@ -397,12 +446,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
     skeleton = architecture.skeleton(config)
+    looks_back = positions_without_end(architecture.family, config, attached_mechanisms(skeleton))
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
+    auto, scaled = request.positions == AUTO, rope is not None and not rope.exact
+    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
@@ -423,8 +474,19 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         costs=costs_of(inputs, attention, shape),
         warnings=tuple(warnings),
         decoder=decoder,
-        tokenizer_length=length.new,
+        tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
+        looks_back=looks_back,
     )
+
+
+def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
+    """Whether the layers are causal; ``None`` if their sinks keep the positions of the text, because no rotation could be followed."""
+    layers, causal = config.attending
+    with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
+    if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):
+        return bool(causal)
+    mechanisms = attached_mechanisms(architecture.skeleton(config))
+    return None if any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms) else True
 
 
 def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:

@@ -17,7 +17,7 @@ from .cuda.flash_band import flash_band, flash_globals
 from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
-from .score_terms import DistanceBias, DistanceTerm
+from .score_terms import ColumnTerm, DistanceBias, DistanceTerm
 from .sequences import attend_per_sequence
 
 
@@ -59,8 +59,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := DistanceTerm.of(call.term, q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    bias = call.score_mod if isinstance(call.score_mod, DistanceBias) else None
-    learned, ahead = ((), 0) if bias is None else ((bias.table,), bias.ahead)
+    term = call.score_mod
+    learned = (term.table,) if isinstance(term, DistanceBias | ColumnTerm) else ()
+    ahead = term.ahead if isinstance(term, DistanceBias) else 0
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     fixed = call.key_mask, global_mask
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)

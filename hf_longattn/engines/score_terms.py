@@ -8,6 +8,7 @@ of a batch, or for rolled rows. :func:`as_term` gives a plain function the metho
 |---|---|---|
 | :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
 | :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
+| :class:`ColumnTerm` | ``table[h, i, j]`` for the first keys j | sinks of rotary decoders |
 | :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT |
 """
 
@@ -194,6 +195,24 @@ class DistanceBias(ScoreTerm):
         """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``, shaped like the table."""
         index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnTerm(ScoreTerm):
+    """A ``score_mod`` of the query and one of the first n keys: adds ``table[b, h, q_idx - offset, kv_idx]``.
+
+    table: ``(B, H, Nq, n)``. offset: position of the first query.
+    """
+
+    table: Tensor
+    offset: int
+
+    engines = ("cpu-band",)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        queries, columns = self.table.shape[2:]
+        added = self.table[b, h, (q_idx - self.offset).clamp(0, queries - 1), kv_idx.clamp(0, columns - 1)]
+        return score + added * (kv_idx < columns)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

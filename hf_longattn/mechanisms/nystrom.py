@@ -36,6 +36,10 @@ class NystromOptions(Options):
     conv_kernel: int | None = option(
         None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
     )
+    inv_coeff_init_option: str = option(
+        "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
+        choices=("exact", "original"),
+    )  # fmt: skip
 
     def check(self) -> None:
         if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
@@ -65,8 +69,12 @@ class Nystrom(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if options.conv_kernel is not None:
+        self.capabilities = self.capabilities.but(ignores_padding=options.inv_coeff_init_option == "exact")
+        if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
+            self.per_head_tensors = None
+        elif options.conv_kernel is not None:
             self.per_head_tensors = ("conv",)
+        if options.conv_kernel is not None:
             self.conv = nn.Parameter(torch.empty(num_heads, options.conv_kernel))
             """``(H, conv_kernel)``, the convolution of each head's values."""
             self.reset_parameters()
@@ -85,13 +93,13 @@ class Nystrom(Mechanism):
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
         f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm
+        both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm of the batch
         a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), both.expand(-1, q.shape[1], count, -1))
         b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
         norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
-        z = a.transpose(-1, -2) / norm
+        z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
         eye = torch.eye(count, dtype=a.dtype, device=a.device)
         for _ in range(self.options.iterations):
             z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
@@ -153,9 +161,9 @@ class Nystrom(Mechanism):
         scores = q_marks @ k_marks.transpose(-1, -2) * scale
         if filled is None:
             middle = scores.softmax(-1)
-        else:  # empty landmarks would change the norm
+        else:  # empty landmarks would change the norm of the batch
             middle = softmax_over(scores, (filled[:, None, :, None] & filled[:, None, None]).expand(scores.shape))
-        inverse = pseudo_inverse(middle, self.options.iterations)
+        inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         values = inverse @ dense_attention(q_marks, k, v, call)
         if means is not None and real is not None:  # where every token is a landmark, nothing is approximated
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
@@ -170,14 +178,16 @@ class Nystrom(Mechanism):
         return length * length if length <= self.options.num_landmarks else count * (2 * length + count)
 
 
-def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
+def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
 
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁.
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. Unless ``per_matrix``, the largest norm serves all matrices.
     """
     shape = a.shape
     a = a.flatten(0, 1)
-    z = a.transpose(1, 2) / a.sum(-2).amax(-1).clamp(min=torch.finfo(a.dtype).tiny)[:, None, None]
+    norms = a.sum(-2).amax(-1)
+    norms = norms if per_matrix else norms.amax(0).expand_as(norms)
+    z = a.transpose(1, 2) / norms.clamp(min=torch.finfo(a.dtype).tiny)[:, None, None]
     eye = torch.eye(shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
         product = torch.bmm(a, z)

@@ -11,7 +11,8 @@ depend on the whole sequence, so the causal form takes the latest ones instead. 
 algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several gets one of the results.
 ``window`` adds the tokens around each query, instead of the paper's local heads. A query that sees no key sees itself.
 
-The centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per backward pass:
+``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per
+backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
@@ -19,6 +20,13 @@ If a cluster has no queries or no keys, only the other mean enters. Algorithm 1 
 means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more tokens by its length. In distributed
 training each process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these
 moves by one move over the tokens of all processes, as a single process would make. ``longattn train`` calls it after every backward pass.
+
+``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
+over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
+
+    s_ij  =  q_i · k_j · scale + log p_j(c(i))
+
+so that W_r receives gradients through log p.
 """
 
 from __future__ import annotations
@@ -33,9 +41,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines import accelerator
-from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows
+from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
+from ..engines.score_terms import add_term
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.capabilities import About, NeedsWholeBatch
@@ -45,6 +54,7 @@ from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of clusters if the longest input is unknown."""
+SINKHORN_STEPS = 8
 TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
 """Tokens and clusters per step of a search that does not store all affinities."""
 
@@ -56,6 +66,11 @@ class RoutingOptions(Options):
         None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
     )
     window: int = option(0, "tokens around each query that it also sees: w/2 on each side, or the last w when causal", "tokens", least=0)
+    router: str = option(
+        "kmeans",
+        "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters",
+        choices=("kmeans", "learned"),
+    )
     decay: float = option(0.999, "λ, share of a centroid that an update keeps", least=0, most=1)
     seed: int = option(0, "seed of the initial centroids")
     normalise: bool = option(
@@ -65,10 +80,10 @@ class RoutingOptions(Options):
 
 @register_mechanism("routing")
 class Routing(BucketedMechanism, NeedsWholeBatch):
-    """Softmax over the tokens of a query's cluster, found by k-means."""
+    """Softmax over the tokens of a query's cluster, found by k-means or learned."""
 
     about = About(
-        summary="each token sees the members of its nearest cluster, by online k-means",
+        summary="each token sees the members of its nearest cluster, by online k-means or a learned router",
         paper="Roy et al. 2020, Routing Transformer, §4.1, algorithm 1",
         when="a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`",
         engine="bucketed",
@@ -76,11 +91,10 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         sample={"num_clusters": 6, "window_per_cluster": 48},
         covering=lambda length, causal: {"num_clusters": 1, "window_per_cluster": length},
     )
-    per_head_tensors = ("centroids",)
     capabilities = BucketedMechanism.capabilities.but(images="any")
     options: RoutingOptions
     centroids: Tensor
-    """``(H, clusters, D)``, part of the checkpoint."""
+    """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
     """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then, ``(2, H, clusters, D + 1)``.
     ``None`` in a single process."""
@@ -90,20 +104,31 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         length = max_length or DEFAULT_LENGTH
         self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
         self.size = options.window_per_cluster or -(-length // self.num_clusters)
-        self.plain_scores = not options.normalise
-        self.register_buffer("centroids", torch.empty(num_heads, self.num_clusters, head_dim))
+        self.learned = options.router == "learned"
+        self.plain_scores = not (self.learned or options.normalise)
+        empty = torch.empty(num_heads, self.num_clusters, head_dim)
+        if self.learned:
+            self.router = nn.Parameter(empty)
+            self.per_head_tensors = ("router",)
+        else:
+            self.register_buffer("centroids", empty)
+            self.per_head_tensors = ("centroids",)
         self.reset_parameters()
 
     def needs_one_call(self) -> bool:
-        return self.training  # a pass moves the centroids once
+        return self.training and not self.learned  # a pass moves the centroids once
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw unit centroids from the option ``seed``."""
+        """Draw unit centroids from the option ``seed``, or a random router."""
         super().reset_parameters(generator)
         self._unshared = None
-        drawn = torch.randn(self.centroids.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu")
-        with torch.no_grad():
-            self.centroids.copy_(F.normalize(drawn, dim=-1))
+        if self.learned:
+            nn.init.normal_(self.router, std=self.head_dim**-0.5, generator=generator)
+        else:
+            seeded = torch.Generator().manual_seed(self.options.seed)
+            drawn = torch.randn(self.centroids.shape, generator=seeded, device="cpu")
+            with torch.no_grad():
+                self.centroids.copy_(F.normalize(drawn, dim=-1))
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return self.vectors(q), self.vectors(repeat_heads(k, q.shape[1]))
@@ -115,9 +140,38 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:]).to(x.dtype)
 
+    def logits(self, x: Tensor, exact: bool = True) -> Tensor:
+        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)`` from :meth:`prepared`; float64 if ``exact``, else at least float32."""
+        dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
+            return middle @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
+
     @torch.no_grad()
-    def clusters(self, x: Tensor) -> Tensor:
+    def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """Logit offsets that balance the clusters over the real keys, ``(B, H, 1, clusters)``. ``None`` without balancing."""
+        if not self.learned or call.causal:
+            return None
+        logits, real = self.logits(k), call.real(k)
+        share = (real.sum(-1).clamp(min=1).to(logits.dtype) / self.num_clusters).log().view(-1, 1, 1, 1)
+        offset = logits.new_zeros(*logits.shape[:2], 1, self.num_clusters)
+        for _ in range(SINKHORN_STEPS):
+            plan = (logits + offset).log_softmax(-1).masked_fill(~real[:, None, :, None], float("-inf"))
+            offset = offset + share - plan.logsumexp(2, keepdim=True)
+        return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
+
+    def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
+        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, log p (with gradients); else affinities."""
+        logits = self.logits(k, exact)
+        if not self.learned:
+            return logits
+        return (logits if offset is None else logits + offset.to(logits.dtype)).log_softmax(-1)
+
+    @torch.no_grad()
+    def clusters(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """The cluster of every vector, ``(B, H, N)``."""
+        if self.learned:
+            return self.shares(x, offset, exact=True).argmax(-1)
         # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and scaling a vector does not change its nearest cluster.
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
@@ -126,11 +180,12 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         k, real = self.vectors(k), call.real(k)
-        cluster = self.clusters(q)
+        offset = self.offsets(k, call)
+        cluster = self.clusters(q, offset)
         if call.causal:
-            met = recent_in_bucket(cluster[:, :, None], self.clusters(k)[:, :, None], real, self.size)[:, :, 0]
+            met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
         else:
-            rank = ranking(self._ranked(k, real)).argsort(-1)
+            rank = ranking(self._ranked(k, offset, real)).argsort(-1)
             member = (rank < self.size) & real[:, None, None]  # (B, H, clusters, Nk)
             met = member.gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
         if band := self._band(call.causal):
@@ -140,9 +195,9 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         real, band, positions = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
-        query_clusters = torch.cat([self.clusters(piece) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
+        query_clusters = torch.cat([self.clusters(piece, None) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
         if call.causal:
-            key_clusters = torch.cat([self.clusters(piece) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
+            key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
             clustered = recent_by_rows(query_clusters[:, :, None], key_clusters[:, :, None], real, self.size)
         else:
             # A few clusters at a time, because the affinities of all keys to all clusters would need too much memory.
@@ -170,22 +225,31 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
         return met
 
+    def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
+        if not self.learned:
+            return super().counted(q, k, call, count)
+        offset = self.offsets(k, call)
+        share = self.shares(k, offset, exact=False).transpose(-1, -2)
+        affinity = share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))  # log p_j(c(i))
+        return call.replace(score_mod=add_term(call.score_mod, lambda *_: affinity))
+
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        # with a window, clusters choose among the keys of one document
-        return accelerator.accelerated(k) and call.causal and not self.options.window
+        # with a learned router or a window, clusters choose among the keys of one document
+        return accelerator.accelerated(k) and call.causal and not self.learned and not self.options.window
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)
-        cluster, no_visible_key = self.clusters(q), None
+        offset = self.offsets(k, call)
+        cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
             (buckets, count), (key_buckets, _) = (
-                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (cluster, self.clusters(k))
+                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (cluster, self.clusters(k, None))
             )
             rounds = RecentRounds(buckets, key_buckets, count, real=real, q_len=q_len, size=self.size, shared=False)
             parts = [*rounds.parts(outside=band)]
             no_visible_key = None if band else rounds.no_visible_key()
         else:
-            members = topk(self._ranked(k, real), self.size).sort(-1).values  # in the order of the sequence
+            members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
             rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2))
             parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)]
         if band is not None:
@@ -195,15 +259,20 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
                 is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1))
                 keys = torch.where(is_real.view(len(real), *keys.shape[1:]), keys, -1)
             parts.append(dataclasses.replace(near, queries=queries, keys=keys))
+        if self.learned:  # log p_j(c(i)) is the bias of a pair
+            share = self.shares(k, offset, exact=False).flatten(2)
+            for number, part in enumerate(parts):
+                queries, keys = (x.expand(*cluster.shape[:2], -1, -1) for x in (part.queries, part.keys))
+                index = keys.clamp(min=0)[..., None, :] * self.num_clusters + taken(cluster, queries)[..., :, None]
+                bias = share.gather(2, index.flatten(2)).view(index.shape)
+                bias = bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf"))
+                parts[number] = dataclasses.replace(part, bias=bias)
         return tuple(parts), no_visible_key
 
     @torch.no_grad()
-    def _ranked(self, k: Tensor, real: Tensor | None) -> Tensor:
-        """Affinities ``(B, H, clusters, Nk)`` in float64 of ``k (B, H, Nk, D)`` from :meth:`prepared`, with -inf for padding."""
-        dtype = exact_dtype(k.device)
-        with torch.autocast(k.device.type, enabled=False):
-            middle = k.to(dtype) if self.options.normalise else F.layer_norm(k.to(dtype), k.shape[-1:])
-            ranked = (middle @ self.centroids.to(dtype).transpose(-1, -2)).transpose(-1, -2)
+    def _ranked(self, k: Tensor, offset: Tensor | None, real: Tensor | None) -> Tensor:
+        """:meth:`shares`, transposed to ``(B, H, clusters, Nk)``, with -inf for padding."""
+        ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -212,7 +281,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             real, sums = call.real(k), list[Tensor]()
             with torch.no_grad():
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
-                    clusters = self.clusters(self.vectors(x))
+                    clusters = self.clusters(self.vectors(x), None)
                     sums.append(cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real))
 
             @torch.no_grad()
@@ -300,7 +369,7 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
     """
     if processes(group) < 2:
         return
-    layers = [module for module in model.modules() if isinstance(module, Routing)]
+    layers = [module for module in model.modules() if isinstance(module, Routing) and not module.learned]
     if not layers:
         return
     unshared = []

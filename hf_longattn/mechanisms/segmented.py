@@ -6,11 +6,18 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
     previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020, BlockBERT, whose
                heads see either their block or a shifted one; here every head sees both)
     pooled     the keys of its block, and one key and value, a summary, for each other block
+    attention  the same, with summaries weighted by attention
 
 The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the summaries of the
 other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
-A summary is the mean key and the mean value of a block's real tokens. Its weight counts for these tokens, in equal shares.
+With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
+
+    pooled:     p_j = 1 / (real tokens of the block)
+    attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
+
+The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key instead of the mean query,
+so that a decode cache has all it needs. A summary's value is an average, so its weight counts for its tokens, with share p_j for each.
 """
 
 from __future__ import annotations
@@ -37,6 +44,8 @@ from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
+
+SUMMARISING = ("pooled", "attention")
 
 
 class PooledKeys(NamedTuple):
@@ -73,12 +82,13 @@ class SegmentedOptions(Options):
     block_size: int = option(256, "tokens in a block", "tokens", least=1)
     integration: str = option(
         "previous",
-        "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key and value of each",
-        choices=("none", "previous", "pooled"),
+        "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key and value of each; "
+        "'attention': a key and value of each, weighted by attention to its mean key",
+        choices=("none", "previous", "pooled", "attention"),
     )
 
     def is_mask(self) -> bool:
-        return self.integration != "pooled"
+        return self.integration not in SUMMARISING
 
 
 @register_mechanism("segmented")
@@ -105,6 +115,7 @@ class Segmented(GatheredMechanism):
         self.summarises = not options.is_mask()
         """Whether other blocks are seen as summaries."""
         self.forward_is_mask = self.forward_is_mask and not self.summarises
+        self._by_attention = options.integration == "attention"
         self._neighbours = 1 if options.integration == "previous" else 0
         """Number of blocks that a query sees on each side of its block."""
 
@@ -133,7 +144,7 @@ class Segmented(GatheredMechanism):
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
-        pooled = summarise(k, v, call.key_mask, self.options.block_size)
+        pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
         if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
             positions = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
@@ -162,6 +173,8 @@ class Segmented(GatheredMechanism):
         block, query_block = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
         spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)  # equal shares for the tokens of a block
+        if self._by_attention:
+            spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
@@ -176,10 +189,10 @@ class Segmented(GatheredMechanism):
         if not self.summarises:
             return super().attended_keys(q, k, call)
         heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
-        summaries = summarise(k, k, call.key_mask, size)
+        summaries = summarise(k, k, call.key_mask, size, self._by_attention, scale)
         _, _, of_summaries = summaries.appended(k, k, call)
-        real, _ = in_blocks(call.key_mask, size, k)
-        shares = block_shares(real, torch.promote_types(k.dtype, torch.float32)).flatten(1)[:, None, None, :length]
+        real, blocks = in_blocks(call.key_mask, size, k)
+        shares = repeat_heads(block_shares(blocks, real, self._by_attention, scale).flatten(2)[..., :length], heads)
         keys, count = repeat_heads(summaries.keys, heads), summaries.keys.shape[2]
         block = torch.arange(length, device=k.device) // size
 
@@ -193,7 +206,7 @@ class Segmented(GatheredMechanism):
             inside = (block == block[rows][:, None]) & (scores > float("-inf"))
             seen = torch.cat([inside.expand(scores.shape), others.expand(summary_scores.shape)], -1)
             weights = softmax_over(torch.cat([scores, summary_scores.to(scores.dtype)], -1), seen)
-            return weights[..., :length] + weights[..., length + block] * shares
+            return weights[..., :length] + weights[..., length + block] * shares[:, :, None]
 
         return weights_of
 
@@ -229,14 +242,12 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
 
-def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> PooledKeys:
+def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
     """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
-    shares = block_shares(real, torch.promote_types(k.dtype, torch.float32))[:, None, :, None]
-    with torch.autocast(k.device.type, enabled=False):
-        means = ((shares @ blocks.to(shares.dtype))[..., 0, :].to(blocks.dtype) for blocks in (k_blocks, v_blocks))  # rounded once
-        return PooledKeys(*means, real.any(-1), position)
+    shares = block_shares(k_blocks, real, by_attention, scale)
+    return PooledKeys(_average(shares, k_blocks), _average(shares, v_blocks), real.any(-1), position)
 
 
 def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
@@ -250,9 +261,21 @@ def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tens
     return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
 
 
-def block_shares(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equal shares of the ``real (B or 1, M, size)`` tokens in the summaries of their blocks; 0 for padding."""
-    return real.to(dtype) / real.sum(-1, keepdim=True).clamp(min=1)
+def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> Tensor:
+    """p, the shares ``(B, H, M, size)`` of tokens in the summaries of blocks ``k (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
+    precise = torch.promote_types(k.dtype, torch.float32)
+    weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
+    if by_attention:
+        mean = _average(weights, k.to(precise))
+        scores = products(mean[..., None, :], k)[..., 0, :] * scale
+        weights = softmax_over(scores, real[:, None])
+    return weights
+
+
+def _average(weights: Tensor, blocks: Tensor) -> Tensor:
+    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to the tokens' dtype."""
+    with torch.autocast(blocks.device.type, enabled=False):
+        return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 
 
 def middle_of(real: Tensor) -> Tensor:

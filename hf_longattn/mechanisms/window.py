@@ -6,8 +6,10 @@ In a window of total width w with dilation d, query i sees key j if d divides i 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
     with left, right:  -d·right <= i - j <= d·left          (in the causal form, 0 <= i - j)
 
-and also if j is one of the first ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. Rotary models
-keep the positions of the text, whereas StreamingLLM renumbers the positions in its cache.
+and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In a causal layer that
+rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in StreamingLLM, which numbers the tokens
+inside its cache of s sinks and w keys: :class:`~hf_longattn.positions.relative.SinkPositions`. With ``sink_positions="text"`` it is at
+distance i - j, and so are the sinks of heads with a dilation.
 
 With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the authors' kernel does (Yu et
 al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries attends by window and sinks. So
@@ -39,7 +41,7 @@ from ..positions.trained_distances import Locality
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
-from .common.masked import GatheredMechanism, SparseMechanism
+from .common.masked import CACHE, TEXT, GatheredMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -68,6 +70,12 @@ class BandOptions(Options):
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(BandOptions):
     num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
+    sink_positions: str = option(
+        CACHE,
+        "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, their distance in "
+        "the text",
+        choices=(CACHE, TEXT),
+    )
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
     full_decoding: bool | None = option(None, "whether decoding sees all keys, and only the prompt is read by window and sinks (SWAA)")
 

@@ -22,7 +22,7 @@ from ..engines import dense
 from ..engines.batch import in_graph, no_fused_kernels
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, products, repeat_heads
-from ..engines.score_terms import DistanceBias, DistanceTerm, ScoreTerm
+from ..engines.score_terms import ColumnTerm, DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -69,6 +69,10 @@ class RelativePositions(nn.Module, ABC):
                 f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be {bound}; "
                 f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
             )
+
+    def changes(self, kv_len: int, call: AttentionCall) -> bool:
+        """Whether the term may change scores of a call with ``kv_len`` keys."""
+        return True
 
     @abstractmethod
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
@@ -299,14 +303,23 @@ class Rotation(NamedTuple):
     def turned(self, x: Tensor, by: Tensor) -> Tensor:
         """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
         x = at_least_fp32(x)
+        planes = self._planes(x, by, 0.0)
+        return torch.cat([planes, x[..., planes.shape[-1] :]], -1)
+
+    def change(self, x: Tensor, by: Tensor) -> Tensor:
+        """:meth:`turned` minus ``x``."""
+        x = at_least_fp32(x)
+        planes = self._planes(x, by, 1.0)
+        return nn.functional.pad(planes, (0, x.shape[-1] - planes.shape[-1]))
+
+    def _planes(self, x: Tensor, by: Tensor, less: float) -> Tensor:
+        """The rotated features ``(B, H, N, 2F)``, minus ``less`` times the same features of ``x``."""
         exact = x.dtype if x.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
         angle = by.to(exact)[:, None, :, None] * self.frequencies.to(x.device, exact)
-        cos, sin, turning = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., : 2 * angle.shape[-1]]
+        cos, sin, turning = (angle.cos() - less).to(x.dtype), angle.sin().to(x.dtype), x[..., : 2 * angle.shape[-1]]
         first, second = turning.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turning.chunk(2, -1)
         plane = first * cos - second * sin, second * cos + first * sin
-        return torch.cat(
-            [torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1), x[..., turning.shape[-1] :]], -1
-        )
+        return torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1)
 
 
 class SelfExtend(RelativePositions):
@@ -395,6 +408,61 @@ class SelfExtend(RelativePositions):
             return block(queries, own)
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
         return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
+
+
+class SinkPositions(RelativePositions):
+    """The positions of sinks in StreamingLLM (Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks, section 3.2).
+
+        score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale                  for a sink j < s outside of the query's window
+
+    R(n) rotates by n positions, and w is the number of keys in a window. These are the positions inside a cache of s sinks and w keys, so
+    no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of up to s + w tokens. In causal layers a sink
+    is outside of the window of every query from s + w - 1 on, hence the term depends on the query alone. Nothing is learned.
+
+    It is no choice of the option ``relative``: layers of rotary models get it for their sinks.
+    """
+
+    name = "sinks"
+    counts_tokens = True
+    reads_keys = True
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, sinks: int, window: int, rotation: Callable[[], Rotation]) -> None:
+        """rotation: a function that returns the layer's rotation."""
+        super().__init__(num_heads, head_dim, hidden_size, {"sinks": sinks, "window": window})
+        self.sinks, self.last, self.rotation = sinks, sinks + window - 1, rotation
+
+    def changes(self, kv_len: int, call: AttentionCall) -> bool:
+        # A caller's global tokens keep the positions of the text. A graph for export is for all lengths.
+        return call.causal and call.global_mask is None and (torch.compiler.is_exporting() or kv_len > self.last + 1)
+
+    def table(self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float) -> Tensor:
+        """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``."""
+        turn = self.rotation().change(q, (self.last - rows).clamp(max=0))
+        return products(turn, repeat_heads(at_least_fp32(sinks) * scale, q.shape[1]))
+
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        is_sink = (keys >= 0) & (keys < self.sinks)
+        return self.table(q, k, rows, scale) * is_sink[:, None, None]
+
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ColumnTerm:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        offset = kv_len - q_len
+        first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not turned
+        rows = torch.arange(offset + first, kv_len, device=q.device)[None]
+        return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], k[:, :, : self.sinks], rows, scale), (0, 0, first, 0)), offset)
+
+    def mask(self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
+        """The additive mask ``(B, H, Nq, S)`` with the term, for keys at positions ``keys (B or 1, S)`` in any order.
+
+        seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
+        """
+        at = keys[:, None] == torch.arange(self.sinks, device=keys.device)[:, None]  # (B or 1, sinks, S)
+        slots = at.int().argmax(-1)[:, None, :, None].expand(len(k), k.shape[1], -1, k.shape[3])
+        term = self.table(q, k.gather(2, slots), rows, scale) * at.any(-1)[:, None, None]
+        term = term if q.device.type == "cpu" else term.to(q.dtype)  # kernels for the CPU take a mask in fp32
+        hidden = torch.zeros(seen.shape, dtype=term.dtype, device=q.device).masked_fill(~seen, torch.finfo(term.dtype).min)
+        index = slots[:, :1, :, 0][:, :, None].expand(term.shape)
+        return hidden.expand(*term.shape[:3], -1).scatter_add(3, index, term)
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}

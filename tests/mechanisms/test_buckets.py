@@ -134,11 +134,13 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
 ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
 ROUTING_FORMS = [
     {"window": 30},
+    {"router": "learned"},
+    {"router": "learned", "window": 9},
     {"num_clusters": 3, "window_per_cluster": 500},
     {"num_clusters": 40, "window_per_cluster": 1},
     {"window_per_cluster": 300},
     {"normalise": True},
-    {"normalise": True, "window": 9},
+    {"normalise": True, "router": "learned", "window": 9},
 ]
 
 
@@ -275,6 +277,20 @@ def test_routing_centroids_of_several_processes_are_those_of_one() -> None:
         torch.testing.assert_close(centroids, expected.centroids)
 
 
+def test_the_learned_router_of_routing_is_balanced_and_trained() -> None:
+    module = routing(router="learned")
+    assert [name for name, _ in module.named_parameters()] == ["router"]
+    assert not list(routing().parameters())
+    q, k, v = routing_inputs(400, grad=True)
+    keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)  # a common direction: without balance few clusters get all
+    offset = module.offsets(keys, AttentionCall())
+    mass = module.shares(keys, offset, exact=True).exp().sum(2)
+    torch.testing.assert_close(mass, torch.full_like(mass, 50.0), atol=5.0, rtol=0)
+    assert module.shares(keys, None, exact=True).exp().sum(2).amax() > 100
+    attend(q, k, v, module).square().sum().backward()
+    assert module.router.grad.abs().sum() > 0
+
+
 def test_the_clusters_of_routing_follow_the_longest_input() -> None:
     for max_length, clusters, size in ((4096, 64, 64), (8192, 91, 91), (1, 1, 1), (None, 64, 64)):
         module = build_mechanism("routing", num_heads=1, head_dim=8, max_length=max_length)
@@ -282,19 +298,24 @@ def test_the_clusters_of_routing_follow_the_longest_input() -> None:
 
 
 @pytest.mark.thorough
-def test_a_plain_checkpoint_takes_routing_and_a_trained_one_comes_back(tmp_path) -> None:
+@pytest.mark.parametrize("router", ["kmeans", "learned"])
+def test_a_plain_checkpoint_takes_routing_and_a_trained_one_comes_back(tmp_path, router: str) -> None:
     import hf_longattn.families as families
 
-    options = {"mechanism": "routing", **ROUTING_OPTIONS, "decay": 0.5}
+    options = {"mechanism": "routing", **ROUTING_OPTIONS, "router": router, "decay": 0.5}
     plain_model("bert").save_pretrained(tmp_path / "plain")
     cls = families.LongBertModel
     model = cls.from_pretrained(tmp_path / "plain", config=long_config("bert", options))
     ids = tokens(2, 300)
     model.train()(ids).last_hidden_state.square().sum().backward()
+    if router == "learned":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01
     model.eval().save_pretrained(tmp_path / "long")
     again = cls.from_pretrained(tmp_path / "long").eval()
     with torch.no_grad():
         assert torch.equal(model(ids).last_hidden_state, again(ids).last_hidden_state)
-    kept = [value for name, value in again.state_dict().items() if name.endswith("centroids")]
+    kept = [value for name, value in again.state_dict().items() if name.endswith(("centroids", "router"))]
     assert len(kept) == 3
     assert all(torch.isfinite(value).all() for value in kept)

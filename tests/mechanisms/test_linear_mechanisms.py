@@ -20,7 +20,9 @@ from tests.cases import every_case
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
     *((name, {}) for name in LINEAR),
-    ("hedgehog", {"feature_dim": 20}),
+    ("hedgehog", {"feature_softmax": "joint"}),
+    ("hedgehog", {"feature_softmax": "none"}),
+    ("hedgehog", {"feature_softmax": "halves", "feature_dim": 20}),
     ("taylor", {"scale": "head_dim"}),
     ("taylor", {"feature_dim": 24}),
 ]
@@ -65,8 +67,9 @@ def test_learned_features_begin_the_same_for_one_seed(name: str) -> None:
 def test_large_keys_do_not_overflow_hedgehog_features() -> None:
     q, k, v = (x.clone() for x in qkv(40))
     k[:, :, 20] *= 200
-    module = built("hedgehog")
-    torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+    for form in ("halves", "joint", "none"):
+        module = built("hedgehog", feature_softmax=form)
+        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.thorough
@@ -224,6 +227,7 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
         "taylor:feature_dim=8",
         "taylor:scale=head_dim",
         "hedgehog:feature_dim=24",
+        "hedgehog:feature_softmax=joint",
     ],
 )
 def test_hybrid_equals_the_definition_with_every_feature_map(features: str, causal: bool) -> None:

@@ -84,15 +84,26 @@ def nystrom_padding(length: int) -> Tensor:
     return mask
 
 
+@every_case("start", ["exact", "original"])
 @every_case("conv_kernel", [None, 1, 9])
 @every_case("length", [12, 150])
-def test_nystrom_equals_its_definition_with_every_option(length: int, conv_kernel: int | None) -> None:
+def test_nystrom_equals_its_definition_with_every_option(length: int, conv_kernel: int | None, start: str) -> None:
     torch.manual_seed(0)
-    module = nystrom_built(num_landmarks=16, conv_kernel=conv_kernel)
+    module = nystrom_built(num_landmarks=16, conv_kernel=conv_kernel, inv_coeff_init_option=start)
     q = torch.randn(4, 4, length, 8, requires_grad=True)
     k, v = (torch.randn(4, 2, length, 8, requires_grad=True) for _ in range(2))
     for mask in (None, nystrom_padding(length)):
         assert_equals_its_definition(module, q, k, v, mask)
+
+
+def test_empty_nystrom_landmarks_of_a_short_text_do_not_count_in_the_norm() -> None:
+    """The norm of one token's matrix is 1, and no norm is less."""
+    module = nystrom_built(num_landmarks=16, inv_coeff_init_option="original")
+    batch = torch.randn(3, 2, 4, 120, 8)
+    mask = torch.ones(2, 120, dtype=torch.bool)
+    mask[1, 1:] = False
+    for route in (attend, reference_attend):
+        torch.testing.assert_close(route(*batch, module, padding_mask=mask)[0], route(*batch[:, :1], module)[0], atol=1e-5, rtol=0)
 
 
 def test_the_convolution_of_nystrom_begins_as_zero() -> None:
@@ -104,7 +115,9 @@ def test_the_convolution_of_nystrom_begins_as_zero() -> None:
 def test_the_iterations_of_nystrom_reach_the_pseudo_inverse() -> None:
     torch.manual_seed(0)
     a = torch.softmax(3 * torch.randn(2, 3, 12, 12, dtype=torch.float64), -1)
-    torch.testing.assert_close(pseudo_inverse(a, 30), torch.linalg.pinv(a))
+    for per_matrix in (True, False):
+        torch.testing.assert_close(pseudo_inverse(a, 30, per_matrix), torch.linalg.pinv(a))
+    assert not torch.allclose(pseudo_inverse(a, 2, True), pseudo_inverse(a, 2, False))
 
 
 MIXTURES = ["dense", "factorized_dense", "random", "factorized_random", "dense+dot_product", "random+dot_product", "dense+random"]

@@ -170,7 +170,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("hedgehog", {"feature_dim": 7}, "'feature_dim' of mechanism 'hedgehog' is 7, but must be even"),
     ("hierarchical", {"block_size": 7}, "even and at least 2"),
     ("hybrid", {"mixing": 0.0}, "must be above 0"),
-    ("hybrid", {"features": "performer"}, "performer.*cannot be added to a softmax"),
+    ("hybrid", {"features": "hedgehog:feature_softmax=none"}, "hedgehog:feature_softmax=none.*cannot be added to a softmax"),
     ("hybrid", {"features": "taylor:feature_dim=7"}, "feature_dim"),
     ("linformer", {"rank": 513}, "'rank'.*is 513, but must be at most the longest text, 512 tokens; for example rank="),
     ("linformer", {"rank": 8, "max_length": None}, "neither the model nor the option max_length says how many"),

@@ -37,6 +37,7 @@ SOFT = ("adaptive_span",)
 NOT_A_SELECTION = [
     ("lsh", {"shared_qk": True}),
     ("lsh", {"count_duplicates": True}),
+    ("routing", {"router": "learned"}),
     ("routing", {"normalise": True}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
@@ -47,7 +48,7 @@ GRID = Grid((9, 14), prefix=2)
 ORDERED = [
     ("segmented", {"block_size": 16, "integration": "none", "order": "tiles:4x4"}),
     ("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}),
-    ("segmented", {"block_size": 20, "integration": "pooled", "order": "columns"}),
+    ("segmented", {"block_size": 20, "integration": "attention", "order": "columns"}),
     ("window", {"window": 16, "order": "hilbert"}),
     ("bigbird", {"block_size": 9, "order": "tiles:3x3"}),
     ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
@@ -102,8 +103,9 @@ def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(nam
 
 
 @every_case("causal", [False, True], ids=["both", "causal"])
-def test_segmented_summaries_have_the_weights_of_the_definition(causal: bool) -> None:
-    mechanism = built("segmented", {"block_size": 24, "integration": "pooled"})
+@every_case("integration", ["pooled", "attention"])
+def test_segmented_summaries_have_the_weights_of_the_definition(integration: str, causal: bool) -> None:
+    mechanism = built("segmented", {"block_size": 24, "integration": integration})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
     for padded, term in ((False, None), (True, None), (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs())):
         mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])

@@ -130,7 +130,7 @@ def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
 
 
 @every_case("causal", [False, True])
-@every_case("options", [{"levels": 2}, {"levels": 3}], ids=str)
+@every_case("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
 def test_hierarchical_options_with_padding_equal_the_definition(options: dict[str, Any], causal: bool) -> None:
     q, k, v = hierarchical_inputs(517)
     mask = torch.ones(2, 517, dtype=torch.bool)

@@ -207,6 +207,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("longformer", {"separate_global": True}),
     ("nystrom", {"num_landmarks": 4, "conv_kernel": 3}),
     ("performer", {"num_features": 8, "kernel": "relu"}),
+    ("routing", {"num_clusters": 4, "router": "learned"}),
     ("taylor", {"feature_dim": 4}),
     *(("synthesizer", {"variant": kind}) for kind in ("dense", "factorized_dense", "random", "factorized_random")),
     ("synthesizer", {"variant": "random+dot_product", "trainable": False}),

@@ -330,14 +330,15 @@ def config(**changes: Any) -> transformers.NystromformerConfig:
     return transformers.NystromformerConfig(**{**values, **changes})
 
 
+@every_case("start", ["original", "exact"])
 @every_case("landmarks", [16, 64, NYSTROM_LENGTH])
-def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int) -> None:
+def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int, start: str) -> None:
     torch.manual_seed(0)
     theirs = NystromformerSelfAttention(config(num_landmarks=landmarks)).eval()
-    theirs.init_option = "exact"
+    theirs.init_option = start
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    ours = build_mechanism("nystrom", num_heads=4, head_dim=12, num_landmarks=landmarks, conv_kernel=33)
+    ours = build_mechanism("nystrom", num_heads=4, head_dim=12, num_landmarks=landmarks, conv_kernel=33, inv_coeff_init_option=start)
     ours.load_state_dict({"conv": theirs.conv.weight.detach()[:, 0, :, 0].clone()})
     hidden = torch.randn(2, NYSTROM_LENGTH, 48)
     results = []

@@ -28,7 +28,7 @@ from ..batch import all_finite
 from ..byte_cache import BYTE_CACHE
 from ..call import DispatchContext, Pattern
 from ..score_terms import DistanceBias
-from .kernels import additive_mask, drops_in_tiles, visible_mask
+from .kernels import additive_mask, drops_in_tiles, token_major, visible_mask
 from .kernels import why_not as why_no_kernel
 from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
@@ -383,7 +383,8 @@ class BandSource(Source):
 class Band(BandSource):
     """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq positions.
 
-    - learned: the table of a :class:`DistanceBias`, if any.
+    - learned: the table of a :class:`DistanceBias` or a :class:`~..score_terms.ColumnTerm`, if any. The columns of the latter must be the
+      first global tokens, and its numbers zero within the band.
     - fixed: key mask and global mask ``(B, Nk)`` bool, or None.
     - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the bias table.
     """
@@ -395,20 +396,23 @@ class Band(BandSource):
         self.key_mask, self.global_mask = fixed
         left, right, causal, global_rows, ahead = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
-        self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned else None
-        self.totals = [torch.zeros(x.shape, dtype=self.dtype) for x in learned] if self.learns else []
+        self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned and learned[0].dim() == 2 else None
+        self.columns = learned[0].to(self.dtype) if learned and learned[0].dim() == 4 else None
+        like = token_major(self.dtype, *learned) if self.columns is not None else [x.to(self.dtype) for x in learned]
+        self.totals = [torch.zeros_like(x) for x in like] if self.learns else []
 
     def most_blocks(self, item: Item) -> int:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
         settings = {"block": DROPOUT_BLOCK} if self.dropout else {"backward": self.is_backward, "tokens": item.tokens is not None}
         item.plan = band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
-        return 0 if item.plan.dense else item.plan.most_blocks
+        return 0 if item.plan.dense and self.columns is None else item.plan.most_blocks
 
     def parts(self, item: Item) -> Iterable[Part]:
         near = self._near(item, item.plan)
-        far = [] if item.plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
+        in_band = item.plan.dense and self.columns is None  # a dense part has the global tokens, too
+        far = [] if in_band or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
         parts = [*far, *near] if self.is_backward else [*near, *far]  # global rows run last in forward and first in backward
-        if item.hole is None and self.bias is None:
+        if item.hole is None and not self.learned:
             return parts
         return self._completed(item, parts)
 
@@ -418,13 +422,16 @@ class Band(BandSource):
         for part in parts:
             if self.bias is not None:
                 part = self._biased(item, part, self.bias, biased)
+            elif self.columns is not None and part.label[0] == COLUMNS:
+                part = self._with_columns(item, part, self.columns)
             yield part if item.hole is None else part._replace(mask=item.with_hole(part.mask, part.keys))
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
         """Parts for the band. Their masks lack padding and score terms."""
         shift, left, right = item.shift, self.pattern.left, self.pattern.right
         if plan.dense:
-            visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, item.tokens, self.dtype)
+            tokens = item.tokens if self.columns is None else None
+            visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, tokens, self.dtype)
             causal = self.pattern.causal and shift == 0
             return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal)]
 
@@ -437,6 +444,16 @@ class Band(BandSource):
             return parts
 
         return BYTE_CACHE.get(("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make)
+
+    def _with_columns(self, item: Item, part: Part, table: Tensor) -> Part:
+        """A part of global columns with their numbers added to its mask, ``(1, H, queries, keys)``."""
+        queries, tokens = cast(Runs, part.queries), cast(Listed, part.keys).tokens
+        inside, index = tokens < table.shape[3], tokens.clamp(max=table.shape[3] - 1)
+        if self.totals:
+            total = queries.of(self.totals[0][item.by_query])
+            part = part._replace(of_scores=lambda gradient: total.index_add_(3, index, gradient * inside))
+        added = queries.of(table[item.by_query]).index_select(3, index).mul_(inside)
+        return part._replace(mask=added if part.mask is None else added.add_(part.mask))
 
     def _biased(self, item: Item, part: Part, bias: DistanceBias, biased: dict[tuple[int, int, int], Tensor]) -> Part:
         """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in ``biased``."""

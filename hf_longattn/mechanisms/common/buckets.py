@@ -3,10 +3,10 @@
 Each round assigns every token to a bucket. Query i and key j meet in a round if they share a bucket (a mechanism may add conditions). The
 multiplicity M_ij is the number of rounds in which they meet. The definition is
 
-    weights_ij  ∝  M'_ij exp(s_ij),    M' = M if duplicates count, else 1 where M > 0
+    weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
-A query that meets no key attends to its own position. Buckets are computed without gradients, in float64 if the device has it, so that
-neither batch shape nor padding changes a token's bucket.
+where a is a learned affinity, or 0. A query that meets no key attends to its own position. Buckets are computed without gradients, in
+float64 if the device has it, so that neither batch shape nor padding changes a token's bucket.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BucketedMechanism(Mechanism):
     count_duplicates: bool = False
     """Whether a pair that meets in several rounds counts once per round."""
     plain_scores: bool = True
-    """Whether scores equal those of full attention: unchanged queries and keys."""
+    """Whether scores equal those of full attention: unchanged queries and keys, no affinity."""
 
     @abstractmethod
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -111,7 +111,10 @@ class BucketedMechanism(Mechanism):
         return out[:, :, kv_len - q_len :]
 
     def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` for dense attention over :meth:`prepared` vectors. If duplicates count, its score term is the log of ``count``."""
+        """``call`` with a score term for dense attention over :meth:`prepared` queries and keys.
+
+        If duplicates count, the term is the log of the multiplicity ``count``. A mechanism with an affinity a_ij adds that.
+        """
         if not self.count_duplicates:
             return call
         logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()

@@ -20,13 +20,16 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
-from ...positions.trained_distances import Locality
+from ...positions.relative import Rotation, SinkPositions
+from ...positions.trained_distances import Locality, untrained_distances
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
 from .options import Options
-from .shared_options import KeysOrWeights
+from .shared_options import KeysOrWeights, relative_of, with_relative
 
+SINK_POSITIONS, CACHE, TEXT = "sink_positions", "cache", "text"
+"""The option for the positions of sinks in rotary decoders, and its values."""
 NO_TOKEN = 1 << 40
 """Column of a slot without a token. It lies after every query, so that causality hides the slot."""
 
@@ -115,7 +118,8 @@ class MaskedMechanism(Mechanism):
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
         """A decoding step by :meth:`mask_mod` (:data:`AttendStep`). The mask is cached for all layers with equal options."""
-        plain = self.relative is None and call.score_mod is None
+        relative = relative_of(self, k, call)
+        plain = relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
@@ -144,8 +148,8 @@ class MaskedMechanism(Mechanism):
         if call.score_mod is None:
             return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
-        if self.relative is not None:
-            scores = scores + self.relative.term(q, k, rows, keys, True, call.scale_for(self.head_dim))
+        if relative is not None:
+            scores = scores + relative.term(q, k, rows, keys, True, call.scale_for(self.head_dim))
         b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
         index = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_columns.view(1, 1, -1, 1), k_columns.view(1, 1, 1, -1)
         scores = call.score_mod(scores, *index)
@@ -209,7 +213,11 @@ class MaskedMechanism(Mechanism):
         rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
         """
         assert self.relative is not None
-        term = self.relative.term(q, k, rows, keys, call.causal, call.scale_for(self.head_dim))
+        scale = call.scale_for(self.head_dim)
+        if isinstance(self.relative, SinkPositions):
+            mask = self.relative.mask(q, k, seen, rows, keys, scale)
+            return fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+        term = self.relative.term(q, k, rows, keys, call.causal, scale)
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
@@ -250,7 +258,15 @@ class SparseMechanism(MaskedMechanism):
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits. It may depend on ``self.options`` alone."""
 
+    def turn_sinks(self, rotation: Callable[[], Rotation]) -> None:
+        """Give :func:`leading_sinks` their positions in StreamingLLM. ``rotation`` returns the layer's rotation."""
+        sizes, sinks = self.sizes, leading_sinks(self)
+        self.relative = SinkPositions(*sizes[:3], sinks, self.pattern(True).left + 1, rotation)
+        self.finds_starts = False  # the positions of queries count from the start, too
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if isinstance(self.relative, SinkPositions):  # by a hook, short texts would lose their fused call
+            call = with_relative(self, q, k, call)
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
             call = call.replace(global_mask=tokens, global_positions=self.global_positions() if call.global_mask is None else None)
@@ -282,7 +298,7 @@ class SparseMechanism(MaskedMechanism):
             return False
         if self.pattern(causal).covers(length, length):
             return True
-        if no_fused_kernels() is not None:
+        if no_fused_kernels() is not None or relative_of(self, key, AttentionCall(causal)) is not None:
             return False
 
         def make() -> Tensor | bool:
@@ -296,6 +312,40 @@ class SparseMechanism(MaskedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
         return min(full_pairs(length, causal), band_pairs(length, pattern.left, pattern.right))
+
+
+def leading_sinks(mechanism: Mechanism) -> int:
+    """The number of sinks s, if the mechanism's causal form is a window and the tokens 0 … s - 1, and their rotary positions may change.
+
+    0 for other mechanisms, and for options that count positions in the text: ``sink_positions="text"``, ``relative``, a dilation.
+    """
+    if not isinstance(mechanism, SparseMechanism) or mechanism.is_cross_attention or mechanism.causal not in ("both", True):
+        return 0
+    options, positions = mechanism.options, mechanism.global_positions()
+    plain = options.relative is None and options.order is None and options.is_mask() and getattr(options, SINK_POSITIONS, CACHE) == CACHE
+    local = mechanism.locality(True)
+    fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
+    return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
+
+
+def furthest_position(mechanism: Mechanism, causal: bool, *, attached: bool = False) -> int | None:
+    """Largest distance from a query to a key in a rotary model, in positions; ``None`` if unbounded.
+
+    Sinks with the positions of a cache (:func:`leading_sinks`) are directly before the window.
+
+    Args:
+        attached: whether the mechanism is in a model, where ``relative`` is set if the model's rotation could be followed.
+    """
+    local, sinks = mechanism.locality(causal), leading_sinks(mechanism) if causal else 0
+    if local is None or (local.beside and not (sinks and (mechanism.relative is not None or not attached))):
+        return None
+    return max(local.back + sinks, local.ahead)
+
+
+def needs_training_by(mechanism: Mechanism, strategy: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``strategy``; empty if it needs none. See
+    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
+    return untrained_distances(strategy, trained, length, mechanism.locality(causal), furthest_position(mechanism, causal))
 
 
 class GatheredMechanism(MaskedMechanism):

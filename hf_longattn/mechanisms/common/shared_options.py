@@ -29,6 +29,7 @@ from ...engines.score_terms import ScoreTerm, chain_score_mods, remapped
 from ...engines.sequences import attend_per_sequence, rolled, stacked
 from ...engines.token_grid import Grid, check_order
 from ...errors import InputError, OptionError
+from ...positions.relative import RelativePositions
 from .capabilities import largest_distances, reads_grid
 
 
@@ -356,10 +357,16 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
     return q, k, v, with_relative(module, q, k, call)
 
 
+def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePositions | None:
+    """The mechanism's relative positions; ``None`` if they change no score of a call with keys ``k (B, H_kv, Nk, D)``."""
+    relative: RelativePositions | None = mechanism.relative
+    return relative if relative is not None and relative.changes(k.shape[2], call) else None
+
+
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
     ``RelativePositions.term`` itself."""
-    term = None if mechanism.relative is None else relative_term(mechanism, q, k, call)
+    term = None if relative_of(mechanism, k, call) is None else relative_term(mechanism, q, k, call)
     return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
@@ -371,11 +378,11 @@ def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 
 def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
     """:func:`with_relative`, with terms by their N×N definition."""
-    if mechanism.relative is None:
+    if (relative := relative_of(mechanism, k, call)) is None:
         return q, k, call
     q_len, kv_len = q.shape[2], k.shape[2]
     positions = torch.arange(kv_len, device=q.device)[None]
-    term = mechanism.relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
+    term = relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]

@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
 from ...engines.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
+from ...mechanisms.common.masked import SparseMechanism, leading_sinks
 from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
 from ...mechanisms.transformer_xl import TransformerXL
 from ...memory.decode_cache import find_cache
+from ...names import LOGGER
 from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ..family.definition import attention_names
@@ -39,6 +42,8 @@ from .attention_sites import (
     mechanisms_on,
 )
 from .weights import share_parameters
+
+logger = logging.get_logger(LOGGER)
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
@@ -103,6 +108,9 @@ def attach_mechanisms(
             )
         if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
+        has_sinks = causal and leading_sinks(mechanism) > 0
+        if isinstance(mechanism, SparseMechanism) and has_sinks and (rotation := _rotation_of_sinks(model, site)) is not None:
+            mechanism.turn_sinks(rotation)
         if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.capabilities.takes_hidden_states or (isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)):
@@ -238,6 +246,19 @@ class ModelRotation:
 
     def __call__(self) -> Rotation:
         return Rotation(getattr(self.module, self.name), self.interleaved)
+
+
+def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation | None:
+    """:func:`rotation_of`; ``None`` if there is no rotation, or if it cannot be followed, which is logged."""
+    try:
+        return rotation_of(model, site)
+    except OptionError:
+        if getattr(getattr(site.module, "config", None), "rope_parameters", None):
+            logger.warning_once(
+                f"{type(model).__name__} does not rotate queries and keys in a way that can be followed in every layer, so there its sinks "
+                "keep their positions in the text, as with sink_positions='text'."
+            )
+        return None
 
 
 def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:

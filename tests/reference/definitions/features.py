@@ -103,18 +103,22 @@ def draw_options_taylor(random: Random, length: int) -> dict[str, Any]:
     return {"feature_dim": random.choice((2, 4, 8, 12)), "scale": random.choice(("feature_dim", "head_dim"))}
 
 
-def phi_hedgehog(x: Tensor, weight: Tensor) -> Tensor:
-    """exp([x W, -x W]) over the sum of each half, as in the authors' code."""
+def phi_hedgehog(x: Tensor, weight: Tensor, feature_softmax: str) -> Tensor:
+    """exp([x W, -x W]) as printed (``none``), over the sum of each half as in the authors' code (``halves``), or over the sum of all."""
     mapped = x @ weight
     positive, negative = mapped.exp(), (-mapped).exp()
-    return torch.cat([positive / positive.sum(-1, keepdim=True), negative / negative.sum(-1, keepdim=True)], -1)
+    if feature_softmax == "halves":
+        return torch.cat([positive / positive.sum(-1, keepdim=True), negative / negative.sum(-1, keepdim=True)], -1)
+    both = torch.cat([positive, negative], -1)
+    return both / both.sum(-1, keepdim=True) if feature_softmax == "joint" else both
 
 
 def features_hedgehog(module: nn.Module, head: Head, scaling: float | None) -> tuple[Tensor, Tensor]:
     """φ of a head's queries and keys, each with a W of the head's own."""
     maps, factor = dict(module.named_parameters()), share(scaling, head.q.shape[-1])
     query_map, key_map = (maps[f"{name}_map.weight"][head.h].double() for name in ("query", "key"))
-    return phi_hedgehog(factor * head.q, query_map), phi_hedgehog(factor * head.k, key_map)
+    kind = module.options.feature_softmax
+    return phi_hedgehog(factor * head.q, query_map, kind), phi_hedgehog(factor * head.k, key_map, kind)
 
 
 def define_hedgehog(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -126,7 +130,10 @@ def define_hedgehog(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Ca
 
 
 def draw_options_hedgehog(random: Random, length: int) -> dict[str, Any]:
-    return {"feature_dim": random.choice((None, 2, 6, 8, 16))}
+    return {
+        "feature_dim": random.choice((None, 2, 6, 8, 16)),
+        "feature_softmax": random.choice(("halves", "joint", "none")),
+    }
 
 
 class _Inner:
@@ -186,7 +193,7 @@ def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
 
 
 def draw_options_hybrid(random: Random, length: int) -> dict[str, Any]:
-    hedgehogs = ("hedgehog", "hedgehog:feature_dim=6")
+    hedgehogs = ("hedgehog", "hedgehog:feature_dim=6", "hedgehog:feature_softmax=joint")
     taylors = ("taylor:feature_dim=4", "taylor:feature_dim=8,scale=head_dim")
     return {
         "window": random.choice((1, 2, 3, 4, 9, 16, 2 * length)),

@@ -72,8 +72,8 @@ def define_nystrom(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
 
     softmax(q K̃ᵀ) Z softmax(Q̃ Kᵀ) V, Q̃ and K̃ the means of segments and Z the iterated pseudo-inverse of softmax(Q̃ K̃ᵀ).
 
-    Z_0 is Aᵀ / (|A|_1 |A|_∞), where |A|_∞ = 1. A text of no more tokens than landmarks, each of which is one then, has softmax attention.
-    The convolution of the values, a kernel for each head, is added.
+    Z_0 is Aᵀ / (|A|_1 |A|_∞), where |A|_∞ = 1; the authors' first code takes the largest |A|_1 of the batch. A text of no more tokens than
+    landmarks, each of which is one then, has softmax attention. The convolution of the values, a kernel for each head, is added.
     """
     causal, padding_mask, scaling = call.causal, call.padding_mask, call.scaling
     assert not causal
@@ -84,12 +84,14 @@ def define_nystrom(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
         segments = [[head.real[place] for place in run] for run in runs(len(head.real), options.num_landmarks)]
         landmarks.append(tuple(torch.stack([x[segment].mean(0) for segment in segments]) for x in (head.q, head.k)))
     middles = [(scale * queries @ keys.T).softmax(-1) for queries, keys in landmarks]
+    one_norms = [middle.sum(0).max() for middle in middles]
     outputs = []
-    for head, (queries, keys), middle in zip(every, landmarks, middles, strict=True):
+    for number, (head, (queries, keys), middle) in enumerate(zip(every, landmarks, middles, strict=True)):
         if len(head.real) <= options.num_landmarks:
             mixed = [(scale * head.k[head.real] @ row).softmax(-1) @ head.v[head.real] for row in head.q]
         else:
-            inverse, unit = middle.T / middle.sum(0).max(), torch.eye(len(middle), dtype=torch.float64)
+            one_norm = one_norms[number] if options.inv_coeff_init_option == "exact" else torch.stack(one_norms).max()
+            inverse, unit = middle.T / one_norm, torch.eye(len(middle), dtype=torch.float64)
             for _step in range(options.iterations):
                 product = middle @ inverse
                 inverse = inverse @ (13 * unit - product @ (15 * unit - product @ (7 * unit - product))) / 4
@@ -109,6 +111,7 @@ def draw_options_nystrom(random: Random, length: int) -> dict[str, Any]:
         "num_landmarks": random.randint(1, length + 2),
         "iterations": random.randint(1, 8),
         "conv_kernel": random.choice((None, 1, 3, 9)),
+        "inv_coeff_init_option": random.choice(("exact", "original")),
     }
 
 

@@ -60,9 +60,10 @@ def draw_options_fixed(random: Random, length: int) -> dict[str, Any]:
 def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Attention inside blocks: Qiu et al. 2020, BlockBERT, section 3 (a query sees the block of keys that its permutation gives it).
 
-    ``none`` is its identity permutation, ``previous`` joins identity and shift under one softmax. ``pooled`` sees each other
-    block as its mean key and value: Ren et al. 2021, Combiner, section 4.1. To a score term a summary stands at the mean position of its
-    tokens, rounded down.
+    ``none`` is its identity permutation, ``previous`` joins identity and shift under one softmax. ``pooled`` and ``attention`` see each
+    other block as one key and value: Ren et al. 2021, Combiner, sections 3.1 and 4.1, an expectation over a region with weights p_j, here
+    1/n or the softmax of the keys' products with their mean. To a score term a summary stands at the mean position of its tokens, rounded
+    down.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     size, integration = module.options.block_size, module.options.integration
@@ -76,7 +77,8 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
         seen = sees_segmented(module, k, causal, padding_mask)
         return masked_attention(q, k, v, seen, call)
 
-    batch, heads, q_len, _ = q.shape
+    batch, heads, q_len, width = q.shape
+    scale = width**-0.5 if scaling is None else scaling
     out = torch.zeros(q.shape, dtype=torch.float64)
     for b in range(batch):
         members: dict[int, list[int]] = {}
@@ -86,7 +88,9 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
             keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
             summaries = {}
             for m, tokens in members.items():
-                summaries[m] = keys[tokens].mean(0), values[tokens].mean(0)
+                logits = keys[tokens] @ keys[tokens].mean(0) * scale if integration == "attention" else torch.zeros(len(tokens))
+                p = torch.softmax(logits.double(), 0)
+                summaries[m] = (p @ keys[tokens], p @ values[tokens])
             for row in range(q_len):
                 i = length - q_len + row
                 if not is_real(padding_mask, b, i):
@@ -112,7 +116,7 @@ def sees_segmented(module: nn.Module, k: Tensor, causal: bool, padding_mask: Ten
 def draw_options_segmented(random: Random, length: int) -> dict[str, Any]:
     return {
         "block_size": random.randint(1, length + 2),
-        "integration": random.choice(("none", "previous", "pooled")),
+        "integration": random.choice(("none", "previous", "pooled", "attention")),
     }
 
 
@@ -125,7 +129,7 @@ def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call
     a score term a pool stands in its middle, or at the last token where the text ends before that.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
-    size, levels = module.options.block_size, module.options.levels
+    size, levels, pooling = module.options.block_size, module.options.levels, module.options.pooling
     batch, heads, q_len, _ = q.shape
     length = k.shape[2]
     starts = first_tokens(padding_mask, batch, length)
@@ -156,7 +160,8 @@ def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call
                 mean[n, pool] = 1 / len(pool)
             for h in range(heads):
                 keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
-                scores = scores_of(q[b, h, row], mean @ keys, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
+                met = torch.stack([keys[pool].amax(0) for pool in pools.values()]) if pooling == "max" else mean @ keys
+                scores = scores_of(q[b, h, row], met, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
                 out[b, h, row] = torch.softmax(scores + counts.log(), 0) @ (mean @ values)
     return out
 
@@ -165,6 +170,7 @@ def draw_options_hierarchical(random: Random, length: int) -> dict[str, Any]:
     return {
         "block_size": 2 * random.randint(1, max(1, length // 6)),
         "levels": random.choice((None, None, 1, 2, 3)),
+        "pooling": random.choice(("mean", "mean", "max")),
     }
 
 
