@@ -277,7 +277,8 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
     causal, costs, training = part.shape.causal, {"as planned": part.costs}, {"as planned": False}
     windows = own_windows(part.architecture.source_config) if causal and not part.generic else []
-    for choice in [*({"mechanism": name} for name in list_mechanisms(causal=causal)), *[{"mechanism": "window", "num_sinks": 4}] * causal]:
+    choices: list[dict[str, Any]] = [{"mechanism": name} for name in list_mechanisms(causal=causal)]
+    for choice in [*choices, *[{"mechanism": "window", "num_sinks": 4}] * causal]:
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
             name, options = LongAttentionConfig.from_dict(choice).for_layer(0)
             part.inputs.check(built := prototype(name, options))
