@@ -294,7 +294,6 @@ class StateLayer(AttentionCacheLayer):
         padding = None  # tokens before each row's first real one
         if self.starts is not None and self._latest > before:
             padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())
-        assert isinstance(mechanism, Stateful)
         out, state = advanced(mechanism.advance, q, k, v, self.state, call, padding)
         self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
@@ -354,7 +353,6 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
                 ("new tokens", count), lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
             )
             call = call.with_mask(new)
-        assert isinstance(mechanism, Stateful)
         out, state = mechanism.advance(q, k, v, self.state, call)
         for name, tensor in state.items():
             self.state[name].copy_(tensor)
