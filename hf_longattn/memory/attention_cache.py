@@ -124,11 +124,7 @@ class AttentionCacheLayer(DynamicLayer):
 
 
 def unread_cache(name: str) -> BackendError:
-    """The error for a model that stores tokens in a cache without passing the cache to its attention function.
-
-    Args:
-        name: class name of the cache layer or attention module.
-    """
+    """The error for a model that does not pass its cache to its attention. ``name``: class of the cache layer or attention module."""
     lowest, highest = TESTED["transformers"]
     return BackendError(
         f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install transformers {lowest} to "
