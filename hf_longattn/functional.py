@@ -267,9 +267,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    short = bool(mechanism.options.exact_length) and not call.causal
-    full = full_of(mechanism) if short else None
-    if full is None:
+    if call.causal or (full := full_of(mechanism)) is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
     by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
