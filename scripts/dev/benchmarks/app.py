@@ -201,34 +201,6 @@ _model_command("train", "The same, forward and backward through all parameters."
 
 
 @app.command()
-def decode(
-    attention: Annotated[
-        list[str],
-        typer.Option(help="Mechanism with its options, or one per layer as in --layers of longattn convert. Repeatable."),
-    ] = ["full", "window:window=512", "linear", "taylor:feature_dim=16,window:window=64", "recurrent_memory"],  # noqa: B006
-    lengths: Lengths = "2K,8K,64K",
-    layers: Layers = 2,
-    heads: Heads = 8,
-    head_dim: HeadDim = 64,
-    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
-    full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
-    threads: Threads = None,
-    output_dir: OutputDir = Path("scripts/dev/results"),
-) -> None:
-    """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
-    from hf_longattn.configuration import LongAttentionConfig
-
-    from .decoding import DecodeShape, decoding_table, run_decoding
-    from .report import store_study
-
-    with measuring(output_dir, threads):
-        shape = DecodeShape(layers, heads, head_dim, steps)
-        chosen = {line: LongAttentionConfig(layers=line) for line in attention}
-        record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
-        show(store_study(output_dir / "decode.json", record), decoding_table(record))
-
-
-@app.command()
 def memory(
     mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
     lengths: Lengths = "4K,16K,64K",

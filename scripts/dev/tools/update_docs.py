@@ -20,7 +20,6 @@ from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -248,7 +247,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
     "launches-brief": lambda: launches.table([row for row in stored("launches")["rows"] if row["mode"] in launches.BRIEF]),
-    "decode": partial(measured, "decode", decoding_table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
     "mechanisms": mechanisms,
     "recipes": recipes,
