@@ -16,8 +16,8 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows) if cells)
 
 
-TOLERANCE = 1e-4
-"""Largest relative difference that counts as equal. Models are compared in fp32, whatever dtype their files have."""
+TOLERANCE, ROUNDINGS = 1e-4, 8
+"""Largest relative difference that counts as equal: in fp32, and in units of rounding for models that are too large for fp32."""
 MASKED = 1e4
 """Values of this magnitude or more are compared relative to themselves. Logits masked with -1e6 would otherwise set the scale of all."""
 BLOCK = 2**24
@@ -32,12 +32,14 @@ class Difference:
     scale: largest magnitude of that output of the source, in values below :data:`MASKED`.
     relative: difference relative to the scale; infinite for NaN, for another shape, and where the source has zeros only.
     output: name of that output; empty if nothing was compared.
+    tolerance: the largest relative difference that counts as equal.
     """
 
     largest: float = math.inf
     scale: float = 0.0
     relative: float = math.inf
     output: str = ""
+    tolerance: float = TOLERANCE
 
     @classmethod
     def of(cls, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Difference:
@@ -45,6 +47,8 @@ class Difference:
 
         An output that the result lacks counts as different, and so do empty comparisons.
         """
+        import torch
+
         differences = list[Difference]()
         for name, values in expected.items():
             if not values.numel():
@@ -61,19 +65,20 @@ class Difference:
                         of_scale = difference / size.where(size >= MASKED, scale)
                         largest = max(largest, float(difference.nan_to_num(math.inf, math.inf).max()))
                         relative = max(relative, float(of_scale.nan_to_num(math.inf, math.inf).max()))
-            differences.append(cls(largest, scale, relative, name))
+            rounding = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+            differences.append(cls(largest, scale, relative, name, max(TOLERANCE, ROUNDINGS * rounding)))
         return max(differences, key=lambda difference: (difference.relative, difference.scale), default=cls())
 
     @property
     def equal(self) -> bool:
-        """Whether the models agree within :data:`TOLERANCE`."""
-        return self.relative <= TOLERANCE
+        """Whether the models agree within the tolerance."""
+        return self.relative <= self.tolerance
 
     @property
     def values(self) -> dict[str, Any]:
         """The numbers for a report, JSON-serialisable."""
         numbers = {"max_abs_difference": self.largest, "scale": self.scale, "relative_difference": self.relative}
-        return {**numbers, "tolerance": TOLERANCE}
+        return {**numbers, "tolerance": self.tolerance}
 
     def __str__(self) -> str:
         """For example "3.1e-06 of the largest value 0.028 (logits)"."""

@@ -217,11 +217,26 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
         yield ""
         yield costs_table(part.costs, part.inputs)
         if name in compared:
-            sizes = compared[name]["sizes"]
-            step = 1 if len(sizes) < 5 else 2  # a terminal has room for four columns
-            cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
-            title = f"operations of the whole model for one {part.inputs.modality.noun}, by mechanism with its default options"
-            yield table(("mechanism", *sizes[::step]), cells, title)
+            yield from _mechanisms_report(part, **compared[name])
+
+
+def _mechanisms_report(part: ConversionPlan, sizes: Sequence[str], mechanisms: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+    """The mechanisms that work untrained and save operations or memory; the others by name."""
+    full = next(row for row in mechanisms if row["mechanism"] == "full")
+    step = 1 if len(sizes) < 5 else 2  # a terminal has room for four columns
+    columns, rows, left_out = ["mechanism", *sizes[::step]], list[list[str]](), dict[str, list[str]]()
+    for row in mechanisms:
+        saves = row["flops"][-1] < full["flops"][-1] or (row["cache_bytes"] or 0) < (full["cache_bytes"] or 0)
+        if row["needs_training"] or not (saves or row["mechanism"] in ("as planned", "full")):
+            left_out.setdefault("they need training" if row["needs_training"] else "they save nothing here", []).append(row["mechanism"])
+            continue
+        rows.append([row["mechanism"], *map(_flops, row["flops"][::step])])
+        if row["cache_bytes"] is not None:
+            rows[-1].append(decimal(row["cache_bytes"]))
+    columns += ["decode cache"] * (len(rows[0]) > len(columns))
+    noun = part.inputs.modality.noun
+    yield table(columns, rows, f"operations of the whole model for one {noun}, by mechanism with its default options")
+    yield from (f"Not listed, since {why}: {', '.join(names)}." for why, names in left_out.items())
 
 
 def _flops(count: int) -> str:
@@ -247,22 +262,33 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 
 
 def _compare(part: ConversionPlan) -> dict[str, Any]:
-    """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options."""
+    """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options.
+
+    Layers of a decoder keep their own windows, as in a conversion, and its rows have the bytes of the cache after the longest text.
+    """
     import torch
 
     from ..configuration import LongAttentionConfig
     from ..errors import LongAttentionError
     from ..evaluation.flops import cost_of, layer_mechanisms
+    from ..mechanisms.common.options import write_choice
     from ..mechanisms.common.registry import list_mechanisms, prototype
+    from ..modeling.family.sliding_window import own_windows, with_own_windows
 
-    costs = {"as planned": part.costs}
-    for name in list_mechanisms(causal=part.shape.causal):
+    causal, costs, training = part.shape.causal, {"as planned": part.costs}, {"as planned": False}
+    windows = own_windows(part.architecture.source_config) if causal and not part.generic else []
+    for choice in [*({"mechanism": name} for name in list_mechanisms(causal=causal)), *[{"mechanism": "window", "num_sinks": 4}] * causal]:
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
-            part.inputs.check(prototype(name, {}))
+            name, options = LongAttentionConfig.from_dict(choice).for_layer(0)
+            part.inputs.check(built := prototype(name, options))
             with torch.device("meta"):  # its parameters may be large
-                layers = layer_mechanisms(LongAttentionConfig(name), part.shape, part.inputs.new.tokens)
-            costs[name] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
-    rows = [{"mechanism": name, "flops": [cost.total_flops for cost in of_name]} for name, of_name in costs.items()]
+                layers = layer_mechanisms(with_own_windows(choice, windows), part.shape, part.inputs.new.tokens)
+            costs[write_choice(choice)] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
+            training[write_choice(choice)] = built.capabilities.trains or not built.capabilities.takes_score_mod
+    rows = [
+        {"mechanism": name, "flops": [cost.total_flops for cost in of], "cache_bytes": of[-1].cache_bytes, "needs_training": training[name]}
+        for name, of in costs.items()
+    ]
     return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
 
 

@@ -31,11 +31,13 @@ AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", 
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
 ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
+FREE_SHARE = 0.75
+"""Maximum share of the free memory for source and result in fp32. The rest is for activations and logits."""
 
 
 @dataclass
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, and the inputs for comparing them.
+    """Source and result of a conversion, both loaded in one dtype, and the inputs for comparing them.
 
     Attributes:
         headless: whether the source's files lack weights of its head, so that only hidden states can be compared.
@@ -58,6 +60,8 @@ class Comparison:
         if self.headless:
             self.compared = (without_head(self.source), without_head(self.result))
             self.outputs = "hidden states (the source has no weights for its head)"
+        if self.source.dtype.itemsize < 4:
+            self.outputs += f" in {str(self.source.dtype).removeprefix('torch.')} (memory has no room for both models in fp32)"
 
     def tower(self, name: str) -> Comparison:
         """The comparison of one tower of both models."""
@@ -70,12 +74,17 @@ class Comparison:
 def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     """Load the source with transformers' class and the written result with the Auto class of its head.
 
+    Both are loaded in fp32 if free memory has room for them. Otherwise they stay in the files' dtype, which safetensors maps into memory.
     The values of .bin files are rounded as config.json says, as they were in the result.
     """
+    import psutil
+
     source, architecture = plan.source, plan.architecture
-    original, missing = load_source(source, architecture, "auto" if source.pickled else torch.float32)
-    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=torch.float32)
-    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking))
+    dtype: Any = torch.float32 if 8 * plan.parameters < FREE_SHARE * psutil.virtual_memory().available else "auto"
+    original, missing = load_source(source, architecture, "auto" if source.pickled else dtype)
+    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype)
+    original = original if dtype == "auto" else original.float()
+    return Comparison(plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking))
 
 
 def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import inspect
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -39,8 +40,14 @@ COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
-MEASUREMENT = 3e12
-"""Maximum FLOPs for measuring source and result."""
+MEASUREMENT, PATIENCE = 3e12, 600.0
+"""Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they can differ."""
+TEXTS, SECONDS = 4, 45.0
+"""Maximum texts on which a decoder's loss is measured, and seconds after which no further one is begun."""
+STUDENT = {3: 4.303, 4: 3.182}
+"""Number of texts -> Student's t for a 95 % interval of their mean."""
+SMALLEST_BUCKET = 256
+"""Tokens in the first bucket of a decoder's loss by position; each further bucket ends at twice the position."""
 LOGITS_BYTES = 2**30
 """Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all logits, up to twice as many
 bytes. Compared logits have at most half as many."""
@@ -58,11 +65,15 @@ class Lengths:
     chunk: int  # tokens of that text that the source reads at once
     every: int  # a decoder's loss is measured at every `every`-th position
     needed: int  # minimum of `read` at which the result can differ from the source
+    seconds: float  # estimated time of reading `needed` tokens with both; 0 if the speed is not known
     at_once: bool  # whether the source reads the measured text in one pass, as the result does
 
 
-def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
-    """Choose the lengths for this model and text. They are shorter than planned if the model is large."""
+def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 0.0) -> Lengths:
+    """Choose the lengths for this model and text. They are shorter than planned if the model is large.
+
+    speed: measured FLOP/s of this machine. The shortest text that can show a difference may take :data:`PATIENCE` seconds.
+    """
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
@@ -84,13 +95,17 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
     covered = min(reach, old_length)
     per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0  # a decoder's loss is measured at as many positions as fit
 
+    def operations(count: int) -> float:
+        """FLOPs of measuring source and result on ``count`` tokens."""
+        every = max(1, math.ceil(count * per_logits))
+        return 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / every)
+
     def affordable(count: int, chunk: int, least: int) -> int:
         """Halve ``count``, in whole chunks, until the measurement takes few enough FLOPs. 0 if ``least`` tokens are still too many."""
         count = count // chunk * chunk
         while count >= least:
-            every = max(1, math.ceil(count * per_logits))
-            flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / every)
-            if flops <= MEASUREMENT and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
+            most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
+            if operations(count) <= most and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
                 return count
             count = max(count // 2 // chunk * chunk, least if count > least else 0)
         return 0
@@ -104,7 +119,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
         needed = min(max(2, 2 * same), old_length)
         chunk = read = affordable(min(longest, old_length), 1, needed)
     chunk, every = chunk if read else 0, max(1, math.ceil(read * per_logits))
-    return Lengths(covered, old, new, padded, read, chunk, every, needed, at_once=read == chunk)
+    seconds = operations(needed) / speed if speed else 0.0
+    return Lengths(covered, old, new, padded, read, chunk, every, needed, seconds, at_once=read == chunk)
 
 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
@@ -150,51 +166,81 @@ class LanguageLoss:
     least_gain = 0.1
     """Minimum gain of the source over chance, as a share of the chance loss. Untuned."""
 
-    def measure(self, model: Any, chunk: int) -> Tensor:
-        """The loss of each token, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where none is predicted."""
+    def compare(self, source: Any, result: Any) -> Check:
+        """Measure both models, and judge the result. A decoder reads further texts while :data:`SECONDS` last."""
+        started, lengths, losses = time.monotonic(), self.lengths, list[tuple[Tensor, Tensor]]()
+        texts = min(TEXTS, self.text.real_tokens() // lengths.read) if self.plan.shape.causal else 1
+        while not losses or (len(losses) < texts and (time.monotonic() - started) * (1 + 1 / len(losses)) <= SECONDS):
+            number = len(losses)
+            losses.append((self.measure(source, lengths.chunk, number), self.measure(result, lengths.read, number)))
+        check = self.judge(*map(torch.stack, zip(*losses, strict=True)))
+        return replace(check, values={**check.values, "seconds": round(time.monotonic() - started, 1)})
+
+    def measure(self, model: Any, chunk: int, number: int = 0) -> Tensor:
+        """The loss of each token of a text, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where none is predicted.
+
+        number: the text's number. All texts are consecutive parts of one.
+        """
         read, causal = self.lengths.read, self.plan.shape.causal
-        target = ids = self.text.tokens(read)
+        target = ids = self.text.tokens((number + 1) * read)[:, number * read :]
         if causal:
             target = ids.masked_fill(torch.arange(read) % self.lengths.every != 0, IGNORED)
         else:
             ids, target = masked_tokens(ids, self.text.tokenizer)
-        special = self.text.special if chunk < read else ([], [])
+        special = self.text.special if chunk < read or number else ([], [])
         return chunk_losses(model, ids, target, chunk, causal=causal, together=read // chunk, special=special)
 
     def judge(self, old: Tensor, new: Tensor) -> Check:
-        """Judge the losses of source and result from :meth:`measure`."""
+        """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""
         plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
-        count, chunk, causal = lengths.read, lengths.chunk, plan.shape.causal
+        old, new = torch.atleast_2d(old), torch.atleast_2d(new)
+        (texts, count), chunk, causal = old.shape, lengths.chunk, plan.shape.causal
         # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
         same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
         edges = [0, same or (max(1, count // 8) if lengths.at_once else chunk)]
+        if causal and count > SMALLEST_BUCKET:
+            edges = [0, SMALLEST_BUCKET]
         while edges[-1] * 2 < count:
             edges.append(edges[-1] * 2)
         buckets = [
             {
                 "from": low,
                 "to": high,
-                "predicted": int((~old[low:high].isnan()).sum()),
-                "source_on_chunks": float(old[low:high].nanmean()),
-                "result": float(new[low:high].nanmean()),
+                "predicted": int((~old[:, low:high].isnan()).sum()),
+                "source_on_chunks": float(old[:, low:high].nanmean()),
+                "result": float(new[:, low:high].nanmean()),
             }
             for low, high in pairwise(sorted({*edges, count}))
-            if not new[low:high].isnan().all()
+            if not new[:, low:high].isnan().all()
         ]
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
         shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
         how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"
         predicts = f"{MASKED:.0%} masked tokens" if not causal else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
-        values = {"tokens": count, "chunk": chunk, "predicts": predicts, "unit": "nats per token", "buckets": buckets}
+        values = {
+            "tokens": texts * count,
+            "texts": texts,
+            "chunk": chunk,
+            "predicts": predicts,
+            "unit": "nats per token",
+            "buckets": buckets,
+        }
 
-        old = with_context(old, chunk, causal=causal).masked_fill(torch.arange(count) < same, float("nan"))
-        frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(count)[0]] / real  # above 0: the text contains them all
-        change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log())
-        detail = f"{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
+        old = torch.stack([with_context(row, chunk, causal=causal) for row in old]).masked_fill(torch.arange(count) < same, float("nan"))
+        frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(texts * count)[0]] / real  # above 0: the text contains them all
+        change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log().view(texts, count))
+        detail = f"{f'{texts} texts of ' * (texts > 1)}{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
         if change is None or gain is None:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
-        detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}; chance, from token frequencies alone, {gain.after:.3f}"
+        detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}"
         values |= {"change": change.to_dict(), "chance": gain.after}
+        if texts in STUDENT:
+            of_texts = (new - old).double().nanmean(1)
+            around = STUDENT[texts] * float(of_texts.std()) / math.sqrt(texts)
+            low, high = float(of_texts.mean()) - around, float(of_texts.mean()) + around
+            values["interval_over_texts"] = [low, high]
+            detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
+        detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
             return undecided(self.name, f"{detail}: the source does not predict this text much better than chance", READABLE_TEXT, values)
         if change.worse:
@@ -240,6 +286,10 @@ class Embeddings:
         exact = 0 if short.reason else short.length  # the result equals the source up to this length, so one such length is enough
         self.passages = {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # a single token: compare the first chunk too
+
+    def compare(self, source: Any, result: Any) -> Check:
+        """Measure both models, and judge the result."""
+        return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read))
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
         """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special tokens.
@@ -311,18 +361,19 @@ DECODED = 32
 def check_texts(comparison: Comparison) -> list[Check]:
     """Run all output checks of a text model. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
-    lengths = choose_lengths(plan, text)
-    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
+    lengths, started = choose_lengths(plan, text), time.monotonic()
     checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
+    if not lengths.read:  # a large model: how long would it take?
+        lengths = choose_lengths(plan, text, measured_speed(plan, checks, time.monotonic() - started))
+    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
+    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
 
     unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
     if unmeasured is None:  # the last pass often reads the longest text, so its hidden states are stored for the next check
-        before = purpose.measure(source, lengths.chunk)
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
-        after = purpose.measure(result, lengths.read)
+        decided = purpose.compare(source, result)
         hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     if not states or lengths.read != lengths.new or (pooling is not None and lengths.at_once):
@@ -335,7 +386,16 @@ def check_texts(comparison: Comparison) -> list[Check]:
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
-    return [*checks, purpose.judge(before, after)]
+    return [*checks, decided]
+
+
+def measured_speed(plan: ConversionPlan, checks: Sequence[Check], seconds: float) -> float:
+    """FLOP/s of :func:`compare_lengths`, from its checks and its time. 0 if it compared nothing."""
+    lengths = [check.values["length"] for check in checks if "length" in check.values]
+    layers, head = layer_mechanisms(plan.attention, plan.shape, plan.new_length), plan.skeleton.get_output_embeddings()
+    of_head = 0 if head is None else 2 * head.weight.numel()
+    passes = [*lengths, *{*lengths}]  # the result at each length, and the source once
+    return sum(cost_at(length, plan.shape, layers).total_flops + of_head * length for length in passes) / max(seconds, 1e-3)
 
 
 def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
@@ -363,7 +423,8 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
     needed = 2 * purpose.sizes[0] if isinstance(purpose, Embeddings) else purpose.lengths.needed
     if real < needed:
         return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
-    problem = f"{needed:,} tokens would take too long for a model of this size"
+    estimate = f"about {purpose.lengths.seconds / 60:,.0f} minutes" if purpose.lengths.seconds else "too long"
+    problem = f"{needed:,} tokens would take {estimate} with a model of this size"
     return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})")]
 
 

@@ -31,6 +31,9 @@ from ..positions.trained_distances import RANDOM, widest_span
 from .settings import AUTO, ConversionConfig
 from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
 
+DECODER_WINDOW, DECODER_SINKS = 1024, 4
+"""Window and sinks of a decoder with ``mechanism="auto"``, in tokens. The window is at most half of the old length."""
+
 
 @dataclass(frozen=True)
 class StackLength:
@@ -338,19 +341,44 @@ def plan_conversion(
         LongAttentionError: the conversion would fail, for the reason in its sentence.
     """
     request = ConversionConfig.from_keywords(config, settings)
-    searches = request.mechanism == AUTO
-    if searches and choose is None:
-        raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
-    if not searches and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
+    auto = request.mechanism == AUTO
+    if not auto and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
         request.attention()  # a mistyped name is refused before anything is fetched
-    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=searches)
+    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
     if destination is not None:
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
-    if choose is None or not searches:
+    if not auto:
         return plan_source(opened, request)
-    find_architecture(opened, request)  # fail before the slow search
-    attention, choice = choose(opened, request)
+    architecture = find_architecture(opened, request)  # fail before the slow search
+    if (chosen := chosen_for_decoder(opened, architecture, request)) is None:
+        if choose is None:
+            raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
+        if not isinstance(source, Source):
+            opened = open_source(source, request.revision, request.token)
+        chosen = choose(opened, request)
+    attention, choice = chosen
     return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
+
+
+def chosen_for_decoder(
+    opened: Source, architecture: Architecture, request: ConversionConfig
+) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
+    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without its own window.
+
+    ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
+    """
+    base = architecture.source_config
+    if request.budget is not None or request.search_input is not None or architecture.modality.noun != "text":
+        return None
+    if architecture.original_attention is not None or architecture.encoder_decoder or not architecture.long_config(None).attending[1]:
+        return None
+    search = "--budget 0.25 would search for other mechanisms"
+    if None not in own_windows(base):
+        return None, {"reason": f"Every layer keeps its own window; {search}."}
+    window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
+    kept = ", and layers with a window of their own keep it" if any(own_windows(base)) else ""
+    reason = f"window={window} with {DECODER_SINKS} sinks: untrained, a decoder loses least so in a cache of constant size{kept}; {search}."
+    return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
@@ -372,7 +400,8 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
     marks_question = (pairs or older) and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    tokenizer = load_tokenizer(opened.folder, base)
+    # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
+    tokenizer = load_tokenizer(opened.folder, base) if marks_question or unseparated or not request.verify else None
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)

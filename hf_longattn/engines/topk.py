@@ -307,8 +307,7 @@ def float32_products(x: Tensor) -> bool:
         exact = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # raised if the user set the precision of a single backend
         return False
-    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # new in PyTorch 2.9
-    return exact and chosen in ("none", "ieee")
+    return exact and (x.device.type == "cpu" or torch.backends.cuda.matmul.fp32_precision in ("none", "ieee"))
 
 
 def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: AttentionCall) -> Tensor:

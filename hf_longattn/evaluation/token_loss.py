@@ -9,6 +9,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..data.tokenization import IGNORED, between
 from ..errors import CheckpointError
 from ..files import read_text
+from ..modeling.losses import Logits, deferred_logits
 from .summaries import mean_and_error
 
 TOKENS_AT_ONCE = 256
@@ -68,10 +70,11 @@ class LossChange:
         return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f}{error}, n = {self.predicted:,})"
 
 
+@torch.no_grad()
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
     """The loss of each token, ``(B·N,)`` float32; NaN at tokens that are not predicted.
 
-    A transformers decoder computes logits only for predicted tokens, so that the logits of a large vocabulary fit into memory.
+    A transformers decoder computes logits only for predicted tokens, and in pieces if its head is a plain projection.
 
     Args:
         model: a model with a language-modelling head.
@@ -82,13 +85,18 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
         target = functional.pad(target[:, 1:], (0, 1), value=IGNORED)
     losses = torch.full(target.shape, float("nan"))
     positions = (target != IGNORED).any(0).nonzero().flatten()
-    selects = causal and len(positions) < target.shape[1] - 1 and "logits_to_keep" in inspect.signature(model.forward).parameters
-    with torch.no_grad():
-        returned = model(input_ids=shown, return_dict=True, **({"logits_to_keep": positions.to(shown.device)} if selects else {}))
-    logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
-    logits, target = logits if logits.shape[1] == len(positions) else logits[:, positions], target[:, positions]
-    pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
-    predicted = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
+    selects = causal and "logits_to_keep" in inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": positions.to(shown.device)} if selects else {}
+    with deferred_logits(model) if selects else nullcontext():
+        returned = model(input_ids=shown, return_dict=True, **kept)
+    logits, target = returned["logits"] if "logits" in returned else returned["prediction_logits"], target[:, positions]
+    loss_of = partial(functional.cross_entropy, reduction="none", ignore_index=IGNORED)
+    if isinstance(logits, Logits):
+        predicted = loss_of(logits.view(-1, logits.shape[-1]).float(), target.flatten().to(shown.device)).cpu()
+    else:
+        logits = logits.cpu() if logits.shape[1] == len(positions) else logits[:, positions].cpu()
+        pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
+        predicted = torch.cat([loss_of(rows.float(), labels) for rows, labels in pieces])
     losses[:, positions] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
     return functional.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 

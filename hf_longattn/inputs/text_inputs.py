@@ -54,7 +54,8 @@ class TextModality(Modality):
         assert text is not None
         end = getattr(config, "eos_token_id", None)
         end = end if isinstance(end, int) and end < config.vocab_size else None
-        return VerificationText(excerpt(text[0], self.family.longest(config)), text[1], load_tokenizer(folder), config.vocab_size, end=end)
+        tokenizer = load_tokenizer(folder, config)
+        return VerificationText(excerpt(text[0], self.family.longest(config)), text[1], tokenizer, config.vocab_size, end=end)
 
     def processor(self, plan: Any, folder: Path, inputs: VerificationText) -> list[Check]:
         return check_tokenizer(plan, folder, inputs.tokenizer, inputs.text)

@@ -1,11 +1,15 @@
-"""Parts of a head's training loss: auxiliary losses of mechanisms, and a batch's share of a step's loss."""
+"""A head's loss: in pieces of the logits, with auxiliary losses of mechanisms, and as a batch's share of a step's loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..mechanisms.common.capabilities import AddsLoss
@@ -47,3 +51,133 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     """
     share = count / torch.where(count > 0, torch.as_tensor(items, device=count.device), 1)
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
+
+
+LOGITS_AT_ONCE = 2**28
+"""Maximum bytes of the logits that a loss holds at a time. Untuned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Logits ``(…, vocabulary)`` of a language model that are computed when they are read.
+
+    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor.
+
+    Args:
+        head: the projection to the vocabulary. hidden: its input ``(…, width)``.
+        steps: linear functions of the logits that the model applies after the projection: scaling, and ``Tensor.float``.
+    """
+
+    head: nn.Linear
+    hidden: Tensor
+    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    @property
+    def tensor(self) -> Tensor:
+        """The logits as the model computes them."""
+        return reduce(lambda value, step: step(value), self.steps, F.linear(self.hidden, self.head.weight, self.head.bias))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the logits and of their loss."""
+        device = self.hidden.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.head.weight.dtype
+        return torch.float32 if Tensor.float in self.steps else autocast
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.hidden.shape[:-1], self.head.out_features))
+
+    def then(self, step: Callable[[Tensor], Tensor]) -> Logits:
+        """The logits after a further linear function."""
+        return replace(self, steps=(*self.steps, step))
+
+    def float(self) -> Logits:
+        return self.then(Tensor.float)
+
+    def contiguous(self) -> Logits:
+        return self
+
+    def __mul__(self, factor: Any) -> Logits:
+        return self.then(lambda value: value * factor)
+
+    def __truediv__(self, divisor: Any) -> Logits:
+        return self.then(lambda value: value / divisor)
+
+    def view(self, *shape: int) -> Any:
+        if shape != (-1, self.head.out_features):
+            return self.tensor.view(*shape)
+        return replace(self, hidden=self.hidden.flatten(0, -2))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor, name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor[index]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (
+            function is F.cross_entropy
+            and isinstance(args[0], cls)
+            and args[0].hidden.dim() == 2
+            and args[1].dtype == torch.long
+            and kwargs["label_smoothing"] == 0.0
+            and all(kwargs[name] is None for name in ("weight", "size_average", "reduce"))
+        ):
+            return args[0].cross_entropy(args[1], kwargs["reduction"], kwargs["ignore_index"])
+        named = {name: value.tensor if isinstance(value, cls) else value for name, value in kwargs.items()}
+        return function(*(value.tensor if isinstance(value, cls) else value for value in args), **named)
+
+    def cross_entropy(self, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
+        """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, as PyTorch's.
+
+        It is computed in float32 or wider. In training on an accelerator, half-precision logits stay in half precision, as does each
+        token's loss, and the backward pass computes the logits again.
+        """
+        weight, bias, dtype = self.head.weight, self.head.bias, replace(self, steps=()).dtype
+        trains = torch.is_grad_enabled() and (self.hidden.requires_grad or weight.requires_grad)
+        if not trains or weight.device.type == "cpu":
+            dtype = torch.promote_types(dtype, torch.float32)
+        scaling = [step for step in self.steps if step is not Tensor.float]
+        losses = F.linear_cross_entropy(
+            reduce(lambda value, step: step(value), scaling, self.hidden.to(dtype)),
+            weight.to(dtype),
+            target,
+            linear_bias=None if bias is None else reduce(lambda value, step: step(value), scaling, bias.to(dtype)),
+            reduction="none" if reduction == "none" or dtype.itemsize < 4 else "sum",
+            ignore_index=ignore_index,
+            options=nn.LinearCrossEntropyOptions(allow_retain_graph=True, batch_chunk_size=max(1, LOGITS_AT_ONCE // (4 * len(weight)))),
+        )
+        if reduction == "none":
+            return losses.to(self.dtype)
+        total = losses.sum(dtype=torch.promote_types(dtype, torch.float32))
+        if reduction == "mean":  # without labels NaN, with gradients of 0
+            count = (target != ignore_index).sum()
+            total = torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+        return total.to(self.dtype)
+
+
+@contextmanager
+def deferred_logits(model: Any) -> Iterator[None]:
+    """Within the context, the logits of a causal language model are :class:`Logits` if its head is a plain ``nn.Linear``.
+
+    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs. A head that peft trains is plain.
+    """
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    head = model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
+    heads: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
+    heads = [layer for layer in heads if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)]
+    heads = [layer for layer in heads if not hasattr(layer.weight, "ds_id")]  # DeepSpeed's parameters are whole in their layer only
+    for layer in heads:
+        layer.forward = partial(Logits, layer)
+    try:
+        yield
+    finally:
+        for layer in heads:
+            del layer.forward

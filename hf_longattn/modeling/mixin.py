@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,7 +36,7 @@ from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
 from .inference import optimize_for_inference, warn_of_overflow
-from .losses import auxiliary_loss, label_count, share_of_step
+from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
@@ -184,9 +185,12 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss. With ``num_items_in_batch``,
-        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss."""
+        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss. A causal language model that is
+        trained with labels computes logits only when they are read."""
         items = arguments.pop("num_items_in_batch", None)
-        outputs = base_forward(self, **arguments)
+        defers = self.training and any(arguments.get(name) is not None for name in ("labels", "shift_labels"))
+        with deferred_logits(self) if defers else nullcontext():
+            outputs = base_forward(self, **arguments)
         by_name = not isinstance(outputs, tuple)
         mean = getattr(outputs, "loss", None) if by_name else outputs[0] if outputs else None
         if not isinstance(mean, Tensor) or mean.dim() != 0:

@@ -30,6 +30,7 @@ from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.losses import deferred_logits
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
@@ -231,7 +232,7 @@ class SegmentTrainer(LongTrainer):
         batches: Any = SegmentBatches(segments, self.args.per_device_eval_batch_size)
         model = self.accelerator.unwrap_model(self.model)
         memory, total, count = model.new_memory(), 0.0, 0
-        with evaluating(model), torch.no_grad(), self.compute_loss_context_manager():
+        with evaluating(model), torch.no_grad(), self.compute_loss_context_manager(), deferred_logits(self.inner):
             for batch in DataLoader(segments, batch_sampler=batches, collate_fn=self.eval_collator):
                 batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 outputs = model(**batch, memory=memory)

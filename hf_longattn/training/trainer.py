@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.loading import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
-from hf_longattn.modeling.losses import label_count, share_of_step
+from hf_longattn.modeling.losses import deferred_logits, label_count, share_of_step
 
 
 class DivergenceError(LongAttentionError):
@@ -44,6 +45,7 @@ class LongTrainer(Trainer):
     - ``compute_loss``, ``get_batch_samples``: weight each batch by its labels. A run that is resumed at its end takes no further step.
     - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens. Groups of similar length are the same in a resumed run.
     - ``get_eval_dataloader``: use ``eval_collator``.
+    - ``prediction_step``: compute no logits for an evaluation of the loss alone.
     - ``evaluation_loop``: add standard errors of the loss, and the scores of ``measure``.
     - ``create_scheduler``: follow the time limit, if there is one. No step has a learning rate of 0.
 
@@ -87,7 +89,7 @@ class LongTrainer(Trainer):
             self.args.train_sampling_strategy = "random"  # evaluations keep the order of the rows
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
-        self.head = type(inner).__name__
+        self.inner, self.head = inner, type(inner).__name__
         mark_for_zero3(inner)
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))
@@ -154,7 +156,8 @@ class LongTrainer(Trainer):
 
         If parts of the loss average over different labels, loss and :meth:`items_of` are vectors.
         """
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        with deferred_logits(self.inner) if model.training else nullcontext():
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         return loss.mean(), outputs  # of torch's DataParallel, a loss of each device
 
     def compute_loss(
@@ -172,6 +175,11 @@ class LongTrainer(Trainer):
         if isinstance(outputs, dict):  # Trainer gathers all outputs of an evaluation
             outputs = {name: value for name, value in outputs.items() if not isinstance(value, Cache)}
         return (loss.sum(), outputs) if return_outputs else loss.sum()
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer. If only the loss is read, a causal language model computes it in pieces of its logits."""
+        with deferred_logits(self.inner) if prediction_loss_only else nullcontext():
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)

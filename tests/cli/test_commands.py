@@ -95,10 +95,16 @@ def test_plan_says_what_would_happen_and_writes_nothing(source: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
     assert [cost["length"] for cost in planned["costs"]] == [64, 128, 256, 512, 1024]
     assert planned["costs"][-1]["cache_bytes"] == planned["costs"][-2]["cache_bytes"]
-    assert [one["mechanism"] for one in planned["comparison"]["mechanisms"]] == ["as planned", *list_mechanisms(causal=True, grid=False)]
+    rows = {row["mechanism"]: row for row in planned["comparison"]["mechanisms"]}
+    assert [*rows] == ["as planned", *list_mechanisms(causal=True, grid=False), "window:num_sinks=4"]
+    assert rows["window"]["cache_bytes"] < rows["window:num_sinks=4"]["cache_bytes"] < rows["full"]["cache_bytes"]
+    assert [rows[name]["needs_training"] for name in ("linear", "taylor", "window", "full")] == [True, True, False, False]
     shown = output(capsys, "plan", source, *flags[:-1])
     assert "rope:none" in shown
-    assert "operations of the whole model" in shown
+    listed, _, left_out = shown.partition("operations of the whole model")[2].partition("Not listed, since they need training: ")
+    assert " window:num_sinks=4 " in listed
+    assert [name for name, row in rows.items() if row["needs_training"] and (f" {name} " in listed or name not in left_out)] == []
+    assert "since they save nothing here: top_k, " in left_out
 
 
 @pytest.mark.thorough

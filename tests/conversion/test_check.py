@@ -10,13 +10,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoTokenizer,
     BertForQuestionAnswering,
@@ -204,7 +207,10 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
 
     check = next(check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS)
     buckets = [(bucket["from"], bucket["to"], bucket["predicted"]) for bucket in check.values["buckets"]]
-    assert buckets == [(0, 16, 15), (16, 32, 16), (32, 64, 32)]
+    assert buckets == [(0, 16, 4 * 15), (16, 32, 4 * 16), (32, 64, 4 * 32)]  # of four texts
+    low, high = check.values["interval_over_texts"]
+    assert low < check.values["change"]["change"] < high
+    assert f"95 % interval over the texts {low:+.3f} to {high:+.3f}" in check.detail
     first, *others = check.values["buckets"]
     assert first["result"] == pytest.approx(first["source_on_chunks"], rel=1e-5)
     assert all(bucket["result"] != bucket["source_on_chunks"] for bucket in others)
@@ -218,6 +224,41 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     assert loss.judge(chance / 2, chance / 2 + 1).values["verdict"] == "train before use"
     same_length = plan_conversion(source, **{**settings, "max_length": LENGTH})
     assert LanguageLoss(same_length, text, found).judge(chance / 2, chance / 2).values["verdict"] == "ready to use"
+
+
+def test_loss_of_a_large_decoder_is_measured_on_the_shortest_text_that_tells(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it takes minutes, by the speed of the comparisons. Otherwise the report has the estimate."""
+    source, settings = checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), {"mechanism": "window", "window": 8, "overwrite": True}
+    monkeypatch.setattr(check_texts, "MEASUREMENT", 1)
+    check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
+    assert check.values["chunk"] == 2 * 8
+    monkeypatch.setattr(check_texts, "PATIENCE", 0)
+    check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
+    assert (check.status, "16 tokens would take about 0 minutes with a model of this size" in check.detail) == ("skipped", True)
+
+
+def test_models_without_room_in_fp32_are_compared_in_their_dtype(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(built("LlamaForCausalLM"), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * model.num_parameters()))
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "long", mechanism="window", window=16)
+    assert report.verified
+    compared = [check for check in report.checks if "tolerance" in check.values]
+    assert {check.values["tolerance"] for check in compared} == {8 * torch.finfo(torch.bfloat16).eps}
+    assert any("in bfloat16 (memory has no room for both models in fp32)" in check.detail for check in compared)
+
+
+def test_loss_of_a_decoder_is_listed_by_powers_of_two(checkpoint: Checkpoint) -> None:
+    source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
+    plan = plan_conversion(source, mechanism="window", window=16)
+    text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
+    check = LanguageLoss(plan, text, choose_lengths(plan, text)).judge(torch.ones(2, 1500), 2 * torch.ones(2, 1500))
+    buckets = check.values["buckets"]
+    assert [(one["from"], one["to"]) for one in buckets] == [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
+    assert all((one["source_on_chunks"], one["result"], one["predicted"]) == (1, 2, 2 * (one["to"] - one["from"])) for one in buckets)
+    assert "2 texts of 1500 tokens" in check.detail
 
 
 def spoiled(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

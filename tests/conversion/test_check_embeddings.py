@@ -144,6 +144,7 @@ def test_short_passages_alone_do_not_make_a_longer_encoder_ready(encoder: Path, 
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
     monkeypatch.setattr(check_texts, "MEASUREMENT", 1)
+    monkeypatch.setattr(check_texts, "PATIENCE", 0)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
     assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
     (tmp_path / "short.txt").write_text(verification_text(None)[0][:300])

@@ -338,3 +338,30 @@ def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(check
     with pytest.raises(CheckpointError, match=rf"gives token ids up to {rows} \('<more>'\), but its model has {rows} embeddings"):
         convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, verify=False)
     assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "says"),
+    [
+        ("LlamaForCausalLM", [("window", 32, 4)] * 2, "window=32 with 4 sinks"),
+        ("Qwen2ForCausalLM", [("window", 32, 4), ("window", 24, 0)], "layers with a window of their own keep it; --budget 0.25"),
+        ("MistralForCausalLM", [("window", 24, 0)] * 2, "Every layer keeps its own window"),
+    ],
+)
+def test_auto_gives_decoders_a_window_and_sinks_without_a_search(
+    name: str, layers: list[tuple[str, int, int]], says: str, checkpoint: Callable[..., Path]
+) -> None:
+    plan = plan_conversion(checkpoint(name), mechanism="auto", max_length=4 * LENGTH)
+    chosen = [plan.attention.for_layer(number) for number in range(2)]
+    assert [(mechanism, options["window"], options.get("num_sinks", 0)) for mechanism, options in chosen] == layers
+    assert says in plan.to_dict()["choice"]["reason"]
+
+
+@pytest.mark.parametrize(("name", "settings"), [("BertForMaskedLM", {}), ("LlamaForCausalLM", {"budget": "0.25"})])
+def test_auto_searches_for_encoders_and_under_a_budget(name: str, settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+    source = checkpoint(name)
+    with pytest.raises(OptionError, match="pass choose=hf_longattn"):
+        plan_conversion(source, mechanism="auto", **settings)
+    chosen = LongAttentionConfig("window", window=8)
+    plan = plan_conversion(source, mechanism="auto", choose=lambda source, config: (chosen, {"reason": "mine"}), **settings)
+    assert (plan.attention.options["window"], plan.choice) == (8, {"reason": "mine"})

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 CACHE = Path(__file__).parents[2] / ".tmp"
-TRITON = {"2.11": "3.6.0", "2.12": "3.7.0", "2.13": "3.7.1"}
+TRITON = {"2.13": "3.7.1"}
 """The Triton that each PyTorch for CUDA asks for."""
 HOOKS = """
 #include <ATen/detail/CUDAHooksInterface.h>

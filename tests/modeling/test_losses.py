@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_longattn.families import (
     LongGPT2LMHeadModel,
 )
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
+from hf_longattn.modeling import losses, mixin
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
 from hf_longattn.modeling.losses import auxiliary_loss
 from scripts.dev.tools.small_models import TEXT_FAMILIES
@@ -173,6 +175,80 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
     mean, share = (model(**inputs, num_items_in_batch=items).loss.item() for items in (None, torch.tensor(10 * count)))
     assert share == pytest.approx(mean / 10, rel=1e-5)
     assert model.accepts_loss_kwargs
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses in pieces of five tokens; reading all logits is an error."""
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 5 * 4 * 200)
+    monkeypatch.setattr(losses.Logits, "tensor", property(lambda self: pytest.fail("all logits were computed")))
+
+
+def assert_same_steps(model: Any, *, rtol: float = 1e-4, items: int | None = None) -> None:
+    """The loss in training, in pieces, and its gradients are those of all logits, as transformers computes them."""
+    ids = torch.randint(5, 30, (2, 12), generator=torch.Generator().manual_seed(0))
+    labels = torch.stack([ids[0], torch.full_like(ids[1], -100)])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = []
+    for context in (mixin.deferred_logits, lambda model: nullcontext()):
+        torch.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mixin, "deferred_logits", context)
+            loss = model.train()(input_ids=ids, labels=labels, num_items_in_batch=items).loss
+        steps.append((loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)))
+    largest = max(float(gradient.abs().max()) for gradient in steps[1][1:])
+    for pieces, whole in zip(*steps, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=rtol, atol=rtol * largest)
+
+
+HEADS = [(base, head) for base, head in heads_with_labels() if head.endswith(CAUSAL_LANGUAGE_MODELS)]
+
+
+@every_case(("base", "head"), HEADS, of=9, code=lambda base, head: kind_of_family(base))
+def test_a_decoder_s_loss_in_pieces_is_that_of_all_logits(base: str, head: str, request: pytest.FixtureRequest) -> None:
+    model = long_model(base, head, {"mechanism": "window", "window": 8})
+    if getattr(model.config, "final_logit_softcapping", None) is None:  # caps need all logits
+        request.getfixturevalue("unread")
+    assert_same_steps(model)
+
+
+@pytest.mark.parametrize("case", ["tied", "float64", "bfloat16", "autocast", "share", "checkpointing", "frozen", "saved", "low rank"])
+@pytest.mark.usefixtures("unread")
+def test_losses_in_pieces_keep_types_adapters_and_shares(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8}, tie_word_embeddings=case == "tied")
+    half = case in ("bfloat16", "autocast")
+    if case in ("frozen", "saved", "low rank"):
+        peft = pytest.importorskip("peft")
+        chosen = {"saved": {"modules_to_save": ["lm_head"]}, "low rank": {"target_modules": ["q_proj", "lm_head"]}}.get(case, {})
+        model = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **chosen))
+        if case == "low rank":
+            monkeypatch.undo()
+    elif case == "checkpointing":
+        model.gradient_checkpointing_enable()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"):
+        model = model.to({"float64": torch.float64, "bfloat16": torch.bfloat16}.get(case, torch.float32))
+        assert_same_steps(model, rtol=0.02 if half else 1e-5, items=44 if case == "share" else None)
+
+
+def test_logits_of_training_are_computed_when_they_are_read() -> None:
+    model = still(long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8}))
+    ids = torch.randint(5, 30, (2, 12))
+    for arguments in ({}, {"return_dict": False}):
+        loss, logits = model(input_ids=ids, labels=ids, **arguments)[:2]
+        expected = model(input_ids=ids).logits
+        assert torch.equal(logits[:, :-1], expected[:, :-1])
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+        assert torch.equal(torch.log_softmax(logits, -1), expected.log_softmax(-1))
+        loss.backward(retain_graph=True)
+        loss.backward()
+    smoothed = torch.nn.functional.cross_entropy(logits.view(-1, 200), ids.flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(smoothed, torch.nn.functional.cross_entropy(expected.flatten(0, 1), ids.flatten(), label_smoothing=0.1))
+    without = model(input_ids=ids, labels=torch.full_like(ids, -100), num_items_in_batch=5).loss
+    assert float(without) == 0.0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(without, [*model.parameters()], allow_unused=True))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, labels=ids, use_cache=False)
+    torch.testing.assert_close(compiled.loss, loss)
+    assert isinstance(compiled.logits, torch.Tensor)
 
 
 @pytest.mark.thorough

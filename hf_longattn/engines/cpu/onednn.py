@@ -17,9 +17,8 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 
 def cpu_computes_bf16() -> bool:
     """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing instructions, which is slow."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older PyTorch cannot list instructions; they are then assumed
-    native = capabilities is None or any(capabilities().get(name) for name in BF16_INSTRUCTIONS)
-    return native and bool(_onednn("packed_linear", 2)())
+    instructions = torch.cpu.get_capabilities()
+    return any(instructions.get(name) for name in BF16_INSTRUCTIONS) and bool(_onednn("packed_linear", 2)())
 
 
 def check_bf16(instead: str) -> None:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import current_flash_attention_impl
 
 from ...names import look_up
 from ..batch import Batch, SequenceSpan, in_graph, no_fused_kernels, on_host
@@ -419,13 +420,10 @@ def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -
 
 # ---- whether this machine has a kernel
 
-_implementation = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)
-"""Function that returns the name of the implementation activated by ``activate_flash_attention_impl``, or None."""
-
 
 def refused(device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
     """Why the operator cannot run such calls, or None. ``properties``: arguments of :func:`_tried`. A graph gets the result at tracing."""
-    return _refusal(_implementation(), device, dtype, width, *properties)
+    return _refusal(current_flash_attention_impl(), device, dtype, width, *properties)
 
 
 refused._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_constant_result, without importing the compiler
