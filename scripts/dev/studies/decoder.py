@@ -37,15 +37,10 @@ from scripts.dev.real import DECODER
 
 OUTPUT = Path("scripts/dev/results/decoder")
 STOCK, SDPA = "stock", "stock, sdpa"
-TRAINED = {
-    "hybrid": "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=128",
-    "taylor": "--mechanism taylor --option feature_dim=16",
-}
-"""Folder of a trained model -> the options with which it was converted. The states have about the size of 1,028 keys."""
 
 
 class Row(NamedTuple):
-    """Settings of a conversion, or the folder of a trained model; and what a user pays besides the loss."""
+    """Settings of a conversion, or flags of one that is trained in a folder of the row's name; what a user pays besides the loss."""
 
     settings: dict[str, Any] = {}
     cost: str = "nothing"
@@ -68,10 +63,10 @@ ROWS = {
     "1,024, 4 sinks; decoding sees all keys (SWAA)": window(1024, "a cache of all keys", full_decoding=True),
     "block_top_k, 8 blocks of 128": Row(CHOSEN, "a cache of all keys"),
     "full, self-extend": Row({"mechanism": "full", "max_length": 131072, "positions": "rope:self-extend"}, "a cache of all keys, and time"),
-    "hybrid, trained": Row(cost="20 minutes of training", trained="hybrid"),
-    "taylor, trained": Row(cost="20 minutes of training", trained="taylor"),
+    "hybrid": Row({}, "20 minutes of training", "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=128"),
+    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=16"),  # both: states of about 1,028 keys
 }
-BRIEF = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid, trained")
+BRIEF = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
 NAMES = ("Anna", "Peter", "Maria", "Thomas")
 """A text of pass keys has one for each name, at 1/5 to 4/5 of its length."""
 PROMISED, CHECKED, CHECKED_STEPS, TOLERANCE = 400, 1280, 8, 1e-3
@@ -103,7 +98,7 @@ def load(name: str, options: argparse.Namespace, dtype: torch.dtype = torch.bflo
     settings: dict[str, Any] = {"attn_implementation": "sdpa" if name == SDPA else BACKEND}
     if row.settings:
         settings = {"config": plan_conversion(options.model, **row.settings).config}
-    folder = options.trained / row.trained if row.trained else options.model
+    folder = options.trained / name if row.trained else options.model
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings).eval()
 
 
@@ -277,13 +272,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trained", type=Path, default=DECODER.parent, help="folder of the trained models (default: %(default)s)")
     options = parser.parse_args(arguments)
     output, sizes = report.output_of(options, OUTPUT), QUICK if options.quick else Sizes()
-    rows = dict(report.stored_study(output).get("rows", {}) if output else {})
+    stored = report.stored_study(output) if output else {}
+    rows = dict(stored["rows"]) if stored.get("ends") == [*sizes.ends] else {}
     record = {"machine": report.machine(), "ends": sizes.ends, "far_ends": sizes.far_ends, "rows": rows}
     for name, row in ROWS.items():
         if options.only not in name or (name in rows and not options.only) or (options.quick and name not in BRIEF):
             continue
-        if row.trained and not (folder := options.trained / row.trained).exists():
-            convert = f"longattn convert {options.model} {folder}-start {TRAINED[row.trained]} --no-verify"
+        if row.trained and not (folder := options.trained / name).exists():
+            convert = f"longattn convert {options.model} {folder}-start {row.trained} --no-verify"
             train = f"longattn train linearise --model {folder}-start --data TEXTS --max-minutes 20 --output {folder}"
             print(f"{name} is left out; type first: {convert}; {train}", file=sys.stderr)
             continue

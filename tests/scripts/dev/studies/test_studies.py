@@ -99,7 +99,7 @@ def small_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatc
     transformers.Gemma3ForCausalLM(config).save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "short", bos_token=tokenizer.cls_token).save_pretrained(tmp_path / "short")
-    rows = {decoder.STOCK: decoder.Row(), "narrow": decoder.window(480), "trained": decoder.Row(trained="taylor")}
+    rows = {decoder.STOCK: decoder.Row(), "narrow": decoder.window(480), "trained": decoder.Row(trained="--mechanism taylor")}
     monkeypatch.setattr(decoder, "ROWS", rows)
     monkeypatch.setattr(decoder, "BRIEF", (*rows,))
     return ["--quick", "--model", str(tmp_path / "short"), "--trained", str(tmp_path), "--output", str(tmp_path / "stored")]
