@@ -201,7 +201,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
         "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
-        "texts": str(plan.short_texts),
+        "texts": plan.lengths_in_words,
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
         "towers as in their class": ", ".join(plan.other_towers),
     }

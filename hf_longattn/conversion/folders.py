@@ -33,6 +33,7 @@ from ..files import (
 )
 from ..hub import next_step, write_model_card
 from ..loading import SIDECARS
+from ..modeling.family.definition import UNLIMITED_LENGTH
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan import ConversionPlan, StackLength
@@ -136,7 +137,8 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             if values.get("max_length") == generated.old:  # a shorter limit is the author's choice
                 values["max_length"] = generated.new
         elif name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation"):
-            values = {**read, "truncation": {**read["truncation"], "max_length": tokenizer_length}}
+            truncation = None if tokenizer_length > UNLIMITED_LENGTH else {**read["truncation"], "max_length": tokenizer_length}
+            values = {**read, "truncation": truncation}
         if values:
             write_json(stage / name, values)
         else:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
@@ -14,13 +16,14 @@ from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import keys_per_query, needs_training_by
+from ..mechanisms.common.masked import leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
+from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.rotary import plan_rotary
+from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
 from ..positions import tables
@@ -111,16 +114,23 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
 
 def plan_positions(
-    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
+    architecture: Architecture,
+    attention: LongAttentionConfig,
+    positions: str,
+    text: StackLength,
+    decoder: StackLength | None,
+    *,
+    causal: bool,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: whether
+    the layers with ``attention`` are.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
     maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
-        rope = plan_rotary(base, attention, positions, text.old, text.new)
+        rope = plan_rotary(base, attention, positions, text.old, text.new, causal=causal)
         return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
@@ -164,19 +174,19 @@ def position_warnings(
     *,
     causal: bool,
     decoder: bool = False,
+    scaled: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
     """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
 
-    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers. ``scaled``: whether
+    rotations change.
     """
     grows = length.new > length.old
-    if auto and strategy in ("rope:linear", "rope:yarn") and grows:
-        localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
-        if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = f"{strategy} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
-            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
-            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
+    if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
+        near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
+        advice = f"{near} needs none, and --positions rope:none leaves it out"
+        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "every text is read otherwise, short ones too")]
     changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
     if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
@@ -271,6 +281,7 @@ class ConversionPlan(WithTowers):
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
+    looks_back: int | None = None  # of a decoder whose texts have no maximum length: positions that a query looks back; None for others
     training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: derived from head and texts
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
@@ -282,6 +293,13 @@ class ConversionPlan(WithTowers):
         self.old_length, self.new_length = self.inputs.old.tokens, self.inputs.new.tokens
         self.parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
         self.generic = isinstance(self.architecture.family, PlainFamily)
+
+    @property
+    def lengths_in_words(self) -> str:
+        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is nothing to say."""
+        if self.looks_back is None:
+            return str(self.short_texts)
+        return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
 
     def input_in_words(self, when: str) -> str:
         """The maximum input of the "old" or the "new" model."""
@@ -300,7 +318,7 @@ class ConversionPlan(WithTowers):
         if self.decoder is not None:
             of_decoder = self.config.decoder_attention.to_dict()
             decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
-        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": str(self.short_texts)}
+        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": self.lengths_in_words}
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
@@ -407,7 +425,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    strategy, rope, lengths, same = plan_positions(
+        architecture, attention, request.positions, length, decoder, causal=form_of_distances(architecture, config)
+    )
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
@@ -426,12 +446,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
     skeleton = architecture.skeleton(config)
+    looks_back = positions_without_end(architecture.family, config, attached_mechanisms(skeleton))
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
+    auto, scaled = request.positions == AUTO, rope is not None and not rope.exact
+    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
@@ -452,8 +474,19 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         costs=costs_of(inputs, attention, shape),
         warnings=tuple(warnings),
         decoder=decoder,
-        tokenizer_length=length.new,
+        tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
+        looks_back=looks_back,
     )
+
+
+def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
+    """Whether the layers are causal; ``None`` if their sinks keep the positions of the text, because no rotation could be followed."""
+    layers, causal = config.attending
+    with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
+    if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):
+        return bool(causal)
+    mechanisms = attached_mechanisms(architecture.skeleton(config))
+    return None if any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms) else True
 
 
 def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:

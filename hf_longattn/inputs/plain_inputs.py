@@ -104,8 +104,8 @@ class PlainModality(TextModality):
             if not name or name == text_tower(base, [name]):
                 sizes, attention, shape = (facts[fact] for fact in ("inputs", "attention", "shape"))
                 layers = layer_mechanisms(attention, shape, sizes.new.tokens or None)
-                lengths, auto = StackLength(sizes.old.tokens, sizes.new.tokens), request.positions == AUTO
-                warnings = position_warnings(strategy, attention, layers, lengths, causal=shape.causal, auto=auto)
+                lengths, auto, scaled = StackLength(sizes.old.tokens, sizes.new.tokens), request.positions == AUTO, bool(position_change)
+                warnings = position_warnings(strategy, attention, layers, lengths, causal=shape.causal, scaled=scaled, auto=auto)
                 plans[name] = replace(plans[name], positions=strategy, position_change=position_change, warnings=tuple(warnings))
         if "" in plans:
             return plans[""]
@@ -215,7 +215,8 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
         length.check_grows()
         reading = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
-        rope = plan_rotary(text, reading, positions, length.old, length.new)
+        causal = True if architecture.source_class.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
+        rope = plan_rotary(text, reading, positions, length.old, length.new, causal=causal)
         if rope.relative:
             raise OptionError(f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic.")
         rope.write(text)

@@ -11,7 +11,7 @@ from ..conversion.check import Comparison
 from ..conversion.check_texts import check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
 from ..mechanisms import Mechanism
-from ..mechanisms.common.capabilities import needs_training_by
+from ..mechanisms.common.masked import needs_training_by
 from ..reports import Check
 from .modality import AUTO, Example, InputSize, InputSizes, Modality
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer

@@ -25,8 +25,8 @@ from ..inputs.modality import Modality, modality_of, modality_of_model
 from ..inputs.sound_inputs import duration
 from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
-from ..mechanisms.common.capabilities import needs_training_by
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.masked import needs_training_by
 from ..modeling.family.audio_spec import audio_seconds
 from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
 from ..modeling.family.grid_spec import PIXELS

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import InputError, OptionError
@@ -35,6 +36,7 @@ from .backend import COLLECT_WEIGHTS, attentions_collected
 from .family.definition import Family
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
+from .family.rotary import positions_without_end
 from .inference import optimize_for_inference, warn_of_overflow
 from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
@@ -368,6 +370,27 @@ class LongGenerationMixin(_Base):
                 f"full_decoding sees all keys in steps of one token, which {problem} does not have; leave that out, or convert without "
                 "full_decoding."
             )
+
+    def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
+        """The base's lengths. The default number of new tokens is not cut if texts have no end."""
+        default, new = generation_config.max_length, generation_config.max_new_tokens
+        generation_config = super()._prepare_generated_length(generation_config=generation_config, **kwargs)
+        if kwargs["has_default_max_length"] and new is None and self._has_no_end:
+            generation_config.max_length = default + kwargs["input_ids_length"]
+        return generation_config
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's criteria, without its warning beyond ``max_position_embeddings`` if texts have no end."""
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        for criterion in criteria:
+            if isinstance(criterion, MaxLengthCriteria) and self._has_no_end:
+                criterion.max_position_embeddings = None
+        return criteria
+
+    @property
+    def _has_no_end(self) -> bool:
+        """Whether mechanisms run that let texts be of any length (:func:`~.family.rotary.positions_without_end`)."""
+        return self.runs_mechanisms and positions_without_end(self.family, self.config, layer_mechanisms(self)) is not None
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any

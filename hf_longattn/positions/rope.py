@@ -17,7 +17,7 @@
                    entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further. Rotary scores depend
                    on distances only. If no layer looks back further than the old length, all distances occurred in training, so that
                    outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is ``rope:yarn``, or
-                   ``rope:linear`` for a source that uses it already.
+                   ``rope:linear`` for a source that uses it already, for the furthest distance that a layer sees.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def rope_parameters(
         positions: "auto" or "rope:<scaling>", with a value after some scalings (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
-        reach: maximum number of tokens that the new model's layers look back; ``None`` if unbounded.
+        reach: number of positions that a query of the new model looks back, its own included; ``None`` if unbounded.
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
@@ -173,6 +173,7 @@ def rope_parameters(
     bounded = new_length == old_length or (reach is not None and reach <= old_length)
     if positions == "auto":
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
+        new_length = new_length if bounded or reach is None else min(new_length, reach)  # a larger factor would serve no pair
     prefix, _, rest = positions.partition(":")
     scaling, _, value = rest.partition(":")
     if prefix != "rope" or scaling not in SCALINGS:

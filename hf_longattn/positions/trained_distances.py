@@ -5,6 +5,9 @@ neighbour from the token at the far end of its window. The keys of one query may
 of that total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never
 happened in training. The further back a query sees, the more such keys there are. For decoders the bound is therefore half the trained
 length. Global tokens and sinks do not count: they are few, and carry no distances. docs/results/training.md has measurements.
+
+Rotary positions need no such bound. They need training, or a scaling, where a query is further from a key than in training. Sinks of
+decoders count there by their place in StreamingLLM's cache, directly before the window.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def widest_span(trained: int, *, causal: bool) -> int:
     return trained // 2 if causal else trained
 
 
-def untrained_distances(positions: str, trained: int, length: int, local: Locality | None, reach: int | None) -> str:
+def untrained_distances(positions: str, trained: int, length: int, local: Locality | None, furthest: int | None) -> str:
     """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
@@ -53,7 +56,7 @@ def untrained_distances(positions: str, trained: int, length: int, local: Locali
         trained: training length of the checkpoint, in tokens.
         length: maximum length of the result, in tokens.
         local: range of a query in this layer; ``None`` if unbounded, or chosen by content.
-        reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
+        furthest: largest distance from a query to a key, in rotary positions; ``None`` if unbounded.
 
     Returns:
         A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, because these treat all
@@ -64,9 +67,9 @@ def untrained_distances(positions: str, trained: int, length: int, local: Locali
     if positions == TILE and (local is None or local.width > widest_span(trained, causal=not local.ahead)):
         seen = "keys at any distance" if local is None else f"keys up to {local.width:,} tokens {'apart' if local.ahead else 'back'}"
         return f"sees {seen}, and tiled positions repeat every {trained:,} tokens"
-    if positions == UNCHANGED_ROPE and (reach is None or reach > trained):
-        seen = "any distance" if reach is None else f"distances up to {reach - 1:,}"
-        if local is not None and local.beside == "globals" and local.back < trained:
+    if positions == UNCHANGED_ROPE and (furthest is None or furthest >= trained):
+        seen = "any distance" if furthest is None else f"distances up to {furthest:,}"
+        if furthest is None and local is not None and local.beside == "globals" and local.back < trained:
             seen = "its sinks or global tokens at any distance"
         return f"sees {seen}, and rotations were trained for distances below {trained:,}"
     return ""

@@ -260,6 +260,8 @@ def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str],
 
 # Positions that do not hold without training for what a mechanism sees.
 
+SCALED = "rope:yarn scales the rotations of all tokens, so every text is read otherwise, short ones too; "
+
 
 @pytest.mark.thorough
 @every_case(
@@ -272,12 +274,16 @@ def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str],
         ("BertForMaskedLM", {"mechanism": "full", "positions": "random"}, "are random rows"),
         ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, "interpolate changes the positions of every text"),
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:linear"}, "rope:linear changes the positions of every text"),
-        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:yarn"}, ""),
+        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:yarn"}, SCALED),
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),  # whose table has two rows more
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH + 2}, "tiled positions repeat every 64 tokens"),
         ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH // 2, "num_sinks": 4}, ""),
         ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH}, "sees keys up to 63 tokens back, and tiled"),
-        ("LlamaForCausalLM", {"mechanism": "full"}, ""),  # scaled by itself
+        ("LlamaForCausalLM", {"mechanism": "full"}, SCALED),
+        ("LlamaForCausalLM", {"mechanism": "block_top_k"}, SCALED),
+        ("LlamaForCausalLM", {"mechanism": "segmented", "block_size": 32}, ""),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 60, "num_sinks": 4, "positions": "rope:none"}, ""),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 61, "num_sinks": 4, "positions": "rope:none"}, "distances up to 64, and"),
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:none"}, "rotations were trained for distances below 64"),
         ("BartForConditionalGeneration", {"mechanism": "window", "window": LENGTH}, ""),
         (
@@ -299,31 +305,36 @@ def test_plan_warns_where_positions_do_not_hold_without_training(
 
 
 @every_case(
-    ("name", "settings", "warned"),
+    ("name", "settings", "factor"),
     [
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4}, True),
-        ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0,)}, True),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "layers": {1: {"mechanism": "longformer", "window": 16}}}, True),
-        ("ModernBertForMaskedLM", {"mechanism": "longformer", "window": 32}, True),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 32}, False),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 2 * LENGTH, "num_sinks": 4}, False),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4, "layers": {1: {"mechanism": "full"}}}, False),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4, "positions": "rope:yarn"}, False),
-        ("GPT2LMHeadModel", {"mechanism": "window", "window": 16, "num_sinks": 4}, False),
+        ("LlamaForCausalLM", {"window": 32, "num_sinks": 4}, None),
+        ("LlamaForCausalLM", {"window": 60, "num_sinks": 4}, None),
+        ("LlamaForCausalLM", {"window": 61, "num_sinks": 4}, 65 / 64),
+        ("LlamaForCausalLM", {"window": 32, "num_sinks": 4, "dilation": 2}, 4.0),
+        ("LlamaForCausalLM", {"window": 32, "num_sinks": 4, "sink_positions": "text"}, 4.0),
+        ("LlamaForCausalLM", {"window": 2 * LENGTH}, 2.0),
+        ("LlamaForCausalLM", {"window": 32, "num_sinks": 4, "layers": {1: {"mechanism": "full"}}}, 4.0),
+        ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0, 1)}, None),
+        ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0, 2)}, 4.0),
+        ("ModernBertForMaskedLM", {"mechanism": "longformer", "window": 32}, 4.0),
+        ("ModernBertForMaskedLM", {"window": 2 * LENGTH - 2}, None),
     ],
 )
-def test_plan_warns_of_scaling_for_sinks_and_global_tokens_alone(
-    name: str, settings: dict[str, Any], warned: bool, built: Callable[[str], Path]
+def test_plan_scales_rotations_for_the_furthest_keys_alone(
+    name: str, settings: dict[str, Any], factor: float | None, built: Callable[[str], Path]
 ) -> None:
-    """And what to type instead, which leaves the rotations as they were."""
-    plan = plan_conversion(built(name), max_length=256, **settings)
-    sentences = [str(warning) for warning in plan.warnings]
-    assert [sentence.startswith("rope:yarn scales the rotations of all tokens") for sentence in sentences] == [True] * warned
-    if warned:
-        assert "--positions rope:none leaves it out" in sentences[0]
-        unscaled = plan_conversion(built(name), max_length=256, positions="rope:none", **settings)
-        assert unscaled.config.rope_parameters == unscaled.architecture.source_config.rope_parameters
-        assert "its sinks or global tokens at any distance" in str(unscaled.warnings[0])
+    """And says that every text changes, and how to leave it out."""
+    settings = {"mechanism": "window", "max_length": 256, **settings}
+    plan = plan_conversion(built(name), **settings)
+    before = plan.architecture.source_config.rope_parameters
+    of_layers = [value for value in plan.config.rope_parameters.values() if isinstance(value, dict)] or [plan.config.rope_parameters]
+    assert next((parameters["factor"] for parameters in of_layers if "factor" in parameters), None) == factor
+    assert [str(warning).startswith(SCALED) for warning in plan.warnings] == [True] * (factor is not None)
+    if factor is None:
+        assert plan.config.rope_parameters == before
+    unscaled = plan_conversion(built(name), **settings, positions="rope:none")
+    assert unscaled.config.rope_parameters == before
+    assert bool(unscaled.warnings) == (factor is not None)
 
 
 def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_longattn import build_mechanism
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.capabilities import needs_training_by
+from hf_longattn.mechanisms.common.masked import needs_training_by
 from hf_longattn.positions.rope import rope_parameters
 from hf_longattn.positions.tables import STRATEGIES, extend_table, keeps_old_rows, unchanged_rows
 from hf_longattn.positions.trained_distances import Locality, untrained_distances
@@ -235,8 +235,8 @@ def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, o
 
 def test_untrained_distances_are_named_for_plain_rope_only() -> None:
     near, far = Locality(255, 0), Locality(900, 0)
-    assert untrained_distances("rope:none", P, 4096, near, 256) == ""
-    assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 901)
+    assert untrained_distances("rope:none", P, 4096, near, 255) == ""
+    assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 900)
     assert "any distance" in untrained_distances("rope:none", P, 4096, near, None)  # sinks
     for rule in ("random", "interpolate", "rope:yarn", "alibi", "none", "sinusoidal", "relative"):
         assert untrained_distances(rule, P, 4096, None, None) == ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engines.call import UNBOUNDED, AttentionCall, State
 from ...engines.token_grid import Grid
-from ...positions.trained_distances import Locality, untrained_distances
+from ...positions.trained_distances import Locality
 
 if TYPE_CHECKING:
     from ...engines.call import AttentionCall
@@ -225,9 +225,3 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     if mechanism.covers(UNBOUNDED, causal):
         return UNBOUNDED, 0 if causal else UNBOUNDED
     return (local.back, local.ahead) if local is not None and local.is_window else None
-
-
-def needs_training_by(mechanism: Any, strategy: str, trained: int, length: int, causal: bool) -> str:
-    """Why ``mechanism`` needs training if positions are extended by ``strategy``; empty if it needs none. See
-    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
-    return untrained_distances(strategy, trained, length, mechanism.locality(causal), keys_per_query(mechanism))

@@ -21,7 +21,7 @@ from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.relative import Rotation, SinkPositions
-from ...positions.trained_distances import Locality
+from ...positions.trained_distances import Locality, untrained_distances
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
@@ -326,6 +326,26 @@ def leading_sinks(mechanism: Mechanism) -> int:
     local = mechanism.locality(True)
     fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
     return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
+
+
+def furthest_position(mechanism: Mechanism, causal: bool, *, attached: bool = False) -> int | None:
+    """Largest distance from a query to a key in a rotary model, in positions; ``None`` if unbounded.
+
+    Sinks with the positions of a cache (:func:`leading_sinks`) are directly before the window.
+
+    Args:
+        attached: whether the mechanism is in a model, where ``relative`` is set if the model's rotation could be followed.
+    """
+    local, sinks = mechanism.locality(causal), leading_sinks(mechanism) if causal else 0
+    if local is None or (local.beside and not (sinks and (mechanism.relative is not None or not attached))):
+        return None
+    return max(local.back + sinks, local.ahead)
+
+
+def needs_training_by(mechanism: Mechanism, strategy: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``strategy``; empty if it needs none. See
+    :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
+    return untrained_distances(strategy, trained, length, mechanism.locality(causal), furthest_position(mechanism, causal))
 
 
 class GatheredMechanism(MaskedMechanism):

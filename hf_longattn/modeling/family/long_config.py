@@ -260,10 +260,10 @@ class LongConfig(_Base):
         if not scales or old is None or new is None or new <= old:
             return
         try:
-            plan = plan_rotary(self, self.long_attention, "auto", old, new)
+            plan = plan_rotary(self, self.long_attention, "auto", old, new, causal=self._causal)
             outcome = "" if plan.exact else f"are scaled by {plan.scaling}, as in a conversion"
         except OptionError:
-            plan = plan_rotary(self, self.long_attention, "rope:none", old, new)
+            plan = plan_rotary(self, self.long_attention, "rope:none", old, new, causal=self._causal)
             outcome = "stay scaled as in the base"
         plan.write(self)
         if outcome:

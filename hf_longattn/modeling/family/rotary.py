@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.capabilities import keys_per_query
-from ...mechanisms.common.registry import prototype
+from ...mechanisms.common.masked import furthest_position
+from ...mechanisms.common.registry import mechanism_class, prototype
 from ...mechanisms.full import Full
 from ...positions.relative import relative_class
 from ...positions.rope import RopePlan, rope_parameters
 
+if TYPE_CHECKING:
+    from .definition import Family
 
-def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
+
+def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool | None) -> list[int | None]:
+    """Largest distance at which each layer of a rotary stack sees a key, in positions; ``None`` if unbounded.
+
+    causal: whether the layers are causal; ``None`` if unknown, for the larger distance of both forms.
+    """
+    layers = [prototype(*attention.for_layer(layer)) for layer in range(getattr(config, "decoder_layers", config.num_hidden_layers))]
+    forms = [[furthest_position(layer, form) for layer in layers] for form in ((True, False) if causal is None else (causal,))]
+    return [None if None in distances else max(distances) for distances in zip(*forms, strict=True)]
+
+
+def positions_without_end(family: Family, config: Any, layers: Iterable[Mechanism]) -> int | None:
+    """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise ``None``.
+
+    They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the length of a text.
+
+    Args:
+        layers: the mechanisms in the model.
+    """
+    if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
+        return None
+    return positions_in([furthest_position(layer, True, attached=True) for layer in layers])
+
+
+def plan_rotary(
+    config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int, *, causal: bool | None
+) -> RopePlan:
     """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
 
     If each layer type has its own rotary parameters (Gemma 3), only types with layers that see beyond the old length are scaled.
@@ -23,6 +52,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         config: the base's config, or a Long config with the base's ``rope_parameters``.
         attention: the attention of the result.
         positions: "auto" or "rope:<kind>".
+        causal: as for :func:`furthest_positions`.
 
     Raises:
         OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of distant tokens, and
@@ -30,28 +60,27 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layers = range(getattr(config, "decoder_layers", config.num_hidden_layers))
-    mechanisms = [prototype(*attention.for_layer(layer)) for layer in layers]
-    reaches = [keys_per_query(mechanism) for mechanism in mechanisms]
+    furthest = furthest_positions(config, attention, causal)
     old = config.rope_parameters or {}
 
-    def plan(kind: str, parameters: dict[str, Any], reach: int | None) -> RopePlan:
+    def plan(kind: str, parameters: dict[str, Any], distances: list[int | None]) -> RopePlan:
         lengths = {"old_length": old_length, "new_length": new_length}
+        reach = positions_in(distances)
         frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
         planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
         if planned.relative and relative_class(planned.relative).counts_tokens:
-            _check_moved(planned, mechanisms, old_length)
+            _check_moved(planned, attention, furthest, old_length)
         return planned
 
     of_layers = getattr(config, "layer_types", None) or ()
     kinds = {kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)}  # some have none
     if not kinds:
-        return plan(positions, old, _farthest(reaches))
+        return plan(positions, old, furthest)
     plans: dict[str, RopePlan] = {}
     for kind, parameters in kinds.items():
-        reach = _farthest([reach for reach, layer_kind in zip(reaches, of_layers, strict=True) if layer_kind == kind])
-        planned = plan(positions, parameters, reach)
-        plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
+        distances = [distance for distance, layer_kind in zip(furthest, of_layers, strict=True) if layer_kind == kind]
+        planned, reach = plan(positions, parameters, distances), positions_in(distances)
+        plans[kind] = plan("rope:none", parameters, distances) if reach is not None and reach <= old_length else planned
     decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values())))
     of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
     exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
@@ -59,18 +88,19 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     return RopePlan(decisive.scaling, of_kinds, length, exact, decisive.relative)
 
 
-def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
+def _check_moved(planned: RopePlan, attention: LongAttentionConfig, furthest: list[int | None], old_length: int) -> None:
     """Raise OptionError unless some layers have full attention, and the others see no further than the old length."""
-    others = [mechanism for mechanism in mechanisms if not isinstance(mechanism, Full)]
-    far = next((mechanism for mechanism in others if (reach := keys_per_query(mechanism)) is None or reach > old_length), None)
-    if far is not None or len(others) == len(mechanisms):
-        problem = "no layer has that" if far is None else f"mechanism {far.name!r} sees beyond the {old_length} tokens of the source"
+    names = [attention.for_layer(layer)[0] for layer in range(len(furthest))]
+    others = [(name, distance) for name, distance in zip(names, furthest, strict=True) if not issubclass(mechanism_class(name), Full)]
+    far = next((name for name, distance in others if distance is None or distance >= old_length), None)
+    if far is not None or len(others) == len(names):
+        problem = "no layer has that" if far is None else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
         raise OptionError(
             f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
             "choose mechanism='full' for such layers, or other positions."
         )
 
 
-def _farthest(reaches: list[int | None]) -> int | None:
-    """The furthest distance that any layer sees back; ``None`` if unbounded."""
-    return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)
+def positions_in(distances: Sequence[int | None]) -> int | None:
+    """Number of positions within the largest of some distances; ``None`` if unbounded."""
+    return None if None in distances else max((distance + 1 for distance in distances if distance is not None), default=0)
