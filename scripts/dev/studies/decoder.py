@@ -260,7 +260,7 @@ def brief(record: dict[str, Any]) -> str:
     at, longest = len(record["ends"]) - 1, f"{int([*rows[STOCK]['keys']][-1]):,}"
     header = ["full layers", f"nats, ≤ {record['ends'][at]:,}", f"keys, {longest}", "prompt, s", "tokens/s", f"cache, {longest}, MiB"]
     lines = [[name, loss[at], *use[len(rows[name]["keys"]) - 1 :][:3], use[-2]] for name, (loss, use) in cells.items()]
-    return f"{report.markdown_table(header, lines)}\n\n*{report.where(record['machine'])}*"
+    return report.markdown_table(header, lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
