@@ -144,7 +144,7 @@ def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int
     for name, key in keys.items():
         cache, ids, answer = copy.deepcopy(prompt), encode(f" The pass key of {name} is")[None], list[int]()
         while len(answer) <= len(key):  # a space comes before the digits
-            ids = model(ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+            ids = decoded(model, ids, cache)[-1:, None].argmax(-1)  # the question, too, since SWAA's prompt ends with its window
             answer.append(int(ids))
         found.append(tokenizer.decode(answer).strip().startswith(key))
     return found, cache_bytes(cache)  # after steps: what a prompt leaves behind may be views of larger tensors
