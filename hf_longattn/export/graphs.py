@@ -399,25 +399,15 @@ class ModelGraph(nn.Module):
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
             example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
+            axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=shortest, max=max_length)}
             try:
-                program = exported(self, example, self._free_sizes(example, shortest, max_length))
+                program = exported(self, example, dict.fromkeys(example, axes))
             except trace_errors():  # a guard on the length, or guards that contradict each other
                 if shortest == lengths[-1]:
                     raise
             else:
                 return Traced(program, example, tuple(self(**example)), shortest)
         raise AssertionError("no minimum length to try")
-
-    def _free_sizes(self, example: dict[str, Tensor], shortest: int, max_length: int) -> dict[str, dict[int, Any]]:
-        """Dynamic axes of each input ``(B, N)`` or ``(B, choices, N)``. Page inputs ``(B, N, width)`` have a fixed width."""
-        pages = page_inputs(self.model)
-        batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
-        length = torch.export.Dim("length", min=shortest, max=max_length)
-        sizes = {}
-        for name, value in example.items():
-            several = value.dim() == 3 and name not in pages
-            sizes[name] = {0: batch, **({1: choices} if several else {}), 1 + several: length}
-        return sizes
 
     def check(self, run: Runner, limits: tuple[int, int]) -> list[Check]:
         """Compare the graph that ``run`` runs with the model, at lengths between ``limits``."""
@@ -453,7 +443,7 @@ def page_inputs(model: Any) -> tuple[str, ...]:
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
-    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice."""
+    """Texts of different lengths, right-padded to ``(batch, length)``."""
     ids = words.tokens(length).repeat(batch, 1)
     real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
     mask = torch.arange(length)[None] < real
@@ -472,8 +462,6 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
         inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
     if "global_attention_mask" in names:
         inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
-    if "MultipleChoice" in type(model).__name__:
-        inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
     return inputs
 
 

@@ -91,8 +91,6 @@ class EncoderOfAnyLength(WhisperEncoder):
 def positions(table: Tensor, frames: int) -> Tensor:
     """Positions ``(frames, D)``: the rows of ``table``, which is not trained, then further sinusoids."""
     table, (rows, width) = table.detach(), table.shape
-    if torch.compiler.is_exporting():  # a graph for all lengths cannot branch on the length
-        return torch.cat([table, sinusoids(rows + frames, width)[rows:].to(table)])[:frames]
     if frames <= rows:
         return table[:frames]
     return torch.cat([table, sinusoids(frames, width)[rows:].to(table)])

@@ -23,6 +23,7 @@ from ..functional import attend
 from ..inputs.modality import InputSizes, WithTowers, modality_in
 from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
+from ..mechanisms.common.shared_options import full_of
 from ..modeling.attach.global_mask import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.pruning import KEPT_HEADS
@@ -225,7 +226,8 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     Raises:
         BackendError: no mechanism ran.
     """
-    names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
+    mechanisms = {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+    names = {id(part): name for name, module in mechanisms.items() for part in (module, full_of(module))}
     with torch.no_grad(), _noting(names) as paths:
         model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
     if not paths:

@@ -3,10 +3,9 @@
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
 Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The projections W (D × d)
-are learned for each head. The division by √d, where d is the size of projected vectors, follows Based; ``scale=head_dim`` divides
-by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
-initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the
-head size, W is the identity, and s equals scaling · q·k.
+are learned for each head. The division by √d, where d is the size of projected vectors, follows Based. Where the model scales its
+products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is initialised as one random orthogonal map for queries and
+keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the head size, W is the identity, and s equals scaling · q·k.
 """
 
 from __future__ import annotations
@@ -24,18 +23,12 @@ from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
-FEATURES, HEAD = "feature_dim", "head_dim"
-
 
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
     feature_dim: int = option(
         16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", even=True, most=64
     )
-    scale: str = option(
-        FEATURES, "the size whose square root divides products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax",
-        choices=(FEATURES, HEAD),
-    )  # fmt: skip
 
 
 @register_mechanism("taylor")
@@ -60,7 +53,7 @@ class Taylor(LinearMechanism):
         self.query_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
         self.key_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
         self.features_per_head = 1 + options.feature_dim + options.feature_dim * (options.feature_dim + 1) // 2
-        self.factor = 1.0 if options.scale == HEAD else (head_dim / options.feature_dim) ** 0.5
+        self.factor = (head_dim / options.feature_dim) ** 0.5
         """s / (scale · x·y), for projected vectors x and y and the call's scale."""
         self.reset_parameters()
 

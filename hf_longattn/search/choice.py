@@ -1,6 +1,6 @@
 """Scores of candidates in each layer, the best choice of one candidate per layer under a budget, and effects on predictions.
 
-The best choice under every budget at once is a multiple-choice knapsack, solved by dynamic programming (:func:`front`):
+The best choice within a budget is a multiple-choice knapsack, solved by dynamic programming (:func:`best_under_total`):
 
     maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
 
@@ -31,8 +31,6 @@ from .costs import FAILURES
 from .design import FULL, Design, DesignCosts
 from .model import SearchedModel, SearchInputs, SearchText
 
-FRONT = 40
-"""Maximum designs in the result's front (the best designs under every budget)."""
 PREDICTIONS_COMPARED = 256
 """Maximum predictions per piece that are compared."""
 MAX_PARTIAL = 20_000
@@ -98,8 +96,8 @@ def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], ba
     return ScoreTable([{name: value for name, value in row.items() if name not in failed} for row in table], failed=failed)
 
 
-def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> tuple[Design, list[Design]]:
-    """The best design within the budget, and the best designs under every budget, cheapest first.
+def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> Design:
+    """The best design within the budget.
 
     Raises:
         OptionError: no design meets the budget; the message has the cost of the cheapest design.
@@ -118,10 +116,8 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
     if peak:
         seconds: Numbers = np.array([[costs.by_candidate[name].seconds for name in names]] * costs.layers)
         best = best_under_peak(values, seconds, amounts, limit)
-        solutions = [best_under_peak(values, seconds, amounts, least) for least in np.unique(amounts)]
     else:
-        best = next(iter(front(values, amounts, limit)[-1:]), None)
-        solutions = list(front(values, amounts))
+        best = best_under_total(values, amounts, limit)
     if best is None:
         cheapest = min(judged, key=lambda candidate: amount[str(candidate)])
         enough = costs.budget.like((max if peak else sum)([amount[str(cheapest)]] * costs.layers), full_seconds)
@@ -129,12 +125,7 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
             f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; give --budget "
             f"{enough}, or a cheaper --candidate of `longattn search`."
         )
-
-    def design(solution: Solution) -> Design:
-        return Design(tuple(judged[number] for number in solution.candidates), costs.named)
-
-    designs = map(design, thinned([one for one in solutions if one is not None], FRONT))
-    return design(best), list({design.names: design for design in designs}.values())
+    return Design(tuple(judged[number] for number in best.candidates), costs.named)
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
@@ -229,20 +220,15 @@ class Solution:
     cost: float
 
 
-def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list[Solution]:
-    """The best choice for every budget up to ``largest``, cheapest first: no other has more value at the same cost or less.
+def best_under_total(values: Numbers, costs: Numbers, limit: float) -> Solution | None:
+    """The choice with the greatest value whose costs sum to at most ``limit``; ``None`` if even the cheapest exceeds it.
 
     Args:
         values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
         costs: ``(layers, candidates)`` of at least 0; inf where impossible.
-        largest: budget; the cost of the most expensive choice if not given.
-    Returns:
-        Choices in ascending order of cost and value; empty if even the cheapest exceeds ``largest``.
     """
     possible = np.isfinite(values) & np.isfinite(costs)
-    if largest is None:
-        largest = float(np.where(possible, costs, 0.0).max(1).sum())
-    limit = largest * (1 + TOLERANCE)
+    limit *= 1 + TOLERANCE
     cost, value = np.zeros(1), np.zeros(1)
     steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for layer in range(len(values)):
@@ -251,7 +237,7 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
         order = np.lexsort((-worth, total))
         order = order[total[order] <= limit]
         if not len(order):
-            return []
+            return None
         highest = np.maximum.accumulate(worth[order])
         order = order[np.concatenate([[True], highest[1:] > highest[:-1] + TOLERANCE])]
         if len(order) > MAX_PARTIAL:
@@ -259,14 +245,11 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
             order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]  # values rise, so the last of a cell is its best
         steps.append((order // len(numbers), numbers[order % len(numbers)]))
         cost, value = total[order], worth[order]
-    solutions = []
-    for last in range(len(cost)):
-        at, candidates = last, []
-        for parents, chosen in reversed(steps):
-            candidates.append(int(chosen[at]))
-            at = int(parents[at])
-        solutions.append(Solution(tuple(reversed(candidates)), float(value[last]), float(cost[last])))
-    return solutions
+    at, candidates = len(cost) - 1, []  # costs and values both rise
+    for parents, chosen in reversed(steps):
+        candidates.append(int(chosen[at]))
+        at = int(parents[at])
+    return Solution(tuple(reversed(candidates)), float(value[-1]), float(cost[-1]))
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
@@ -278,12 +261,3 @@ def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: floa
     numbers = np.lexsort((costs, -np.where(allowed, values, -np.inf)))[:, 0].tolist()
     layers = range(len(numbers))
     return Solution(tuple(numbers), float(values[layers, numbers].sum()), float(costs[layers, numbers].sum()))
-
-
-def thinned(solutions: list[Solution], count: int) -> list[Solution]:
-    """At most ``count`` solutions of a front, evenly spaced in value, including the first and the last."""
-    if len(solutions) <= count:
-        return solutions
-    values = np.array([solution.value for solution in solutions])
-    numbers = {int(abs(values - mark).argmin()) for mark in np.linspace(values[0], values[-1], count)}
-    return [solutions[number] for number in sorted(numbers)]

@@ -33,7 +33,7 @@ from .costs import FAILURES, LayerCost, LayerCosts
 from .design import FULL, CostedDesign, Design, DesignCosts, read_candidates, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
 
 
@@ -57,7 +57,6 @@ class SearchResult:
         sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was measured.
         full_seconds, full_bytes: cost of full attention in every layer.
         chosen: the chosen design. reason: why it was chosen, as a sentence.
-        front: the best designs by ``score`` under every budget, cheapest first.
         uniform: the designs with one candidate in every layer.
         rows: the scores of each layer.
         costs: candidate as text -> seconds and bytes of one layer.
@@ -78,7 +77,6 @@ class SearchResult:
     full_bytes: int | None
     chosen: CostedDesign
     reason: str
-    front: tuple[CostedDesign, ...]
     uniform: tuple[CostedDesign, ...]
     rows: tuple[LayerRow, ...]
     costs: Mapping[str, LayerCost]
@@ -143,7 +141,6 @@ class SearchResult:
             **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
             "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
             "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
-            "front": [costed.to_dict(full) for costed in self.front],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
@@ -171,7 +168,7 @@ def search_design(
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
 
     The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
-    are summed over layers, so the best choice under every budget is found exactly.
+    are summed over layers, so the best choice is found exactly.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
@@ -250,7 +247,7 @@ class Search:
 
     length: number of tokens at which candidates are compared, or the size of images or sounds.
     candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for the report.
-    costs, table: costs and scores of candidates. front: the best designs under every budget.
+    costs, table: costs and scores of candidates.
     """
 
     costs: DesignCosts
@@ -271,7 +268,6 @@ class Search:
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
         self.table = ScoreTable([{} for _ in range(self.model.layers)])
-        self.front: list[CostedDesign] = []
 
     def run(self) -> SearchResult:
         """Measure candidates, and choose a design."""
@@ -293,10 +289,9 @@ class Search:
             self.table = divergence_table(divergence, self.candidates, model.base_design, self.progress)
         self._leave_out(self.table.failed)
         self.reasons |= self.table.reasons
-        design, front = choose(self.table, self.candidates, self.costs)
-        best, self.front = self._costed(design), list(map(self._costed, front))
+        design = choose(self.table, self.candidates, self.costs)
         what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
-        return self._result(best, f"{design} {what} within {self.budget}.")
+        return self._result(self._costed(design), f"{design} {what} within {self.budget}.")
 
     def _take_candidates(self) -> None:
         """Take the candidates that single layers can run and that need no training of positions.
@@ -373,7 +368,7 @@ class Search:
         return SearchResult(
             model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
             score=config.score, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
-            front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
+            uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
             sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.modality.nouns,

@@ -23,7 +23,6 @@ FORMS = [
     ("hedgehog", {"feature_softmax": "joint"}),
     ("hedgehog", {"feature_softmax": "none"}),
     ("hedgehog", {"feature_softmax": "halves", "feature_dim": 20}),
-    ("taylor", {"scale": "head_dim"}),
     ("taylor", {"feature_dim": 24}),
 ]
 FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
@@ -225,7 +224,6 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
         "linear",
         "linear:feature_map=relu",
         "taylor:feature_dim=8",
-        "taylor:scale=head_dim",
         "hedgehog:feature_dim=24",
         "hedgehog:feature_softmax=joint",
     ],

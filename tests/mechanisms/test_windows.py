@@ -177,9 +177,8 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("strided", {"window": 6, "stride": 4}),
     ("strided", {"window": 1, "stride": 7}),
     ("strided", {"window": 32, "stride": 3}),
-    ("strided", {"window": 6, "stride": 4, "columns": "absolute"}),
-    ("strided", {"window": 40, "stride": 9, "columns": "absolute"}),
-    ("strided", {"window": 16, "stride": 512, "columns": "absolute"}),  # beyond most texts
+    ("strided", {"window": 40, "stride": 9}),
+    ("strided", {"window": 16, "stride": 512}),  # beyond most texts
     ("fixed", {"block_size": 8, "num_summary": 1}),
     ("fixed", {"block_size": 150, "num_summary": 7}),
     ("fixed", {"block_size": 5, "num_summary": 3}),

@@ -39,7 +39,7 @@ PIECES: dict[str, list[tuple[int, int]]] = {
 }
 CASES = [
     ("llama", "prompt", 0, "static"),
-    ("llama", "first token alone", 0, "dynamic"),
+    ("llama", "first token alone", SINKS, "dynamic"),
     ("llama", "prompt in pieces, then a further turn", 0, "static"),
     ("gemma3_text", "prompt", 0, "dynamic"),
     ("gemma3_text", "prompt in pieces, then a further turn", 0, "static"),
@@ -136,7 +136,7 @@ def test_caches_and_positions_are_those_of_unbounded_distances() -> None:
     assert decode_layer_types(attentions[0], 3) is None
     state = decode_states(layer_mechanisms(attentions[0], shape, 1000), shape, 1000)[0]
     assert (state.bytes, state.per_token) == (1000 * shape.token_bytes, shape.token_bytes)
-    plans = [plan_rotary(longer.config, attention, "auto", 512, 4096) for attention in attentions]
+    plans = [plan_rotary(longer.config, attention, "auto", 512, 4096, causal=True) for attention in attentions]
     assert plans[0] == plans[1]
     assert plans[0].scaling != "none"
 

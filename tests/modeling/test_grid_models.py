@@ -295,23 +295,6 @@ class TestRefusals:
             FAMILIES["vit"].config_class(position_extension="random")
 
 
-def test_siglip_2_reads_images_of_one_size_without_padding(tmp_path: Path) -> None:
-    saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path)
-    for extension in ("interpolate", "tile"):
-        attention = {"mechanism": "window2d", "window": 3}
-        model = long_model("siglip2_vision_model", "Siglip2VisionModel", tmp_path, long_attention=attention, position_extension=extension)
-        model, inputs = model.double(), inputs_of("siglip2_vision_model", (24, 32))
-        inputs["pixel_values"] = inputs["pixel_values"].double()
-        with torch.no_grad():
-            expected = model(**inputs)
-            found = model(pixel_values=inputs["pixel_values"], spatial_shapes=(6, 8))
-        # The base computes the weights of its interpolation in float32, since transformers 5.24 by a formula of its own.
-        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
-        with pytest.raises(InputError, match="A sequence has 48 tokens, but its grid has 40"):
-            model(pixel_values=inputs["pixel_values"], spatial_shapes=(5, 8))
-
-
 FLOAT_POSITIONS = ("dinov3_vit",)
 """Bases whose rotary frequencies stay in float32, where ``to(torch.bfloat16)`` would round them."""
 

@@ -18,7 +18,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.flops import ModelShape
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import costs
-from hf_longattn.search.choice import Solution, best_under_peak, front, thinned
+from hf_longattn.search.choice import Solution, best_under_peak, best_under_total
 from hf_longattn.search.costs import LayerCost, LayerCosts
 from hf_longattn.search.design import Design
 
@@ -90,11 +90,6 @@ def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, floa
     ]  # fmt: skip
 
 
-def best_within(values: np.ndarray, costs: np.ndarray, budget: float) -> Solution | None:
-    """The last choice of the front, which has the greatest value within the budget."""
-    return next(reversed(front(values, costs, budget)), None)
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_the_best_choice_is_found_under_every_budget(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -102,7 +97,7 @@ def test_the_best_choice_is_found_under_every_budget(seed: int) -> None:
     everything = all_choices(values, costs)
     for budget in (costs.min(1).sum(), 50.0, 100.0, 150.0, 240.0):
         possible = [choice for choice in everything if choice[1] <= budget]
-        result = best_within(values, costs, budget)
+        result = best_under_total(values, costs, budget)
         if not possible:
             assert result is None
             continue
@@ -114,25 +109,15 @@ def test_the_best_choice_is_found_under_every_budget(seed: int) -> None:
 
 def test_a_design_that_costs_exactly_the_budget_is_within_it() -> None:
     values, costs = np.array([[0.1, 0.9]] * 6), np.array([[0.01, 0.0371]] * 6)
-    result = best_within(values, costs, 6 * 0.0371)
+    result = best_under_total(values, costs, 6 * 0.0371)
     assert result is not None
     assert result.candidates == (1,) * 6
 
 
-def test_the_front_rises_in_cost_and_value() -> None:
-    rng = np.random.default_rng(0)
-    result = front(rng.random((6, 7)), rng.random((6, 7)))
-    assert len(result) > 5
-    assert all(a.value < b.value and a.cost < b.cost + 6e-3 for a, b in itertools.pairwise(result))
-    few = thinned(result, 4)
-    assert len(few) == 4
-    assert (few[0], few[-1]) == (result[0], result[-1])
-
-
 def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
     values, costs = np.array([[0.5, np.nan, 0.9]] * 3), np.array([[1.0, 0.1, np.inf]] * 3)
-    assert [solution.candidates for solution in front(values, costs)] == [(0, 0, 0)]
-    assert best_within(values, costs, 2.0) is None
+    assert best_under_total(values, costs, 9.0) == Solution((0, 0, 0), 1.5, 3.0)
+    assert best_under_total(values, costs, 2.0) is None
 
 
 def test_memory_that_one_layer_frees_before_the_next_limits_each_layer_alone() -> None:

@@ -83,7 +83,6 @@ def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Pat
     assert result.chosen.seconds <= limit
     assert result.full_seconds == 24.0
     assert result.chosen.seconds == sum(SECONDS[name] for name in result.chosen.design.names)
-    assert [costed.seconds for costed in result.front] == sorted(costed.seconds for costed in result.front)
 
 
 @pytest.mark.thorough

@@ -32,7 +32,7 @@ class GridSpec(InputSpec):
 
     prefix: number of tokens before the patches, or a function of the config that returns it.
     shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come as patches
-        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
+        ``(B, patches, D)`` with padding (SigLIP 2).
     square: heads of the base that arrange patches as a square image.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
     adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
@@ -92,7 +92,8 @@ class GridSpec(InputSpec):
         rows, columns = self.of_size(config, tuple(pixels.shape[-2:])).sizes
         cells = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
         patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # a pixel's channels are neighbours, as in processors' outputs
-        return {PIXELS: patches, self.shapes: (rows, columns)}
+        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
+        return {PIXELS: patches, "pixel_attention_mask": mask, self.shapes: torch.tensor([[rows, columns]] * len(pixels))}
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
@@ -130,10 +131,6 @@ class GridSpec(InputSpec):
         if self.shapes is None:
             return self.of_size(config, tuple(pixels.shape[-2:]))
         prefix = self.prefix_of(config)
-        if isinstance(arguments[self.shapes], tuple):
-            grid = Grid(arguments[self.shapes], prefix)
-            grid.check(prefix + pixels.shape[1])
-            return grid
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids

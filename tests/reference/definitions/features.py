@@ -70,14 +70,13 @@ def draw_options_performer(random: Random, length: int) -> dict[str, Any]:
 
 
 def kernel_taylor(module: nn.Module, head: Head, scaling: float | None) -> Tensor:
-    """κ = 1 + s + s²/2 with s = (q W_q)·(k W_k) / √d for every query and key, d the projected features (``head_dim``: √D, of the head).
+    """κ = 1 + s + s²/2 with s = (q W_q)·(k W_k) / √d for every query and key, d the projected features.
 
     A scaling other than D^-½ changes s by as much as it changes q·k.
     """
     maps, width = dict(module.named_parameters()), head.q.shape[-1]
     query_map, key_map = (maps[f"{name}_map.weight"][head.h].double() for name in ("query", "key"))
-    divisor = query_map.shape[-1] if module.options.scale == "feature_dim" else width
-    scale = divisor**-0.5 * (1.0 if scaling is None else scaling * width**0.5)
+    scale = query_map.shape[-1] ** -0.5 * (1.0 if scaling is None else scaling * width**0.5)
     s = scale * (head.q @ query_map) @ (head.k @ key_map).T
     return 1 + s + s**2 / 2
 
@@ -100,7 +99,7 @@ def define_taylor(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
 
 
 def draw_options_taylor(random: Random, length: int) -> dict[str, Any]:
-    return {"feature_dim": random.choice((2, 4, 8, 12)), "scale": random.choice(("feature_dim", "head_dim"))}
+    return {"feature_dim": random.choice((2, 4, 8, 12))}
 
 
 def phi_hedgehog(x: Tensor, weight: Tensor, feature_softmax: str) -> Tensor:
@@ -194,7 +193,7 @@ def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
 
 def draw_options_hybrid(random: Random, length: int) -> dict[str, Any]:
     hedgehogs = ("hedgehog", "hedgehog:feature_dim=6", "hedgehog:feature_softmax=joint")
-    taylors = ("taylor:feature_dim=4", "taylor:feature_dim=8,scale=head_dim")
+    taylors = ("taylor:feature_dim=4", "taylor:feature_dim=8")
     return {
         "window": random.choice((1, 2, 3, 4, 9, 16, 2 * length)),
         "features": random.choice((*hedgehogs, *taylors, "linear", "linear:feature_map=relu")),
