@@ -277,7 +277,8 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
     causal, costs, training = part.shape.causal, {"as planned": part.costs}, {"as planned": False}
     windows = own_windows(part.architecture.source_config) if causal and not part.generic else []
-    for choice in [*({"mechanism": name} for name in list_mechanisms(causal=causal)), *[{"mechanism": "window", "num_sinks": 4}] * causal]:
+    choices: list[dict[str, Any]] = [{"mechanism": name} for name in list_mechanisms(causal=causal)]
+    for choice in [*choices, *[{"mechanism": "window", "num_sinks": 4}] * causal]:
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
             name, options = LongAttentionConfig.from_dict(choice).for_layer(0)
             part.inputs.check(built := prototype(name, options))
@@ -315,10 +316,11 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     yield checks(report.checks)
     yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
     verdict = {} if report.deciding is None else report.deciding.values
+    took = f", in {verdict['seconds']:.0f} s" if "seconds" in verdict else ""
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
     elif report.verdict == READY:
-        yield Styled(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}.", "green")
+        yield Styled(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}{took}.", "green")
     if report.next_step is not None:
         typed = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         yield Line(f"{'Next' if report.needs_training else 'To train it'}: {next_step(report.next_step, str(typed))}")

@@ -40,7 +40,7 @@ COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
-MEASUREMENT, PATIENCE = 3e12, 600.0
+MEASUREMENT, PATIENCE = 4e12, 600.0
 """Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they can differ."""
 TEXTS, SECONDS = 4, 45.0
 """Maximum texts on which a decoder's loss is measured, and seconds after which no further one is begun."""
@@ -48,9 +48,8 @@ STUDENT = {3: 4.303, 4: 3.182}
 """Number of texts -> Student's t for a 95 % interval of their mean."""
 SMALLEST_BUCKET = 256
 """Tokens in the first bucket of a decoder's loss by position; each further bucket ends at twice the position."""
-LOGITS_BYTES = 2**30
-"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all logits, up to twice as many
-bytes. Compared logits have at most half as many."""
+LOGITS_BYTES = 2**31
+"""Maximum bytes of measured logits. A decoder computes them for some positions only. Compared logits have at most a quarter as many."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
 
     head = plan.skeleton.get_output_embeddings()
     rows, width = (0, 0) if head is None else head.weight.shape
-    old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 8 * rows))
+    old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 16 * rows))
     new = affordable_length(new_length, shape, layers, LONGEST)
     reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # a covered length covers all shorter ones
     least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # long enough that the mechanism hides tokens
@@ -105,7 +104,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         count = count // chunk * chunk
         while count >= least:
             most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
-            if operations(count) <= most and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
+            if operations(count) <= most and (shape.causal or count * rows * 4 <= LOGITS_BYTES):
                 return count
             count = max(count // 2 // chunk * chunk, least if count > least else 0)
         return 0

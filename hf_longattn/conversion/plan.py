@@ -120,10 +120,10 @@ def plan_positions(
     text: StackLength,
     decoder: StackLength | None,
     *,
-    causal: bool,
+    causal: bool | None,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: whether
-    the layers with ``attention`` are.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: as
+    :func:`form_of_distances` returns it.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
     maximum text length with unchanged outputs (``None``: the old length).

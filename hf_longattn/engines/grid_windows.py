@@ -66,6 +66,27 @@ def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator
     yield from itertools.product(*(window_runs(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
 
 
+def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
+    """Extend ``x (B, H, N, D)`` from ``grid`` to a ``larger`` grid. New cells, at the end of every axis, hold ``row (H, D)``."""
+    cells = x[:, :, grid.prefix :].unflatten(2, grid.sizes)
+    for axis, (size, wanted) in enumerate(zip(grid.sizes, larger.sizes, strict=True), 2):
+        if wanted > size:
+            shape = [*cells.shape[:axis], wanted - size, *cells.shape[axis + 1 :]]
+            filler = row.to(x.dtype).view(1, row.shape[0], *(1 for _ in grid.sizes), row.shape[1])
+            cells = torch.cat([cells, filler.expand(shape)], axis)
+    cells = cells.flatten(2, 1 + grid.rank)
+    return torch.cat([x[:, :, : grid.prefix], cells], 2) if grid.prefix else cells
+
+
+def cropped(x: Tensor, grid: Grid, larger: Grid) -> Tensor:
+    """Cut ``x (B, H, N, D)`` on a ``larger`` grid back to the tokens of ``grid``. Inverse of :func:`padded`."""
+    cells = x[:, :, grid.prefix :].unflatten(2, larger.sizes)
+    for axis, size in enumerate(grid.sizes, 2):
+        cells = cells.narrow(axis, 0, size)
+    cells = cells.flatten(2, 1 + grid.rank)
+    return torch.cat([x[:, :, : grid.prefix], cells], 2) if grid.prefix else cells
+
+
 def window_attention(
     q: Tensor,
     k: Tensor,

@@ -364,6 +364,13 @@ class GridBias(ScoreTerm):
         assert grid is not None
         return grid
 
+    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
+        """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
+        grid = self._call_grid
+        tokens = torch.arange(grid.length, device=places[0].device)[:, None]
+        distances = [query - key for query, key in zip(grid.coordinates(tokens), places, strict=True)]
+        return self.over(self.entries(distances)).masked_fill(tokens < grid.prefix, 0)
+
     def __add__(self, other: GridBias) -> GridBias:
         """The sum of two biases for the same sizes."""
         return dataclasses.replace(self, table=self.table + other.table)

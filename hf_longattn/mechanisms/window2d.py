@@ -8,7 +8,9 @@ With windows of w cells along an axis, the cell at coordinate x is in the window
 and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The partial windows at
 the borders are not joined, as with Swin's mask. An axis that fits into one window is not shifted.
 
-Partial windows have only real cells, whereas Swin, ViTDet and SAM append zero cells to them before the projections.
+Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append zero cells to the
+end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula gives for its coordinates, and takes a
+share of the softmax there. Its key and value are initialised as copies of the projections' biases. Prefix tokens do not see it.
 
 Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix sees, and which
 see the prefix:
@@ -26,28 +28,30 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, GatherTile, MaskMod, as_fixed
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..engines.grid_windows import regions, window_attention
+from ..engines.grid_windows import cropped, padded, regions, window_attention
+from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
-from .common.capabilities import About, OnGrid
+from .common.base import scaled_scores, softmax_over
+from .common.capabilities import About, CopiesProjections, OnGrid
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
+from .common.shared_options import KeysOrWeights, with_dense_terms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Coordinates = tuple[Any, ...]
 """The coordinates of tokens on every axis, as broadcastable tensors."""
-GLOBAL, READS, NONE = "global", "reads", "none"
+GLOBAL, READS, NONE, ZEROS = "global", "reads", "none", "zeros"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,12 @@ class Window2dOptions(Options):
     shift: str = option(
         "none", "'alternate': windows of every second layer are shifted by half a window; 'none': never", choices=("none", "alternate")
     )
+    padding: str = option(
+        NONE,
+        "padding of partial windows at the end of an axis: 'none': they have their real cells only; 'zeros': cells whose input "
+        "is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
+        choices=(NONE, ZEROS),
+    )
 
     def check(self) -> None:
         if self.order is not None:
@@ -70,9 +80,12 @@ class Window2dOptions(Options):
                 "choose a mechanism for texts such as 'segmented'."
             )
 
+    def is_mask(self) -> bool:
+        return self.padding == NONE
+
 
 @register_mechanism("window2d")
-class Window2d(MaskedMechanism, OnGrid):
+class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     """Softmax inside windows of a grid. Windows do not overlap."""
 
     about = About(
@@ -86,11 +99,28 @@ class Window2d(MaskedMechanism, OnGrid):
     )
     causal = False
     capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images="any", takes_fewer_queries=False)
-    per_head_tensors = ()
     listed = True
     options: Window2dOptions
     grid: Grid | None = None
     """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.pads = self.options.padding == ZEROS
+        """Whether partial windows are padded."""
+        self.per_head_tensors = ("pad_key", "pad_value") if self.pads else ()
+        self.copies = {}
+        if self.pads:
+            self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
+            self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
+            self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Set the padding key and value to 0, as without biases. In a model, they become copies of the layer's biases."""
+        super().reset_parameters(generator)
+        if self.pads:
+            nn.init.zeros_(self.pad_key)
+            nn.init.zeros_(self.pad_value)
 
     @property
     def shifted(self) -> bool:
@@ -99,9 +129,10 @@ class Window2d(MaskedMechanism, OnGrid):
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
-        window = grid.per_axis(self.options.window, "window")
-        # a min would stay in every later expression of a graph with symbolic sizes
-        window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
+        window = list(grid.per_axis(self.options.window, "window"))
+        if not self.pads:
+            # a min would stay in every later expression of a graph with symbolic sizes
+            window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
@@ -179,8 +210,32 @@ class Window2d(MaskedMechanism, OnGrid):
         """The number of prefix tokens that every cell sees: either all of them or 0."""
         return grid.prefix if self.options.prefix_tokens == GLOBAL else 0
 
+    def padded_grid(self, grid: Grid) -> Grid:
+        """The grid, enlarged by the padding that completes its windows."""
+        if not self.pads:
+            return grid
+        window = self.windows(grid)[0]
+        return dataclasses.replace(grid, sizes=tuple(-(-axis // size) * size for axis, size in zip(grid.sizes, window, strict=True)))
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_for(q, k, call)
+        larger = self.padded_grid(grid)
+        if larger == grid:
+            return self.attend_on(grid, q, k, v, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        queries = padded(q, grid, larger, torch.zeros_like(self.pad_key))
+        keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
+        mask = call.key_mask
+        if mask is not None:
+            mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
+        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
+        out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
+        if not grid.prefix:
+            return out
+        return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
+
+    def attend_on(self, grid: Grid, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Attention of the tokens of ``grid``, ``(B, H, N, D)``."""
         path = choose("windows", q, k, call, covered=self.covers_grid(grid))
         if path == "dense":
             return dense_attention(q, k, v, call)
@@ -200,6 +255,34 @@ class Window2d(MaskedMechanism, OnGrid):
         if call.key_mask is not None:
             call = call.with_mask(call.key_mask[:, seen])
         return dense_attention(queries, keys, values, call, q_idx=positions)
+
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        return self._dense_weights(q, k, call)[0]
+
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        of_tokens, of_padding = self._dense_weights(*with_dense_terms(self, q, k, call))
+        out = of_tokens @ repeat_heads(v, q.shape[1])
+        return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
+
+    def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None`` without padding."""
+        grid = self.grid_for(q, k, call)
+        larger = self.padded_grid(grid)
+        if larger == grid:
+            return super().dense_weights(q, k, call), None
+        added_cells = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
+        added_cells = added_cells[(added_cells >= torch.tensor(grid.sizes, device=q.device)).any(1)]
+        tokens = torch.arange(grid.length, device=q.device)[:, None]
+        queries, fillers = grid.coordinates(tokens), added_cells.unbind(1)
+        scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
+        scores = scores.expand(-1, -1, -1, len(added_cells))
+        bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+        scores = scores if bias is None else scores + bias.beyond_grid(fillers)
+        seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
+        of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
+        visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
+        weights = softmax_over(torch.cat([scaled_scores(q, k, call), scores], 3), visible)
+        return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles for the pairs of cells and of the prefix; cached. The first cell has position ``grid.prefix``."""
@@ -228,7 +311,7 @@ class Window2d(MaskedMechanism, OnGrid):
     def covers_grid(self, grid: Grid) -> bool:
         """Whether every token sees every token."""
         one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
-        return self.shared_prefix(grid) == grid.prefix and one_window
+        return self.shared_prefix(grid) == grid.prefix and one_window and self.padded_grid(grid) == grid
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.grid is not None and self.grid.length == length and self.covers_grid(self.grid)
@@ -239,3 +322,19 @@ class Window2d(MaskedMechanism, OnGrid):
         regions_of_cells = regions(grid, *self.windows(grid))
         inside = sum(math.prod(run.windows * run.size**2 for run in region) for region in regions_of_cells)
         return inside + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
+
+
+def _on_padded(term: ScoreTerm, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod:
+    """``term`` on the padded grid ``larger``. Padding cells have distances, but no position in the sequence."""
+    if isinstance(term, GridBias):
+        return term.on(larger)
+    inner = term.written_out
+    positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
+    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        query, key = positions[q_idx], positions[kv_idx]
+        changed = inner(score, b, h, query.clamp(min=0), key.clamp(min=0))
+        return torch.where((query >= 0) & (key >= 0), changed, score)
+
+    return mod

@@ -124,11 +124,7 @@ class AttentionCacheLayer(DynamicLayer):
 
 
 def unread_cache(name: str) -> BackendError:
-    """The error for a model that stores tokens in a cache without passing the cache to its attention function.
-
-    Args:
-        name: class name of the cache layer or attention module.
-    """
+    """The error for a model that does not pass its cache to its attention. ``name``: class of the cache layer or attention module."""
     lowest, highest = TESTED["transformers"]
     return BackendError(
         f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install transformers {lowest} to "
@@ -294,7 +290,6 @@ class StateLayer(AttentionCacheLayer):
         padding = None  # tokens before each row's first real one
         if self.starts is not None and self._latest > before:
             padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())
-        assert isinstance(mechanism, Stateful)
         out, state = advanced(mechanism.advance, q, k, v, self.state, call, padding)
         self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
@@ -354,7 +349,6 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
                 ("new tokens", count), lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
             )
             call = call.with_mask(new)
-        assert isinstance(mechanism, Stateful)
         out, state = mechanism.advance(q, k, v, self.state, call)
         for name, tensor in state.items():
             self.state[name].copy_(tensor)

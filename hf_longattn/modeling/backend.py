@@ -33,7 +33,7 @@ from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, attend_step
-from ..mechanisms.common.shared_options import for_length, for_step
+from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
@@ -215,7 +215,8 @@ def longattn_attention_forward(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
         return attend_as_declared(module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
-    mechanism = for_step(mechanism, query.shape[2], causal)
+    if causal:
+        mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2])
     mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
     narrower = key.shape[-1] - value.shape[-1]
     if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output
@@ -347,7 +348,14 @@ def _read_call(
         if mask.shape[1] < key.shape[2]:  # a static cache returns its reserved slots as well
             key, value = key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]]
     elif mask is not None:
-        pairs = _pairs_of_keys(mask, q_len, key.shape[2])
+        pairs, kv_len = mask, key.shape[2]
+        if mask.dim() != 4 or mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, or four-dimensional "
+                f"(batch, 1 or heads, {q_len} queries, {kv_len} keys)."
+            )
+        if mask.shape[3] > kv_len:  # a sliding cache has dropped the first keys
+            pairs = mask[..., mask.shape[3] - kv_len :]
     kv_len = key.shape[2]
     if pairs is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), call.causal, kwargs)
@@ -369,22 +377,6 @@ def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
     return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
-
-
-def _pairs_of_keys(mask: Tensor, q_len: int, kv_len: int) -> Tensor:
-    """A four-dimensional mask cut to the last ``kv_len`` keys.
-
-    Raises:
-        InputError: it has other axes, or too few keys.
-    """
-    if mask.dim() != 4:
-        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
-    if mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
-        raise InputError(
-            f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, "
-            f"but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
-        )
-    return mask if mask.shape[3] == kv_len else mask[..., mask.shape[3] - kv_len :]
 
 
 def _check_terms(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import tokenizer
 from hf_longattn.inputs.grid_inputs import CROPS, processed_size, size_fields
 from hf_longattn.inputs.sized import FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, changed_file, load_processor
+from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.grids import every_other
@@ -136,6 +137,28 @@ def test_full_attention_on_images_equals_the_source_at_both_sizes(saved: Checkpo
     pixels = torch.randn(2, 3, 48, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.thorough
+def test_zero_padding_of_image_windows_is_the_bias_of_the_projections(saved: Checkpoint, tmp_path: Path) -> None:
+    """Copied by a conversion, and by loading the short checkpoint."""
+    source, long = saved(), tmp_path / "long"
+    model = transformers.ViTForImageClassification.from_pretrained(source)
+    for name, parameter in model.named_parameters():  # those of a new model are zeros
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(source)
+    convert_checkpoint(source, long, mechanism="window2d", window=3, padding="zeros", image_size=44)
+    chosen = {"mechanism": "window2d", "window": 3, "padding": "zeros"}
+    kind = hf_longattn.LongViTForImageClassification
+    for model in (kind.from_pretrained(long), kind.from_pretrained(source, long_attention=chosen)):
+        mechanisms = layer_mechanisms(model)
+        assert len(mechanisms) == SIZES["num_hidden_layers"]
+        for site in attention_sites(model):
+            mechanism, attention = cast(Any, site.mechanism), cast(Any, site.module)
+            assert attention.k_proj.bias.any()
+            assert torch.equal(mechanism.pad_key.flatten(), attention.k_proj.bias)
+            assert torch.equal(mechanism.pad_value.flatten(), attention.v_proj.bias)
 
 
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])

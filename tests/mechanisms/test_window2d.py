@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, build_mechanism
+from hf_longattn.engines.score_terms import GridBias
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
 from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms.window2d import Window2d
 from tests.cases import every_case
+from tests.grids import pairwise
 
 Cell = tuple[int, ...]
 HEADS, DIM = 2, 4
@@ -203,3 +205,69 @@ def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell 
     with pytest.raises(InputError) as refused:
         attend(q, q, q, built({"window": window}), grid=sizes)
     assert words in str(refused.value)
+
+
+FILLED: list[tuple[dict[str, Any], Cell]] = [
+    ({"window": 4}, (7, 9)),
+    ({"window": 4, "shift": "alternate"}, (7, 9)),
+    ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
+    ({"window": 6}, (3, 4)),
+    ({"window": 4}, (8, 12)),
+    ({"window": 7}, (31,)),
+    ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
+]
+
+
+@every_case(
+    ("filled", "prefixes", "path"),
+    pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
+)
+def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
+    filled: tuple[dict[str, Any], Cell], prefixes: tuple[int, str], path: str
+) -> None:
+    """Cases of zeros at the end of every axis, of which a loop here counts how many are in the window of a cell."""
+    (options, sizes), (prefix, mode) = filled, prefixes
+    grid, mechanism = Grid(sizes, prefix), built({**options, "padding": "zeros"}, mode).double()
+    torch.manual_seed(1)
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter)
+    inputs, arguments = [*qkv(grid), *mechanism.parameters()], {}
+    q, k, v, pad_key, pad_value = inputs
+    windows = [per_axis(options["window"], axis) for axis in range(len(sizes))]
+    cells = [range(-(-size // window) * window) for size, window in zip(sizes, windows, strict=True)]
+    larger = tuple(map(len, cells))
+    seen = expected(options, larger, 0, mode)
+    places = list(itertools.product(*cells))
+    outside = torch.tensor([any(place >= size for place, size in zip(cell, sizes, strict=True)) for cell in places])
+    keys = torch.cat([k[:, :, prefix:], pad_key[None, :, None].expand(2, -1, int(outside.sum()), -1)], 2)
+    values = torch.cat([v[:, :, prefix:], pad_value[None, :, None].expand(2, -1, int(outside.sum()), -1)], 2)
+    ordered = torch.cat([seen[~outside][:, ~outside], seen[~outside][:, outside]], 1)  # real cells, then padding
+    keys, values = torch.cat([k[:, :, :prefix], keys], 2), torch.cat([v[:, :, :prefix], values], 2)
+    visible = torch.zeros(grid.length, keys.shape[2], dtype=torch.bool)
+    visible[prefix:, prefix:], visible[:, :prefix], visible[:prefix, : grid.length] = ordered, True, True
+    visible[prefix:, :prefix], visible[:prefix, prefix : grid.length] = mode == "global", mode != "none"
+    scores = (q @ keys.transpose(-1, -2)) * DIM**-0.5
+    if path == "with a bias":
+        distances = torch.tensor(places)[~outside][:, None] - torch.cat([torch.tensor(places)[part] for part in (~outside, outside)])
+        table = torch.randn(HEADS, math.prod(2 * size - 1 for size in larger), dtype=torch.double, requires_grad=True)
+        entries = torch.zeros(distances.shape[:2], dtype=torch.long)
+        for axis, size in enumerate(larger):
+            entries = entries * (2 * size - 1) + distances[..., axis] + size - 1
+        scores = scores + torch.nn.functional.pad(table[:, entries], (prefix, 0, prefix, 0))
+        arguments["score_mod"], inputs = GridBias(table, larger), [*inputs, table]
+    elif path == "with a score term":
+        term = torch.randn(grid.length, grid.length, dtype=torch.double)
+        scores = scores + torch.nn.functional.pad(term, (0, scores.shape[3] - grid.length))
+        arguments["score_mod"] = lambda score, b, h, q_idx, kv_idx: score + term[q_idx, kv_idx]
+    real = None
+    if path == "with holes":
+        arguments["padding_mask"] = real = torch.rand(2, grid.length) > 0.3
+        visible = visible & torch.nn.functional.pad(real, (0, scores.shape[3] - grid.length), value=True)[:, None, None]
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    wanted = torch.where(visible.any(-1, keepdim=True), weights, 0.0) @ values
+    with sdpa_kernel(SDPBackend.MATH) if path.startswith("without") else torch.enable_grad():
+        ours = attend(q, k, v, mechanism, grid=grid, **arguments)
+    rows = None if real is None else real[:, None, :, None]
+    same_with_gradients(ours, wanted, inputs if outside.any() else [x for x in inputs if x is not pad_key and x is not pad_value], rows)
+    defined = reference_attend(q, k, v, mechanism, grid=grid, **arguments)
+    torch.testing.assert_close(defined if rows is None else defined * rows, wanted if rows is None else wanted * rows)

@@ -33,10 +33,17 @@ HEADS, DIM, WINDOW = 2, 8, 4
 WIDTH = HEADS * DIM
 
 
-def windows(q: Tensor, k: Tensor, v: Tensor, grid: Grid, layer: int = 0, **arguments: Any) -> Tensor:
-    """The output ``(B, N, H · D)`` of ``window2d``."""
-    mechanism = build_mechanism("window2d", num_heads=HEADS, head_dim=DIM, window=WINDOW, shift="alternate").eval()
+def windows(
+    q: Tensor, k: Tensor, v: Tensor, grid: Grid, layer: int = 0, biases: tuple[Tensor, Tensor] | None = None, **arguments: Any
+) -> Tensor:
+    """The output ``(B, N, H · D)`` of ``window2d``, with padding where the biases of keys and values are given."""
+    padding = "none" if biases is None else "zeros"
+    mechanism = build_mechanism("window2d", num_heads=HEADS, head_dim=DIM, window=WINDOW, shift="alternate", padding=padding).eval()
     mechanism.layer = layer
+    if biases is not None:
+        for name, bias in zip(("pad_key", "pad_value"), biases, strict=True):
+            delattr(mechanism, name)
+            setattr(mechanism, name, bias.view(HEADS, DIM))  # the layer's own, whose gradients are compared
     return attend(q, k, v, mechanism, grid=grid, **arguments).transpose(1, 2).flatten(2)
 
 
@@ -59,7 +66,15 @@ def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], soft
         close(got, wanted)
 
 
-@every_case("sizes", [(8, 8), (12, 20), (16, 8), (24, 28)])
+def padding_of(projection: nn.Linear, sizes: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """The biases of keys and values in a fused projection, for sizes that are padded."""
+    return None if all(size % WINDOW == 0 for size in sizes) else tuple(projection.bias.chunk(3)[1:])  # type: ignore[return-value]
+
+
+PADDED = [(5, 8), (9, 11), (8, 13), (23, 19)]
+
+
+@every_case("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
 @every_case("shifted", [False, True])
 def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) -> None:
     """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to the same."""
@@ -72,13 +87,14 @@ def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) 
     normed = layer.layernorm_before(hidden)
     q, k, v = (heads(projection(normed)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
     bias = GridBias(attention.relative_position_bias.relative_position_bias_table.t(), (WINDOW, WINDOW))
-    summed = hidden + attention.o_proj(windows(q, k, v, grid, int(shifted), score_mod=bias))
+    biases = None if sizes not in PADDED else (attention.k_proj.bias, attention.v_proj.bias)
+    summed = hidden + attention.o_proj(windows(q, k, v, grid, int(shifted), biases, score_mod=bias))
     ours = summed + layer.mlp(layer.layernorm_after(summed))
     inputs = [hidden, attention.relative_position_bias.relative_position_bias_table, attention.k_proj.bias, attention.v_proj.bias]
     same_with_gradients(ours, theirs, inputs, torch.float)
 
 
-@every_case("sizes", [(8, 8), (20, 16)])
+@every_case("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
 def test_window2d_equals_a_layer_of_sam(sizes: tuple[int, int]) -> None:
     """Without SAM's decomposed relative positions, which depend on the queries."""
     config = SamVisionConfig(
@@ -91,7 +107,7 @@ def test_window2d_equals_a_layer_of_sam(sizes: tuple[int, int]) -> None:
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     q, k, v = (heads(x) for x in layer.attn.qkv(layer.layer_norm1(hidden)).flatten(1, 2).chunk(3, -1))
     qkv = layer.attn.qkv
-    summed = hidden + layer.attn.proj(windows(q, k, v, Grid(sizes))).unflatten(1, sizes)
+    summed = hidden + layer.attn.proj(windows(q, k, v, Grid(sizes), biases=padding_of(qkv, sizes))).unflatten(1, sizes)
     same_with_gradients(summed + layer.mlp(layer.layer_norm2(summed)), theirs, [hidden, qkv.bias], torch.float)
 
 
