@@ -127,7 +127,6 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; see :func:`read_json`."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{str(path)!r} must contain a JSON object, not {type(value).__name__}.")
@@ -166,7 +165,6 @@ def check_config(values: Mapping[str, Any]) -> None:
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
-    """The class that a config.json names, or `default` if it names none."""
     names = values.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else default
 

@@ -75,7 +75,6 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
-    """Refuse a folder of a PEFT adapter, and say how to merge the adapter."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type peft.PeftModel."
@@ -174,13 +173,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_config(name: str | Path) -> Any:
-    """The config of a folder or a Hub repository."""
     fetch_model(name)
     return load_part(AutoConfig, name)
 
 
 def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """The fields of a config with these classes."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
@@ -309,7 +306,6 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
 
 
 def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
-    """A model of an Auto class with random weights."""
     with loading_errors(getattr(config, "name_or_path", "") or type(config).__name__):
         return loader.from_config(config, **NO_CODE, **arguments)
 

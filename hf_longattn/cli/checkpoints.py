@@ -197,7 +197,6 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
-    """What a conversion would do."""
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
         "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
@@ -245,7 +244,6 @@ def _flops(count: int) -> str:
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
-    """Cost at each length or size of one input."""
     columns = {
         inputs.modality.noun: [cost.size.words for cost in costs] if inputs.modality.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
@@ -294,7 +292,6 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
-    """What was written, the checks, and what to do next."""
     from ..conversion.folders import POSITIONS, READY, WOULD_TELL
     from ..hub import next_step
 
@@ -344,7 +341,6 @@ def export_report(graph: ExportReport) -> Iterator[Part]:
 
 
 def compression_report(report: CompressionReport) -> Iterator[Part]:
-    """What a compression costs and saves."""
     outputs = [
         f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
         for name, values in report.outputs.items()

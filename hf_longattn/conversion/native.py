@@ -61,7 +61,6 @@ class Stock:
     names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a long tensor name -> its replacement
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
-        """``config``: the long model's config."""
         self.config, self.long_class, self.family = config, long_class, family
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))

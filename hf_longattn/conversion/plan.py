@@ -400,7 +400,6 @@ def chosen_for_decoder(
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
-    """The plan for an opened source, by its modality."""
     architecture = find_architecture(opened, request)
     return architecture.modality.plan(opened, architecture, request)
 

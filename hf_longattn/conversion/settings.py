@@ -198,7 +198,6 @@ class ConversionConfig(Settings):
 
 
 def of_conversion(name: str) -> Any:
-    """A copy of a field of :class:`ConversionConfig`."""
     return copy(ConversionConfig.__dataclass_fields__[name])
 
 

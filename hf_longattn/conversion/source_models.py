@@ -294,7 +294,6 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source without a family, or with several towers."""
     family, base = FAMILIES.get(model_type), class_of(source.config)
     if family is not None and not modality_of(family).tower_names:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
@@ -361,7 +360,6 @@ def result_class(architecture: Architecture, config: Any) -> Any:
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
-    """Module name -> mechanism, in layer order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
 
 

@@ -109,7 +109,6 @@ NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
-    """``score_mod`` with the methods of a :class:`ScoreTerm`."""
     if score_mod is None:
         return NO_TERM
     return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)

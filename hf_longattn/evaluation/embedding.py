@@ -325,7 +325,6 @@ def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> Non
 
 
 def _digest(network: Any) -> str:
-    """A hash of the model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

@@ -150,7 +150,6 @@ def element_bytes(config: Any) -> int:
 
 
 def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
-    """The shape of a long model, from its config and its skeleton."""
     sites = attention_sites(skeleton)
     causal = all(site.causal for site in sites if not site.cross)
     crossing = [site for site in sites if site.cross] if not causal else []

@@ -156,7 +156,6 @@ def int8(source: CompressionInput) -> Compressed:
 
 
 def bf16(source: CompressionInput) -> Compressed:
-    """Round all weights to bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(rounded, rounded)
 

@@ -118,7 +118,6 @@ class CompressionInput:
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
 
     def load(self, folder: Path, **arguments: Any) -> Any:
-        """Load a model of the same class from ``folder``."""
         with quiet_libraries():
             return _load(loading_class(self.model), folder, **arguments)
 

@@ -74,7 +74,6 @@ class InputSizes:
 
     @property
     def grows(self) -> bool:
-        """Whether the result reads larger inputs than the source."""
         return self.new != self.old
 
     def steps(self) -> list[InputSize]:
@@ -149,7 +148,6 @@ class Modality(WithTowers, ABC):
         """The sizes for which a model with this config was trained, and for which it was converted."""
 
     def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
-        """The sizes of a source and a result, from their values."""
         at = partial(self.size, config)
         return InputSizes(self, at, at(old), at(new), reads_new)
 
@@ -189,7 +187,6 @@ class Modality(WithTowers, ABC):
         return Example(None)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """The config with the ``values`` of a model's config file."""
         return self.family.config_class.from_dict(dict(values))
 
     def check_settings(self, architecture: Any, request: Any) -> None:

@@ -229,5 +229,4 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:
-    """The names and shapes of tensors, for a report."""
     return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor))

@@ -22,7 +22,6 @@ GRIDS = ((1, 4, 6), (1, 2, 4))
 
 
 def arguments_of(model_class: Any) -> Any:
-    """The names of the arguments that ``forward`` of a class takes."""
     return inspect.signature(model_class.forward).parameters.keys()
 
 
@@ -57,7 +56,6 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are tensors, and all of their values are finite."""
     filled = (value for value in tensors.values() if value.numel())  # the extremes of NaN are NaN, and take a tenth of isfinite's time
     return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
 

@@ -62,7 +62,6 @@ class Sounds(UserFiles):
 
     @cached_property
     def recordings(self) -> list[Samples]:
-        """The samples of each recording."""
         return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.needed()]
 
     @cached_property

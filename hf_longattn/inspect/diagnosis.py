@@ -142,7 +142,6 @@ class Diagnosis:
 
     @property
     def last(self) -> LengthDiagnosis:
-        """The diagnosis at the longest length."""
         return self.lengths[-1]
 
     def applicable(self) -> list[int]:
@@ -174,7 +173,6 @@ class Diagnosis:
         return max(half, key=self.mass, default=None)
 
     def flags(self, number: int) -> list[str]:
-        """The flags of ``longattn convert`` that choose a candidate."""
         candidate = self.candidates[number]
         if self.tower:
             return ["--towers", f"{self.tower}={candidate}"]
@@ -182,7 +180,6 @@ class Diagnosis:
         return ["--mechanism", candidate.mechanism, *options]
 
     def candidate_rows(self) -> list[CandidateRow]:
-        """The table of applicable candidates, by ascending cost."""
         captured, chosen, rows = self.last.captured(), self.chosen(), []
         for number in self.applicable():
             by_layer = captured[..., number].nanmean(1)

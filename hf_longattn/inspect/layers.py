@@ -57,7 +57,6 @@ class Inspection(WithTowers):
 
     @property
     def longest_input(self) -> str:
-        """The maximum input as text."""
         size = self.inputs.new
         return f"up to {size if size.name else f'{size.tokens:,} tokens'}" if size.tokens else size.words
 
@@ -68,7 +67,6 @@ class Inspection(WithTowers):
 
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The mechanism of every layer."""
         return tuple(layer_mechanisms(self.attention, self.shape, self.max_length or None))
 
     @cached_property

@@ -201,7 +201,6 @@ def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> Non
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
-    """Whether a self-attention layer of ``stack`` is causal."""
     return any(site.causal for site in _sites(stack))
 
 

@@ -229,7 +229,6 @@ class Pyramid:
         return torch.where(seen, pools + sum(self.sizes[:level]), -1)
 
     def pairs(self, causal: bool) -> int:
-        """Number of query–key products."""
         total, half = 0, self.block // 2
         for level in range(self.top + 1):
             width = self.block << max(level - 1, 0)

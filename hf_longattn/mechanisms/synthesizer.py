@@ -194,7 +194,6 @@ class SyntheticScores(nn.Module, ABC):
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the initial values."""
         for child in self.children():
             reset(child, generator)
         for name in self.tables:

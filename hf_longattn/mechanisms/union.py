@@ -114,7 +114,6 @@ class Union(GatheredMechanism):
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
-        """Members that list their pairs as tiles."""
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
@@ -131,7 +130,6 @@ class Union(GatheredMechanism):
         return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The tokens that are global to any member."""
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
         if all(tokens is masks[0] for tokens in masks):  # those of the call, to which lists of blocks are attached
             return masks[0] if masks else None

@@ -124,7 +124,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     @property
     def shifted(self) -> bool:
-        """Whether the windows of this layer are shifted."""
         return self.options.shift == "alternate" and self.layer % 2 == 1
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
@@ -183,7 +182,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
 
     def mask_on(self, grid: Grid) -> MaskMod:
-        """:meth:`mask_mod` on a grid."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -309,7 +307,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def covers_grid(self, grid: Grid) -> bool:
-        """Whether every token sees every token."""
         one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
         return self.shared_prefix(grid) == grid.prefix and one_window and self.padded_grid(grid) == grid
 

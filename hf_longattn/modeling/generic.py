@@ -111,7 +111,6 @@ def generic_model_class(base: Any) -> Any:
 
 
 def loading_class(model: PreTrainedModel) -> Any:
-    """The class that loads a saved copy of ``model`` with its mechanisms."""
     base: Any = type(model)
     return generic_model_class(base) if isinstance(model.config, GenericConfig) else base
 
@@ -152,7 +151,6 @@ PLAIN = PlainSpec()
 
 @cache
 def plain_family(config_class: Any) -> PlainFamily:
-    """The family of an architecture, by its config class."""
     return PlainFamily(_generic_class(config_class), spec=PLAIN)
 
 

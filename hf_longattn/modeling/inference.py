@@ -180,7 +180,6 @@ def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dic
 
 
 def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A layer's inputs, cast to the dtype of its weight."""
     weight: Any = module.weight
     return tuple(x.to(weight.dtype) for x in inputs)
 

@@ -509,7 +509,6 @@ class LongBaseModelMixin(LongAttentionMixin):
         return base_forward(self, **arguments)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        """Whether this call returns attention weights."""
         wanted = arguments.get("output_attentions")
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 

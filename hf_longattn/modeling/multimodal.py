@@ -62,7 +62,6 @@ class ImageInput:
 
     @property
     def grid(self) -> Grid:
-        """The patches of an image."""
         return Grid((self.size[0] // self.patch, self.size[1] // self.patch))
 
 
@@ -126,12 +125,10 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def images(self) -> ImageInput | None:
-        """The images that the model reads."""
         return self.embedded.get("images")
 
     @property
     def sound(self) -> AudioInput | None:
-        """The spectrograms that the model reads."""
         return self.embedded.get("sound")
 
     @property

@@ -92,7 +92,6 @@ class SearchResult:
 
     @property
     def target(self) -> str:
-        """The inputs of the target in words."""
         return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
     @property
@@ -110,7 +109,6 @@ class SearchResult:
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
     def cost_of(self, costed: CostedDesign) -> str:
-        """A design's cost in words."""
         if self.budget.of_memory:
             return readable_bytes(costed.bytes or 0)
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
@@ -270,7 +268,6 @@ class Search:
         self.table = ScoreTable([{} for _ in range(self.model.layers)])
 
     def run(self) -> SearchResult:
-        """Measure candidates, and choose a design."""
         config = self.config
         pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
         if pieces < config.pieces:

@@ -155,7 +155,6 @@ def finish(
 
 
 def resumes_output(args: LongTrainingArguments) -> bool:
-    """Whether a run resumes the run in its own output."""
     return bool(args.resume_from_checkpoint) and Path(str(args.resume_from_checkpoint)).resolve().parent == args.folder.resolve()
 
 

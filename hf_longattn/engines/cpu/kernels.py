@@ -71,7 +71,6 @@ def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | Non
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
-    """The dtype of the kernel's masks and log-sum-exps."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 

@@ -227,7 +227,6 @@ SOURCES: dict[str, type[Source]] = {}
 
 
 def source(cls: type[Source]) -> type[Source]:
-    """Class decorator: register a source in :data:`SOURCES`."""
     SOURCES[cls.name] = cls
     return cls
 

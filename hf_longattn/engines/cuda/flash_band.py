@@ -116,7 +116,6 @@ class Settings(NamedTuple):
         return dq, dk, dv
 
     def keywords(self, windowed: bool = True) -> dict[str, Any]:
-        """The operator's keywords, with the window or without it."""
         left, right = (self.left, self.right) if windowed else (-1, -1)
         return {"scale": self.scale, "window_size_left": left, "window_size_right": right}
 

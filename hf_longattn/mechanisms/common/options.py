@@ -115,8 +115,8 @@ class Options:
     )
     order: str | None = option(
         None,
-        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
-        "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
+        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: hilbert, "
+        "or tiles with their sizes, as in tiles:8x8",
     )
     exact_length: int | None = option(
         None,

@@ -194,7 +194,6 @@ def mechanism_class(name: str) -> type[Mechanism]:
 
 
 def options_of(name: str) -> Mapping[str, object]:
-    """The fields of a mechanism's options, by name."""
     return mechanism_class(name)._options_type.__dataclass_fields__
 
 
@@ -365,7 +364,6 @@ def without_tensors(
 
 
 def has_tensors(module: nn.Module) -> bool:
-    """Whether a module has any parameters or buffers."""
     return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
 
 

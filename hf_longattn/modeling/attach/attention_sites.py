@@ -65,12 +65,10 @@ class AttentionSite:
 
     @property
     def mechanism(self) -> nn.Module:
-        """The layer's mechanism."""
         mechanism: Any = getattr(self.module, MECHANISM_ATTRIBUTE)
         return mechanism[str(self.layer)] if self.shared else mechanism
 
     def put(self, mechanism: nn.Module) -> None:
-        """Set or replace the layer's mechanism."""
         if not self.shared:
             setattr(self.module, MECHANISM_ATTRIBUTE, mechanism)
             return

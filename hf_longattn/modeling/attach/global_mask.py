@@ -77,7 +77,6 @@ def chooses_by_ids(model: nn.Module) -> bool:
 
 
 def takes_globals(model: nn.Module) -> bool:
-    """Whether any layer of ``model`` takes global tokens."""
     return any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
 
 

@@ -172,7 +172,6 @@ class DistillTrainer(LongTrainer):
 
 
 def self_attention(model: nn.Module) -> list[AttentionSite]:
-    """The self-attention of every layer."""
     return [site for site in attention_sites(model) if not site.cross]
 
 

@@ -79,7 +79,6 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out questions."""
     return read_rows(args, seed, read=partial(load_qa, named=args.named, skip_bad_rows=args.skip_bad_rows), unit="id", classes="kind")
 
 

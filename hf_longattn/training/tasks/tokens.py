@@ -49,7 +49,6 @@ ARGUMENTS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to the output. Returns the log."""
     check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
