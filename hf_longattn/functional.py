@@ -25,7 +25,7 @@ from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch,
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
-from .mechanisms.common.shared_options import by_length, check_form, for_step, full_of, in_order
+from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, in_order
 
 
 def attend(
@@ -143,7 +143,7 @@ def prepare(
         grid=None if grid is None and not prefix else grid_of_argument(grid, prefix), sink_scores=sink_scores,
     )  # fmt: skip
     _check_supported(module, q, k, call)
-    return for_step(module, q.shape[2], call.causal), call
+    return for_length(module, k.shape[2], True, q.shape[2]) if call.causal else module, call
 
 
 def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:

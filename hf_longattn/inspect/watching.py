@@ -41,6 +41,7 @@ from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_
 from ..modeling.generic import towers_of
 from ..modeling.grids import grid_spec
 from ..modeling.inference import evaluating
+from ..positions.relative import SinkPositions
 from .layer_attention import LayerAttention
 
 NOT_DIAGNOSED = "for images and recordings type longattn inspect MODEL FILE; for others look at hf_longattn.explain(model, inputs)."
@@ -174,7 +175,8 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
             if name != "full":
                 window = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
                 within = window.attended_keys(q, k, call.replace(global_mask=None))
-            see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))
+            relative = None if isinstance(mechanism.relative, SinkPositions) else mechanism.relative  # full attention turns no sinks
+            see(next(passed), LayerAttention(q, k, call, relative, within, site.name, mechanism.name))
 
         handles = [stack.register_forward_pre_hook(start)]
         try:

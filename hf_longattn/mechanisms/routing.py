@@ -5,11 +5,11 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as in the training of a converted checkpoint. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained
-from scratch. (The paper's causal form uses the queries as keys, K ← Q; converted models have separate keys.) The w best tokens of a cluster
-depend on the whole sequence, so the causal form takes the latest ones instead. Here every query belongs to one cluster, the nearest. In
-algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several gets one of the results.
-``window`` adds the tokens around each query, instead of the paper's local heads. A query that sees no key sees itself.
+Scores are q · k, as in the training of a converted checkpoint; algorithm 1 has q̂ · k̂. (The paper's causal form uses the queries as keys,
+K ← Q; converted models have separate keys.) The w best tokens of a cluster depend on the whole sequence, so the causal form takes the
+latest ones instead. Here every query belongs to one cluster, the nearest. In algorithm 1, a cluster takes its w nearest queries: a query
+in no cluster gets nothing, and a query in several gets one of the results. ``window`` adds the tokens around each query, instead of the
+paper's local heads. A query that sees no key sees itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per
 backward pass:
@@ -73,9 +73,6 @@ class RoutingOptions(Options):
     )
     decay: float = option(0.999, "λ, share of a centroid that an update keeps", least=0, most=1)
     seed: int = option(0, "seed of the initial centroids")
-    normalise: bool = option(
-        False, "compute scores from layer-normalised queries and keys, as in algorithm 1; changes what a converted model computes"
-    )
 
 
 @register_mechanism("routing")
@@ -105,7 +102,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
         self.size = options.window_per_cluster or -(-length // self.num_clusters)
         self.learned = options.router == "learned"
-        self.plain_scores = not (self.learned or options.normalise)
+        self.plain_scores = not self.learned
         empty = torch.empty(num_heads, self.num_clusters, head_dim)
         if self.learned:
             self.router = nn.Parameter(empty)
@@ -130,22 +127,11 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             with torch.no_grad():
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
 
-    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vectors(q), self.vectors(repeat_heads(k, q.shape[1]))
-
-    def vectors(self, x: Tensor) -> Tensor:
-        """Queries or keys ``x (…, D)``, layer-normalised if the option ``normalise`` is set."""
-        if not self.options.normalise:
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:]).to(x.dtype)
-
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)`` from :meth:`prepared`; float64 if ``exact``, else at least float32."""
+        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; float64 if ``exact``, else at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
-            return middle @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
+            return F.layer_norm(x.to(dtype), x.shape[-1:]) @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
 
     @torch.no_grad()
     def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -179,8 +165,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        k, real = self.vectors(k), call.real(k)
-        offset = self.offsets(k, call)
+        real, offset = call.real(k), self.offsets(k, call)
         cluster = self.clusters(q, offset)
         if call.causal:
             met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
@@ -238,7 +223,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return accelerator.accelerated(k) and call.causal and not self.learned and not self.options.window
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        k, real, band = self.vectors(k), call.key_mask, self._band(call.causal)
+        real, band = call.key_mask, self._band(call.causal)
         offset = self.offsets(k, call)
         cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
@@ -281,7 +266,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             real, sums = call.real(k), list[Tensor]()
             with torch.no_grad():
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
-                    clusters = self.clusters(self.vectors(x), None)
+                    clusters = self.clusters(x, None)
                     sums.append(cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real))
 
             @torch.no_grad()
@@ -297,7 +282,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return super().forward(q, k, v, call)
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return self.num_clusters == 1 and self.size >= length and not self.options.normalise
+        return self.num_clusters == 1 and self.size >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
         return min(full_pairs(length, causal), length * min(length, self.size + self.options.window))

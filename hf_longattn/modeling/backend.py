@@ -33,7 +33,7 @@ from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, attend_step
-from ..mechanisms.common.shared_options import for_length, for_step
+from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
@@ -215,7 +215,8 @@ def longattn_attention_forward(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
         return attend_as_declared(module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
-    mechanism = for_step(mechanism, query.shape[2], causal)
+    if causal:
+        mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2])
     mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
     narrower = key.shape[-1] - value.shape[-1]
     if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output

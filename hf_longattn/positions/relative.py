@@ -310,7 +310,8 @@ class Rotation(NamedTuple):
         """:meth:`turned` minus ``x``."""
         x = at_least_fp32(x)
         planes = self._planes(x, by, 1.0)
-        return nn.functional.pad(planes, (0, x.shape[-1] - planes.shape[-1]))
+        unchanged = x.shape[-1] - planes.shape[-1]
+        return nn.functional.pad(planes, (0, unchanged)) if unchanged else planes
 
     def _planes(self, x: Tensor, by: Tensor, less: float) -> Tensor:
         """The rotated features ``(B, H, N, 2F)``, minus ``less`` times the same features of ``x``."""
@@ -449,20 +450,24 @@ class SinkPositions(RelativePositions):
         offset = kv_len - q_len
         first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not turned
         rows = torch.arange(offset + first, kv_len, device=q.device)[None]
-        return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], k[:, :, : self.sinks], rows, scale), (0, 0, first, 0)), offset)
+        sinks = k.index_select(2, torch.arange(self.sinks, device=k.device).clamp(max=kv_len - 1))  # a slice would bound a graph's lengths
+        return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], sinks, rows, scale), (0, 0, first, 0)), offset)
 
     def mask(self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
         """The additive mask ``(B, H, Nq, S)`` with the term, for keys at positions ``keys (B or 1, S)`` in any order.
 
         seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
         """
-        at = keys[:, None] == torch.arange(self.sinks, device=keys.device)[:, None]  # (B or 1, sinks, S)
+        numbers, on_cpu = torch.arange(self.sinks, device=keys.device), q.device.type == "cpu"
+        dtype = at_least_fp32(q[:0]).dtype if on_cpu else q.dtype  # kernels for the CPU take a mask in fp32
+        hidden = torch.where(seen, q.new_zeros((), dtype=dtype), torch.finfo(dtype).min)
+        if on_cpu and not in_graph() and k.shape[2] > self.sinks and bool((keys[:, : self.sinks] == numbers).all()):
+            return hidden + nn.functional.pad(self.table(q, k[:, :, : self.sinks], rows, scale), (0, k.shape[2] - self.sinks))
+        at = keys[:, None] == numbers[:, None]  # (B or 1, sinks, S)
         slots = at.int().argmax(-1)[:, None, :, None].expand(len(k), k.shape[1], -1, k.shape[3])
         term = self.table(q, k.gather(2, slots), rows, scale) * at.any(-1)[:, None, None]
-        term = term if q.device.type == "cpu" else term.to(q.dtype)  # kernels for the CPU take a mask in fp32
-        hidden = torch.zeros(seen.shape, dtype=term.dtype, device=q.device).masked_fill(~seen, torch.finfo(term.dtype).min)
         index = slots[:, :1, :, 0][:, :, None].expand(term.shape)
-        return hidden.expand(*term.shape[:3], -1).scatter_add(3, index, term)
+        return hidden.expand(*term.shape[:3], -1).scatter_add(3, index, term.to(dtype))
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}

@@ -21,7 +21,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
-from hf_longattn.engines.score_terms import DistanceBias, ScoreMod, as_term
+from hf_longattn.engines.score_terms import ColumnTerm, DistanceBias, ScoreMod, as_term
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.memory.attention_cache import StaticStateLayer
@@ -206,6 +206,7 @@ case("bias for all pairs", bias)
 case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
 case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.device))
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
+case("table of columns, gradients", lambda _: ColumnTerm(torch.empty(2, 4, 700, 3, device="cuda", requires_grad=True), 0), grad=True)
 case("disentangled", deberta)
 case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
 for name in RELATIVE:

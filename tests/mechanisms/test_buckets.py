@@ -139,8 +139,6 @@ ROUTING_FORMS = [
     {"num_clusters": 3, "window_per_cluster": 500},
     {"num_clusters": 40, "window_per_cluster": 1},
     {"window_per_cluster": 300},
-    {"normalise": True},
-    {"normalise": True, "router": "learned", "window": 9},
 ]
 
 

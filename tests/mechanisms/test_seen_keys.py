@@ -38,7 +38,6 @@ NOT_A_SELECTION = [
     ("lsh", {"shared_qk": True}),
     ("lsh", {"count_duplicates": True}),
     ("routing", {"router": "learned"}),
-    ("routing", {"normalise": True}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
 ]

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
-from hf_longattn.mechanisms.common.masked import GatheredMechanism
+from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism, leading_sinks
+from hf_longattn.positions.relative import Rotation
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition, image, listed, visible
 
@@ -109,6 +111,98 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
     torch.testing.assert_close(attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0)
 
 
+HEADS, GROUPS, WIDTH, FREQUENCIES = 4, 2, 10, torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
+TURNED: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}),
+    "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
+    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}),
+    "one block": (300, 300, {"window": 280, "num_sinks": 3}),
+    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}),
+    "one query": (700, 1, {"window": 24, "num_sinks": 3}),
+    "leading global tokens": (400, 400, {"left": 23, "global_tokens": (0, 1, 2)}),
+}
+
+
+def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``x (…, N, D)`` with its first features, as in Llama, at ``places (N,)``."""
+    planes = torch.complex(*x[..., :6].double().chunk(2, -1)) * torch.polar(torch.ones(()).double(), places[:, None] * FREQUENCIES)
+    return torch.cat([planes.real, planes.imag, x[..., 6:]], -1)
+
+
+@every_case("kind", ["float64", "float32", "cap", "learned scores", "right", "inside", "documents"])
+@every_case("case", TURNED, pairs=True)
+def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -> None:
+    """Sinks are at distance min(i, s + w - 1) - j, before a cap and beside learned sinks. No call falls back to plain code."""
+    length, queries, options = TURNED[case]
+    name, sinks, width = "longformer" if "global_tokens" in options else "window", 3, options.get("window", 24)
+    sinks = options.get("num_sinks", sinks)
+    module = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, **options)
+    assert isinstance(module, SparseMechanism)
+    module.turn_sinks(lambda: Rotation(FREQUENCIES))
+    x, y, v = (torch.randn(1, heads, length, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS))
+    learned = torch.randn(HEADS, dtype=torch.float64, requires_grad=True) if kind == "learned scores" else None
+    real, documents = torch.ones(1, length, dtype=torch.bool), torch.zeros(1, length, dtype=torch.long)
+    real[:, {"right": slice(length - 90, None), "inside": slice(40, 60)}.get(kind, slice(0))] = False
+    documents[:, length // 3 if kind == "documents" else length :] = 1
+
+    text, first = torch.arange(length), length // 3 if kind == "documents" else 0
+    place = text - first * documents[0]
+    i, j = place[:, None], place
+    near = i - j < width
+    distance = torch.where(near, i - j, torch.minimum(i, torch.tensor(sinks + width - 1)) - j)
+    seen = (near | (j < sinks)) & (text <= text[:, None]) & real[0] & (documents[0] == documents[0][:, None])
+    a, b = (torch.complex(*z.repeat_interleave(HEADS // z.shape[1], 1)[..., :6].chunk(2, -1)) for z in (x, y))
+    turn = torch.polar(torch.ones(()).double(), distance[..., None] * FREQUENCIES)
+    scores = torch.einsum("bhif,bhjf,ijf->bhij", a, b.conj(), turn).real
+    scores = (scores + x[..., 6:] @ y.repeat_interleave(2, 1)[..., 6:].mT) * WIDTH**-0.5
+    scores = torch.tanh(scores) if kind == "cap" else scores
+    scores = scores.masked_fill(~seen, -1e30)
+    beside = [] if learned is None else [learned[:, None, None].expand(1, -1, length, 1)]
+    weights = torch.cat([scores, *beside], -1).softmax(-1)[..., :length]
+    expected = (weights @ v.repeat_interleave(2, 1))[:, :, -queries:] * real[:, None, -queries:, None]
+
+    dtype = torch.float32 if kind == "float32" else torch.float64
+    arguments: dict[str, Any] = {"causal": True, "padding_mask": real} if kind in ("right", "inside") else {"causal": True}
+    arguments |= {"documents": documents} if kind == "documents" else {}
+    arguments |= {"score_mod": lambda score, *_: torch.tanh(score)} if kind == "cap" else {}
+    arguments |= {} if learned is None else {"sink_scores": learned}
+    q, k = rotated(x, place)[:, :, -queries:].to(dtype), rotated(y, place).to(dtype)
+    paths: list[str] = []
+    with observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None]
+    assert kind == "cap" or "plain" not in paths
+    leaves = [x, y, v] if learned is None else [x, y, v, learned]
+    weight = torch.randn(out.shape, dtype=torch.float64)
+    tolerance: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4} if kind == "float32" else {"atol": 1e-9, "rtol": 0}
+    torch.testing.assert_close(out.double(), expected, **tolerance)
+    found, wanted = (torch.autograd.grad((result * weight).sum(), leaves, materialize_grads=True) for result in (out, expected))
+    for of_found, of_wanted in zip(found, wanted, strict=True):
+        torch.testing.assert_close(of_found, of_wanted, **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            reference_attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None], expected, **tolerance
+        )
+
+
+@every_case(
+    ("name", "options", "sinks"),
+    [
+        ("window", {"num_sinks": 4}, 4),
+        ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
+        ("window", {"num_sinks": 4, "dilation": 2}, 0),
+        ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
+        ("longformer", {"global_tokens": (0, 1)}, 2),
+        ("longformer", {"global_tokens": (1, 2)}, 0),
+        ("longformer", {"global_tokens": (0, 1), "separate_global": True}, 0),
+        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0),
+        ("full", {}, 0),
+    ],
+    ids=str,
+)
+def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, Any], sinks: int) -> None:
+    assert leading_sinks(build_mechanism(name, num_heads=2, head_dim=4, hidden_size=8, **options)) == sinks
+
+
 @every_case("causal", [False, True])
 @every_case(
     "options",
@@ -177,8 +271,9 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("strided", {"window": 6, "stride": 4}),
     ("strided", {"window": 1, "stride": 7}),
     ("strided", {"window": 32, "stride": 3}),
-    ("strided", {"window": 40, "stride": 9}),
-    ("strided", {"window": 16, "stride": 512}),  # beyond most texts
+    ("strided", {"window": 6, "stride": 4, "columns": "absolute"}),
+    ("strided", {"window": 40, "stride": 9, "columns": "absolute"}),
+    ("strided", {"window": 16, "stride": 512, "columns": "absolute"}),  # beyond most texts
     ("fixed", {"block_size": 8, "num_summary": 1}),
     ("fixed", {"block_size": 150, "num_summary": 7}),
     ("fixed", {"block_size": 5, "num_summary": 3}),

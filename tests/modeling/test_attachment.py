@@ -18,7 +18,9 @@ from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.attach import attachment
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites, own_projections
+from hf_longattn.positions.relative import SinkPositions
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
@@ -165,6 +167,18 @@ def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str
 def test_self_extend_is_refused_for_bases_that_do_not_rotate_every_layer(base: str) -> None:
     with pytest.raises(OptionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})
+
+
+@every_case(
+    ("base", "turned", "warns"), [("llama", 3, False), ("gpt_neox", 3, False), ("gpt2", 0, False), ("bert", 0, False), ("smollm3", 0, True)]
+)
+def test_sinks_are_turned_where_the_rotation_can_be_followed(base: str, turned: int, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
+    model = long_model(base, None, {"mechanism": "window", "window": 8, "num_sinks": 2})
+    assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
+    assert all("its sinks keep their positions in the text" in message for message in messages)
+    assert bool(messages) == warns
 
 
 WITH_SINKS = ("flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")

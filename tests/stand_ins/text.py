@@ -302,7 +302,7 @@ page(
             "--num_processes 8": "--num_processes 2",
             "llama-merged --minutes 20": "llama-merged --minutes 0 --length 128 --measured 512 --texts 1",
             "--max-minutes 20": "--max-steps 1",
-        },  # fmt: skip
+        },
         slow=True,
     ),
 )

@@ -15,7 +15,7 @@ from ...engines.block_sparse import block_sparse_attention, documents_are_one_ca
 from ...engines.byte_cache import BYTE_CACHE
 from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
 from ...engines.cpu.distance_band import chunked_distances
-from ...engines.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
+from ...engines.dense import MAX_SCORES, dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
@@ -213,7 +213,10 @@ class MaskedMechanism(Mechanism):
         rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
         """
         assert self.relative is not None
-        scale = call.scale_for(self.head_dim)
+        scale, size = call.scale_for(self.head_dim), max(1, MAX_SCORES // (len(q) * q.shape[1] * k.shape[2]))
+        if q.shape[2] > size and not in_graph():  # the mask has numbers for every head
+            pieces = zip(q.split(size, 2), seen.split(size, 2), rows.split(size, 1), strict=True)
+            return torch.cat([self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2)
         if isinstance(self.relative, SinkPositions):
             mask = self.relative.mask(q, k, seen, rows, keys, scale)
             return fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)

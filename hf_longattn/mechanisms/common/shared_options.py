@@ -135,16 +135,12 @@ def without_exact_length(mechanisms: Iterable[Any]) -> Iterator[None]:
         mechanism._full = full
 
 
-def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
-    """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
-    full = None if causal else full_of(mechanism)
-    return mechanism if full is None or length > full.sizes.max_length else full
+def for_length(mechanism: Any, length: int, causal: bool = False, queries: int = 0) -> Any:
+    """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``.
 
-
-def for_step(mechanism: Any, q_len: int, causal: bool) -> Any:
-    """The mechanism for a call of ``q_len`` queries: full attention for one causal query if ``full_decoding``, otherwise ``mechanism``."""
-    full = full_of(mechanism) if causal and q_len == 1 else None
-    return mechanism if full is None else full
+    If causal: full attention for a single one of ``queries`` with ``full_decoding``, otherwise ``mechanism``."""
+    full = full_of(mechanism) if not causal or queries == 1 else None
+    return mechanism if full is None or (not causal and length > full.sizes.max_length) else full
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -261,18 +263,24 @@ def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation |
         return None
 
 
+@functools.cache
+def _right_angle(attention_class: type[Any]) -> list[float] | None:
+    """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every layer."""
+    for base in attention_class.__mro__:
+        turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
+        if turn is not None and ROTATES.search(inspect.getsource(base)):
+            with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
+                return thread.submit(lambda turn: turn(torch.arange(4.0, device="cpu")).tolist(), turn).result()
+    return None
+
+
 def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     """The rotation of queries and keys in a layer of ``model``.
 
     Raises:
         OptionError: according to its code, the model does not rotate the first features of the heads in every layer.
     """
-    planes: list[float] | None = None  # result of `rotate_half` for 0, 1, 2, 3, if the base's attention uses it
-    for base in type(site.module).__mro__:
-        turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
-        if turn is not None and ROTATES.search(inspect.getsource(base)):
-            planes = turn(torch.arange(4.0, device="cpu")).tolist()
-            break
+    planes = _right_angle(type(site.module))
     types = getattr(getattr(site.module, "config", None), "layer_types", None)
     names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
     path = list(accumulate(site.name.split("."), getattr, initial=model))

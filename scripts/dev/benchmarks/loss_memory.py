@@ -1,6 +1,8 @@
-"""Peak memory of a training step with a vocabulary of 262,144, with all logits and in pieces: ``python -m scripts.dev.benchmarks.loss_memory``.
+"""Peak memory of a training step with a vocabulary of 262,144, with all logits and with the loss in pieces.
 
-One layer of Gemma 3 270M's sizes with random weights in float32, a window of 512, forward and backward pass. Each step runs in a new process.
+    python -m scripts.dev.benchmarks.loss_memory
+
+One layer of Gemma 3 270M's sizes with random weights in float32, a window of 512. Each step runs in a new process.
 """
 
 from __future__ import annotations

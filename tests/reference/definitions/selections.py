@@ -160,8 +160,7 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
 
     Routing vectors are the queries and keys after a layer normalisation without scale and bias; the affinity to a cluster is their product
     with its centroid. A query goes to the cluster of its highest affinity and sees the w keys with the highest affinity to it (top-k of
-    algorithm 1); causal, the last w keys of the same cluster. ``window`` adds the keys around each query. ``normalise`` takes the scores
-    from the routing vectors, too, as algorithm 1 does.
+    algorithm 1); causal, the last w keys of the same cluster. ``window`` adds the keys around each query.
 
     A learned router W_r stands for the centroids; both ways its logits are balanced over the keys of a sequence by Sinkhorn's iteration, so
     that each cluster has the same share of them, and log p of the key for the query's cluster is added to the scores.
@@ -204,8 +203,6 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
         score = score if score_mod is None else score_mod(score, b, h, i, j)
         return score + log_p[int(b), int(h), int(i)][j] if learned else score
 
-    if options.normalise:
-        q, k = layer_norm(q), layer_norm(k)
     return masked_attention(q, k, v, lambda b, h, i, j: j in met.get((b, h, i), ()), dataclasses.replace(call, score_mod=term))
 
 
@@ -234,6 +231,5 @@ def draw_options_routing(random: Random, length: int) -> dict[str, Any]:
         "window_per_cluster": random.choice((None, random.randint(1, length))),
         "window": random.choice((0, 0, 2, 6)),
         "router": random.choice(("kmeans", "learned")),
-        "normalise": random.random() < 0.4,
         "seed": random.randint(0, 9),
     }
