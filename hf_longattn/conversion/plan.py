@@ -16,7 +16,7 @@ from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.masked import leading_sinks, needs_training_by
+from ..mechanisms.common.masked import SINK_POSITIONS, TEXT, leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
@@ -120,10 +120,10 @@ def plan_positions(
     text: StackLength,
     decoder: StackLength | None,
     *,
-    causal: bool,
+    causal: bool | None,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: whether
-    the layers with ``attention`` are.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: as
+    :func:`form_of_distances` returns it.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
     maximum text length with unchanged outputs (``None``: the old length).
@@ -425,9 +425,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    strategy, rope, lengths, same = plan_positions(
-        architecture, attention, request.positions, length, decoder, causal=form_of_distances(architecture, config)
-    )
+    if (form := form_of_distances(architecture, config)) is None:
+        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
+    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder, causal=form)
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:

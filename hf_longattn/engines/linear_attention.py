@@ -17,19 +17,16 @@ run.
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Span, Spans, laid_out_as, no_fused_kernels
+from .batch import no_fused_kernels
 from .call import ANY_CALL, State
 from .cuda import fla
-from .dense import at_least_fp32, divided, inverse_of, repeat_heads
+from .dense import divided, inverse_of, repeat_heads
 from .dispatch import choose
 
 CHUNK = 64
@@ -202,148 +199,10 @@ def _chunks_backward(
     return from_rows(d_q, group), from_rows(d_k, 1), from_rows(d_v, 1), d_kv, d_z
 
 
-class Feature(NamedTuple):
-    """An elementwise feature map. ``of`` returns φ(x), a new tensor; ``backward`` the gradient of x, from φ(x) and its gradient."""
-
-    of: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Spans], *, causal: bool) -> Tensor:
-    """Run :func:`linear_attention` of φ(q) and φ(k) within each sequence of a batch. Bitwise equal to one call per sequence.
-
-    Each piece of outputs and gradients is written into one tensor. One call per sequence takes 1.01 to 1.36 times as long for the
-    forward pass and 1.02 to 1.44 times for forward and backward (1,024 to 16,384 tokens, 4 to 64 documents, 4 heads of 64, one CPU thread).
-
-    Args:
-        q: ``(B, H, N, D)``.
-        k, v: ``(B, H_kv, N, D)``, H_kv dividing H.
-        sequences: for each sequence its pieces, in token order. One piece is computed at a time.
-        causal: position i sees no key after i.
-    Returns:
-        ``(B, H, N, D)`` in the dtype of ``q``, zeros outside the sequences.
-    """
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    with torch.autocast(v.device.type, enabled=False):
-        return _Packed.apply(q, k, v, phi, sequences, causal, keep)
-
-
-class _Packed(torch.autograd.Function):
-    """Run each sequence exactly as if it were alone: same operations, same order of sums."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Spans], causal: bool, keep: bool) -> Tensor:
-        ctx.phi, ctx.sequences, ctx.causal = phi, sequences, causal
-        saved: list[Tensor] = []
-        out = empty_rows(q, v.shape[-1], sequences)
-        for pieces in sequences:
-            for at, tensors in _computed(q, k, v, phi, pieces, causal):
-                _at(out, at).copy_(tensors[-1][:, :, : at[2] - at[1]])
-                if keep:
-                    saved += tensors
-        ctx.save_for_backward(q, k, v, *saved)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *saved = ctx.saved_tensors
-        phi, sequences = ctx.phi, ctx.sequences
-        totals = [empty_rows(x, x.shape[-1], sequences) for x in (q, k, v)]
-        remaining = iter(saved)
-        with torch.autocast(v.device.type, enabled=False):
-            for pieces in sequences:
-                if torch.is_grad_enabled():  # second derivatives
-                    tensors = [computed for _, computed in _computed(q, k, v, phi, pieces, ctx.causal)]
-                else:
-                    tensors = [tuple(itertools.islice(remaining, 6)) for _ in pieces]
-                run = _backward_in_chunks if _in_chunks(pieces, ctx.causal) else _backward_of_all
-                for at, (phi_q, phi_k, *_), gradients in run(pieces, tensors, grads[0]):
-                    d_q, d_k, d_v = (x[:, :, : at[2] - at[1]] for x in gradients)
-                    d_q, d_k = (phi.backward(y[:, :, : at[2] - at[1]], x) for x, y in ((d_q, phi_q), (d_k, phi_k)))
-                    for total, part in zip(totals, (d_q, d_k, d_v), strict=True):
-                        _at(total, at).copy_(part)
-        return *totals, None, None, None, None
-
-
-SavedTensors = tuple[Tensor, ...]
-"""φ(q), φ(k), v, kv, z and output of a piece. Chunked pieces are padded to whole chunks; their kv and z are the sums before the piece."""
-PieceGradients = tuple[Span, SavedTensors, tuple[Tensor, ...]]
-"""A piece, its saved tensors, and its gradients of φ(q), φ(k) and v."""
-
-
-def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Spans, causal: bool) -> Iterator[tuple[Span, SavedTensors]]:
-    """The pieces of a sequence, with their tensors for the backward pass."""
-    if _in_chunks(pieces, causal):
-        state: State | None = None
-        for at in pieces:
-            chunk = min(CHUNK, at[2] - at[1])
-            phi_q, phi_k, values = (filled(x, chunk) for x in _featured(q, k, v, phi, at))
-            before = empty_state(phi_k, values) if state is None else state
-            out, kv, z = _chunks(phi_q, phi_k, values, before["kv"], before["z"], chunk, True)
-            yield at, (phi_q, phi_k, values, before["kv"], before["z"], out)
-            state = {"kv": kv, "z": z}
-        return
-    parts = [_featured(q, k, v, phi, at) for at in pieces]
-    total = empty_state(*parts[0][1:])
-    for _, phi_k, values in parts:
-        total = absorb(total, phi_k, values)
-    for at, part in zip(pieces, parts, strict=True):
-        yield at, (*part, total["kv"], total["z"], read(part[0], total))
-
-
-def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Span) -> tuple[Tensor, Tensor, Tensor]:
-    queries, keys, values = (at_least_fp32(_at(x, at)) for x in (q, k, v))
-    return phi.of(queries), phi.of(keys), values
-
-
-def _backward_in_chunks(pieces: Spans, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
-    """Gradients of each piece of a causal sequence, the last piece first."""
-    d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
-    for at, saved in zip(reversed(pieces), reversed(tensors), strict=True):
-        (q, k, v, kv, z, out), chunk = saved, min(CHUNK, at[2] - at[1])
-        *parts, d_kv, d_z = _chunks_backward(q, k, v, kv, z, out, filled(at_least_fp32(_at(grad, at)), chunk), d_kv, d_z, chunk, True)
-        yield at, saved, tuple(parts)
-
-
-def _backward_of_all(pieces: Spans, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
-    """Gradients of each piece of a sequence whose tokens all see each other."""
-    d_queries: list[Tensor] = []
-    sums: list[tuple[Tensor, Tensor]] = []
-    for at, (q, _, _, kv, z, out) in zip(reversed(pieces), reversed(tensors), strict=True):
-        rows, of_out, outs = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, at_least_fp32(_at(grad, at)), out))
-        of_out = of_out * inverse_of(rowwise(rows, z))
-        shift = -(of_out * outs).sum(-1, keepdim=True)
-        d_rows = of_out @ kv.mT + shift * z.unsqueeze(-2)
-        d_queries.append(d_rows.unflatten(2, (-1, q.shape[2])).flatten(1, 2))
-        sums.append((rows.mT @ of_out, (shift * rows).sum(-2)))
-    d_kv, d_z = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
-    for at, d_q, saved in zip(pieces, reversed(d_queries), tensors, strict=True):
-        _, k, v, *_ = saved
-        yield at, saved, (d_q, (d_kv @ v.mT).mT + d_z.unsqueeze(-2), k @ d_kv)
-
-
-def _in_chunks(pieces: Spans, causal: bool) -> bool:
-    """Whether a sequence is computed in chunks: if causal and longer than one token."""
-    return causal and pieces[-1][2] - pieces[0][1] > 1
-
-
 def filled(x: Tensor, chunk: int) -> Tensor:
     """``x (B, H, n, ·)``, zero-padded to whole chunks. Contiguous, since matrix products would copy other tensors."""
     short = -x.shape[2] % chunk
     return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
-
-
-def _at(x: Tensor, at: Span) -> Tensor:
-    """The tokens ``(1, H, n, ·)`` of ``x (B, H, N, ·)`` at the place ``at``."""
-    row, start, stop = at
-    return x[row : row + 1, :, start:stop]
-
-
-def empty_rows(like: Tensor, width: int, sequences: Sequence[Spans]) -> Tensor:
-    """A tensor ``(B, H, N, width)`` in the memory layout of ``like (B, H, N, ·)``: zeros, or uninitialised if the sequences cover it."""
-    batch, heads, length, _ = like.shape
-    tokens = sum(stop - start for pieces in sequences for _, start, stop in pieces)
-    return laid_out_as(like, (batch, heads, length, width), filled=tokens == batch * length)
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:

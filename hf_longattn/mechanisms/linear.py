@@ -9,18 +9,16 @@ by scaling · √D.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines import accelerator
 from ..engines.batch import differentiated, no_fused_kernels
 from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
-from ..engines.linear_attention import Feature, packed_linear_attention
-from .common.base import drop_keys
 from .common.capabilities import About
 from .common.feature_map import LinearMechanism
 from .common.options import Options, option
@@ -47,20 +45,6 @@ class Linear(LinearMechanism):
     per_head_tensors = ()
     options: LinearOptions
 
-    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return not accelerator.accelerated(k) or super().labels_documents(k, v, call)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if call.batch is None or call.batch.documents is None or accelerator.accelerated(q):
-            return super().forward(q, k, v, call)
-        # A document alone has the same pieces, so that its output is the same bit for bit.
-        sequences = [
-            [(sequence.row, sequence.start + piece.start, sequence.start + piece.stop) for piece in self.pieces(0, sequence.length, q[:1])]
-            for sequence in call.batch.sequences
-        ]
-        q, k, v = self.scaled(q, call), self.scaled(k, call), drop_keys(v, call.dropout)
-        return packed_linear_attention(q, k, v, FEATURES[self.options.feature_map], sequences, causal=call.causal)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """:meth:`LinearMechanism.advance`, in a third of the operations for one token. Their number limits decoding speed on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
@@ -82,7 +66,7 @@ class Linear(LinearMechanism):
         return out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype), {"kv": kv, "z": z}
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        return FEATURES[self.options.feature_map].of(self.scaled(q, call))
+        return FEATURES[self.options.feature_map](self.scaled(q, call))
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return self.queries(k, call)
@@ -108,13 +92,11 @@ class _EluPlusOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return ELU_PLUS_ONE.backward(ctx.saved_tensors[0], grads[0])
+        return grads[0] * ctx.saved_tensors[0].clamp(max=1)
 
 
-ELU_PLUS_ONE = Feature(
-    of=lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
-    backward=lambda phi, grad: grad * phi.clamp(max=1),
-)
-RELU = Feature(of=F.relu, backward=lambda phi, grad: torch.where(phi > 0, grad, 0.0))
-FEATURES = {"elu": ELU_PLUS_ONE, "relu": RELU}
-"""φ with its derivative, for each value of the option ``feature_map``."""
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
+    "relu": F.relu,
+}
+"""φ, for each value of the option ``feature_map``."""

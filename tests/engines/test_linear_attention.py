@@ -19,8 +19,7 @@ from hf_longattn.engines import linear_attention as engine
 from hf_longattn.engines.call import ANY_CALL, AttentionCall, DispatchContext
 from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path, observe
-from hf_longattn.engines.linear_attention import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
-from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
+from hf_longattn.engines.linear_attention import absorb, empty_state, linear_attention, masked, read
 from tests.cases import every_case
 
 # ---- The engine.
@@ -94,20 +93,6 @@ def test_linear_attention_in_pieces_with_a_state_equals_the_whole(monkeypatch: p
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     for name, tensor in end.items():
         torch.testing.assert_close(state[name], tensor)
-
-
-@every_case("causal", [False, True])
-@every_case("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
-def test_packed_linear_attention_passes_gradcheck_twice(phi: Feature, causal: bool) -> None:
-    q, k, v = (torch.randn(2, heads, 6, 1, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1))
-    sequences = [[(0, 0, 2), (0, 2, 3), (0, 3, 4)], [(0, 5, 6)], [(1, 0, 6)]]  # a token of padding, and one that is a sequence
-
-    def run(*x: Tensor) -> Tensor:
-        return packed_linear_attention(*x, phi, sequences, causal=causal)
-
-    assert torch.equal(run(q, k, v)[0, :, 4], torch.zeros(2, 1, dtype=torch.float64))
-    assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=True)
-    assert torch.autograd.gradgradcheck(run, (q, k, v), fast_mode=True)
 
 
 def test_sums_of_linear_attention_are_in_fp32_under_autocast_and_bf16() -> None:

@@ -111,7 +111,7 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
-    assert paths[0] == "unchanged"
+    assert paths[0] == "split"
     gradients = torch.autograd.grad((out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors)
     for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, causal=causal), strict=True):
         assert torch.equal(got, wanted)

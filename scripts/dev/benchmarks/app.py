@@ -34,11 +34,8 @@ Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")]
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
-Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
-Base = Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
-ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
@@ -169,63 +166,29 @@ def attention(
     measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
 
-def _model_command(name: str, summary: str, backward: bool) -> None:
-    def command(
-        mechanism: Mechanism = "longformer",
-        option: Options = [],  # noqa: B006 - typer reads the default
-        lengths: Lengths = "512,1024,4096",
-        against: Against = "sdpa,hf-longformer",
-        layers: Layers = 12,
-        base: Base = "bert",
-        num_globals: Globals = 0,
-        dtype: Dtype = "fp32",
-        batch: Batch = 1,
-        heads: Heads = 12,
-        head_dim: HeadDim = 64,
-        repeats: Repeats = 5,
-        processor_time: ProcessorTime = False,
-        threads: Threads = None,
-        output_dir: OutputDir = Path("scripts/dev/results"),
-    ) -> None:
-        fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
-        fields |= {"head_dim": head_dim, "backward": backward, "base": base}
-        measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
-
-    app.command(name, help=summary)(command)
-
-
-_model_command(
-    "model", "A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer.", backward=False
-)
-_model_command("train", "The same, forward and backward through all parameters.", backward=True)
-
-
 @app.command()
-def decode(
-    attention: Annotated[
-        list[str],
-        typer.Option(help="Mechanism with its options, or one per layer as in --layers of longattn convert. Repeatable."),
-    ] = ["full", "window:window=512", "linear", "taylor:feature_dim=16,window:window=64", "recurrent_memory"],  # noqa: B006
-    lengths: Lengths = "2K,8K,64K",
-    layers: Layers = 2,
-    heads: Heads = 8,
+def model(
+    mechanism: Mechanism = "longformer",
+    option: Options = [],  # noqa: B006 - typer reads the default
+    lengths: Lengths = "512,1024,4096",
+    against: Against = "sdpa,hf-longformer",
+    backward: Annotated[bool, typer.Option("--backward", help="Forward and backward through all parameters.")] = False,
+    layers: Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")] = 12,
+    base: Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")] = "bert",
+    num_globals: Globals = 0,
+    dtype: Dtype = "fp32",
+    batch: Batch = 1,
+    heads: Heads = 12,
     head_dim: HeadDim = 64,
-    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
-    full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
+    repeats: Repeats = 5,
+    processor_time: Annotated[bool, typer.Option("--processor-time", help="Where others use the machine; with --threads 1.")] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
-    from hf_longattn.configuration import LongAttentionConfig
-
-    from .decoding import DecodeShape, decoding_table, run_decoding
-    from .report import store_study
-
-    with measuring(output_dir, threads):
-        shape = DecodeShape(layers, heads, head_dim, steps)
-        chosen = {line: LongAttentionConfig(layers=line) for line in attention}
-        record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
-        show(store_study(output_dir / "decode.json", record), decoding_table(record))
+    """A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer."""
+    fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
+    fields |= {"head_dim": head_dim, "backward": backward, "base": base}
+    measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
 
 @app.command()

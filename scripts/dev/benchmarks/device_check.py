@@ -31,18 +31,17 @@ from hf_longattn.mechanisms.common.masked import SparseMechanism
 
 from .attention import GRADIENT_TOLERANCE, TOLERANCE, difference
 from .case import DTYPES
-from .decoding import VOCAB, DecodeShape, decoding_model
-from .decoding import difference as decoding_difference
 from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
 from .run import in_turn, synchronise
 
 CAP, DECODING_TOLERANCE = 5.0, 1e-3
-FIRST_LAYERS = DecodeShape(layers=2, heads=8, head_dim=64, steps=16)
 FLA_FP32_ERROR = 2e-3
 """Largest error of linear attention by flash-linear-attention for fp32, relative to the largest value; of its gradients five times that."""
 TARGET_SECONDS = 0.3
 """Each implementation is timed for about so long."""
+DECODED_AFTER, VOCAB = 300, 1000
+"""Tokens after which decoding is compared with a pass, and the vocabulary of its model."""
 LAYERS = 12
 """Of the models that are timed."""
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -372,16 +371,43 @@ def model(case: DeviceCase, device: str) -> Measure:
     return lambda: {"timings": {"longattn": measured(ours, device), "stock": measured(stock, device)}}
 
 
+def decoding_model(attention: LongAttentionConfig, longest: int) -> Any:
+    """A LongLlama of two layers with 8 heads of 64."""
+    torch.manual_seed(0)
+    config = families.LongLlamaConfig(
+        vocab_size=VOCAB, hidden_size=512, intermediate_size=1024, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=longest + 17,
+        long_attention=attention, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return families.LongLlamaForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def decoding_difference(model: Any, seed: int, cache: str | None = None) -> float:
+    """Largest difference between the scores of decoded tokens and those of one forward pass over the whole text.
+
+    Args:
+        cache: transformers' ``cache_implementation``; the growing cache by default.
+    """
+    ids = torch.randint(1, VOCAB, (1, DECODED_AFTER), generator=torch.Generator().manual_seed(seed)).to(model.device)
+    done = model.generate(
+        ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+        cache_implementation=cache,
+    )  # fmt: skip
+    full_pass = model(done.sequences, use_cache=False).logits[:, DECODED_AFTER - 1 : -1]
+    return (torch.stack(done.logits, 1) - full_pass).abs().max().item()
+
+
 def decode(case: DeviceCase, device: str) -> Measure:
     """The scores of decoded tokens against a pass over the whole text."""
-    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), FIRST_LAYERS, max(case.length, 512))
+    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), max(case.length, 512))
     error = decoding_difference(model.to(device, DTYPES[case.dtype]), 0, None if case.cache == "dynamic" else case.cache)
     return partial(judged, {"output_error": error}, DECODING_TOLERANCE, 0.0)
 
 
 def compiled(case: DeviceCase, device: str) -> Measure:
     """The scores and the gradients of a training step of a model in one graph against those without ``torch.compile``."""
-    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), FIRST_LAYERS, max(case.length, 512)).to(device)
+    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), max(case.length, 512)).to(device)
     ids = torch.randint(3, VOCAB, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
     upstream = torch.randn(case.batch, case.length, VOCAB, generator=torch.Generator().manual_seed(1)).to(device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]

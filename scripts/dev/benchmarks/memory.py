@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
-import json
 import math
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.common.options import read_choice
-from scripts.dev import ROOT
 
 from .attention import LeftOut
 from .case import Case
@@ -40,40 +38,18 @@ class Memory:
 
 
 def measure_memory(kind: str, implementation: str, case: Case) -> Memory | None:
-    """Run one pass in a new process and read the peak of its resident set. ``None`` if it is left out."""
-    request = {"kind": kind, "implementation": implementation, "case": dataclasses.asdict(case)}
-    answered = in_a_new_process(__name__, request, f"the memory of {implementation} at {case.length} tokens")
-    return Memory(**answered) if answered else None
+    """Run one pass in a new process and read the peak of its resident set. ``None`` if it is left out.
 
-
-def in_a_new_process(module: str, request: dict[str, Any], what: str) -> dict[str, Any]:
-    """The answer of ``python -m module`` to a request, in a process that gives freed tensors back to the system at once.
-
-    Args:
-        module: a module of measurements, whose main is :func:`answer`.
-        request: what that takes, in types of JSON.
-        what: what is measured, for a message.
     Raises:
         LongAttentionError: it failed.
     """
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    command = [sys.executable, "-m", module, json.dumps(request), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LongAttentionError(f"Measuring {what} failed: {last}")
-    answered: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answered
-
-
-def answer(measure: Callable[..., dict[str, Any]]) -> None:
-    """The main of a module of measurements: print what ``measure`` returns for the request of :func:`in_a_new_process`."""
-    parser = argparse.ArgumentParser(description="Measure in a process of its own, for another process.")
-    parser.add_argument("request", help="what is measured, as JSON")
-    parser.add_argument("threads", type=int)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(json.dumps(measure(**json.loads(arguments.request))))
+    gives_back = mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**16))  # freed tensors, at once, to the system
+    settings = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads}
+    try:
+        with gives_back, ProcessPoolExecutor(1, **settings, initargs=(torch.get_num_threads(),)) as process:
+            return process.submit(_measured, kind, implementation, case).result()
+    except (RuntimeError, MemoryError) as error:
+        raise LongAttentionError(f"Measuring the memory of {implementation} at {case.length} tokens failed: {error}") from error
 
 
 def exponent(measured: Sequence[Memory]) -> float | None:
@@ -101,20 +77,18 @@ def growth(call: Callable[[], object]) -> float:
     return (_resident("VmHWM") - before) / MiB
 
 
-def _measured(kind: str, implementation: str, case: dict[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`Memory`, measured in this process."""
-    shape = Case(**case)
+def _measured(kind: str, implementation: str, case: Case) -> Memory | None:
+    """The memory of a pass, measured in this process."""
     inputs_class, known, _ = implementations(kind)
     try:
-        candidate = known[implementation](inputs_class(shape))
+        candidate = known[implementation](inputs_class(case))
     except LeftOut:
-        return {}
-    candidate.run(shape.backward)  # compiling, lazy imports and thread pools are not what is measured
+        return None
+    candidate.run(case.backward)  # compiling, lazy imports and thread pools are not what is measured
     candidate.gradients = ()
     gc.collect()
     held = _resident("VmRSS") / MiB
-    extra = growth(lambda: candidate.run(shape.backward))
-    return dataclasses.asdict(Memory(candidate.name, shape.length, held, extra))
+    return Memory(candidate.name, case.length, held, growth(lambda: candidate.run(case.backward)))
 
 
 STOCK = "stock"
@@ -165,7 +139,3 @@ def footprint_table(record: dict[str, Any]) -> str:
         sizes = [f"{size:,.0f}" for size in result["mebibytes"]]
         rows.append([f"`{result['mechanism']}`", *sizes, *["–"] * (len(record["lengths"]) - len(sizes)), growth])
     return markdown_table(["MiB", *(f"{length:,}" for length in record["lengths"]), "exponent"], rows)
-
-
-if __name__ == "__main__":
-    answer(_measured)

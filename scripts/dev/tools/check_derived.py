@@ -27,7 +27,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.definition import stored_facts
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import store_study
-from scripts.dev.tools.derived import PROBED
+from scripts.dev.tools.every_config import small_config
 
 STORED = RESULTS / "derived_families.json"
 VERIFIED, UNSCALED = "verified", "verified with --positions rope:none"
@@ -41,44 +41,11 @@ HEADS = (
     (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, transformers.AutoModelForMaskedLM),
     (CAUSAL, transformers.AutoModelForCausalLM),
 )
-SIZES: dict[str, Any] = {
-    **{"vocab_size": 200, "hidden_size": 32, "d_model": 32, "n_embd": 32, "embedding_size": 32, "intermediate_size": 64},
-    **{"num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "n_layer": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
-    **{"num_attention_heads": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "n_head": 2, "num_key_value_heads": 2},
-    **{
-        "head_dim": 16,
-        "rotary_dim": 8,
-        "max_position_embeddings": TOKENS,
-        "sliding_window": 32,
-        "attention_chunk_size": 32,
-        "index_block_size": 8,
-        "index_topk_blocks": 2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-    },
-    **{"eos_token_id": 2, "decoder_start_token_id": 2, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4},
-    **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_shared_experts": 1},
-    **{
-        "default_language": "en_XX",
-        "shared_expert_intermediate_size": 32,
-        "true_hidden_size": 32,
-        "intra_bottleneck_size": 32,
-        "global_attn_every_n_layers": 2,
-    },
-}
-"""The sizes of the small models, by the names that configs give them."""
-OWN: dict[str, dict[str, Any]] = {
-    **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},  # one layer of four attends
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 4, "mamba_d_state": 16},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 16, "linear_num_heads": 2},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 32},
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 4},
-    "mimo_v2_flash": {"num_key_value_heads": 1},  # its sliding layers double it
-}
-"""Further values of single families."""
+FIELDS = {
+    "vocab_size": 200, "max_position_embeddings": TOKENS, "sliding_window": 32, "attention_chunk_size": 32,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+"""Values of the small models' configs beside their sizes, where a config has the field."""
 LARGEST = 20_000_000
 """Most parameters of a model that still counts as small."""
 
@@ -91,8 +58,7 @@ def small_model(model_type: str) -> tuple[Any, Any]:
     """
     config_class = CONFIG_MAPPING[model_type]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
-    sizes = {**SIZES, **PROBED.get(model_type, {}), **OWN.get(model_type, {})}
-    config = config_class(**{name: value for name, value in sizes.items() if name in known})
+    config = small_config(model_type, **{name: value for name, value in FIELDS.items() if name in known})
     auto: Any = next(auto for table, auto in HEADS if model_type in table)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in auto.from_config(config).parameters())

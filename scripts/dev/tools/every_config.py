@@ -75,9 +75,9 @@ def model_types() -> list[str]:
     return sorted(name for name in CONFIG_MAPPING_NAMES if not name.startswith("long_"))
 
 
-def small_config(model_type: str) -> PreTrainedConfig:
-    """The default config of a model type, with small sizes and windows of :data:`WINDOW` keys."""
-    return _shrunk(CONFIG_MAPPING[model_type](), VALUES.get(model_type, {}))
+def small_config(model_type: str, **values: Any) -> PreTrainedConfig:
+    """The default config of a model type, with small sizes, windows of :data:`WINDOW` keys, and ``values`` of other fields."""
+    return _shrunk(CONFIG_MAPPING[model_type](), {**values, **VALUES.get(model_type, {})})
 
 
 def _shrunk(config: PreTrainedConfig, others: dict[str, Any]) -> PreTrainedConfig:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn.modeling.family.definition import FAMILIES, module_name, tower_field
@@ -93,8 +91,6 @@ SOUNDS: dict[str, Any] = {
 """What small models of sound have: no chance, and sizes that fit their width."""
 PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
-OTHER_HEADS = (*("ForTokenClassification", "ForCTC", "ForImageClassification", "ForAudioClassification", "ForPreTraining"),)
-"""Endings of the classes by which other models are known, the most usual first."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -108,38 +104,6 @@ def language_model(base: str) -> str:
 def predicts_tokens(base: str) -> bool:
     """Whether a model class of ``base`` predicts tokens."""
     return language_model(base) != FAMILIES[base].base_model_name
-
-
-def known_head(base: str) -> str:
-    """The model class by which a base is known: that which predicts tokens, or else another head; its base model without any."""
-    heads = (head for ending in (*PREDICT_TOKENS, *OTHER_HEADS) for head in FAMILIES[base].model_classes if head.endswith(ending))
-    return next(heads, FAMILIES[base].base_model_name)
-
-
-def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
-    """The config of any base, of these sizes: of texts, images, sound or several towers.
-
-    Args:
-        tokens: special tokens of models that read text alone.
-    """
-    if FAMILIES[base].towers:
-        return small_towers_config(base, shape)
-    if FAMILIES[base].spec.reads == "sound":
-        return small_audio_config(base, shape, max_source_positions=200)  # 4 seconds of Whisper's
-    if FAMILIES[base].spec.reads == "grid":
-        return small_image_config(base, shape)
-    return small_config(base, shape, attention_type="original_full", **tokens)
-
-
-def of_trained_size(model: Any) -> Any:
-    """The model with weights of trained size: attention of an untrained one hardly shows in its outputs."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in ("bias_table", "rpb", "register_tokens")):  # zeros in a model that is untrained
-                nn.init.normal_(parameter)
-            elif parameter.ndim == 2 and parameter.requires_grad and not hasattr(model.config, "initializer_factor"):  # T5's are large
-                parameter.mul_(4)
-    return model
 
 
 @functools.cache

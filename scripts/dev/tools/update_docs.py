@@ -20,12 +20,12 @@ from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
+from scripts.dev.studies import decoder
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
@@ -248,8 +248,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
     "launches-brief": lambda: launches.table([row for row in stored("launches")["rows"] if row["mode"] in launches.BRIEF]),
-    "decode": partial(measured, "decode", decoding_table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
+    "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
+    "decoder-use": lambda: decoder.use_table(stored("decoder")),
+    "decoder-brief": lambda: decoder.brief(stored("decoder")),
     "mechanisms": mechanisms,
     "recipes": recipes,
     "conversions": conversions,

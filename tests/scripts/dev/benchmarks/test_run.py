@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from torch import Tensor
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from hf_longattn import LongAttentionConfig
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import LongAttentionError, OptionError
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import attention, decoding, everything, memory, same_precision, stock_windows
+from scripts.dev.benchmarks import attention, everything, memory, same_precision, stock_windows
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.attention import ATTENTION, Implementation, OnHeads
 from scripts.dev.benchmarks.case import Case
-from scripts.dev.benchmarks.decoding import DecodeShape, decoding_table, run_decoding
 from scripts.dev.benchmarks.everything import Job, main, read_jobs
 from scripts.dev.benchmarks.memory import Memory, exponent, footprint_table, measure_memory, run_footprint
 from scripts.dev.benchmarks.report import store_study, stored_study
@@ -284,29 +281,6 @@ def test_run_of_all_results_refuses_a_busy_machine(monkeypatch: pytest.MonkeyPat
         main(["--only", "four"])
 
 
-SHORT = ["--heads", "2", "--head-dim", "8", "--steps", "2", "--lengths", "64,320"]
-
-
-def test_decoding_benchmark_stores_time_and_memory(tmp_path: Path) -> None:
-    chosen = ["--attention", "full", "--attention", "window:window=32", "--attention", "linear,window:window=16"]
-    done = CliRunner().invoke(app, ["decode", *chosen, *SHORT, "--full-up-to", "64", "--output-dir", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    record = json.loads((tmp_path / "decode.json").read_text())
-    sizes = {(one["attention"], one["length"]): one["mebibytes"] for one in record["results"]}
-    assert ("full", 320) not in sizes
-    assert sizes["window:window=32", 64] == sizes["window:window=32", 320]
-    assert sizes["linear,window:window=16", 64] == sizes["linear,window:window=16", 320] > 0
-    assert "–" in decoding_table(record)
-
-
-def test_decoding_benchmark_does_not_time_unequal_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "difference", lambda model, seed: 0.5)
-    with pytest.raises(OptionError, match="nothing was timed"):
-        run_decoding({"full": LongAttentionConfig("full")}, [8], DecodeShape(1, 2, 8, 1), baseline_up_to=8)
-    with pytest.raises(OptionError, match="one length or more"):
-        run_decoding({}, [], DecodeShape(), baseline_up_to=8)
-
-
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 def test_exponent_of_memory_is_that_of_the_data(power: float) -> None:
     assert exponent([Memory("x", n, 0.0, 3e-5 * n**power) for n in (4096, 8192, 16384, 32768)]) == pytest.approx(power)
@@ -319,6 +293,21 @@ def test_measured_peak_includes_what_a_call_allocates(repository: Path) -> None:
     assert 0.9 * 64 < float(done.stdout) < 2 * 64, done.stderr
 
 
+class Inline:
+    """An executor that calls at once, where fakes are seen."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        value = function(*args)
+        return type("Done", (), {"result": lambda self: value})()
+
+
 @pytest.mark.slow
 def test_memory_of_a_pass_is_measured_in_a_process_of_its_own() -> None:
     measured = measure_memory("attention", "longattn", Case("window", {"window": 64}, length=8192, heads=8))
@@ -327,15 +316,18 @@ def test_memory_of_a_pass_is_measured_in_a_process_of_its_own() -> None:
 
 
 def test_failed_measurement_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nMemoryError: no memory\n")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: failed)
-    with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: MemoryError: no memory"):
+    def fails(*args: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(memory, "_measured", fails)
+    with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: no memory"):
         measure_memory("attention", "sdpa", Case("window", length=64, heads=2, head_dim=16))
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("warm_memory")
-def test_memory_benchmark_stores_mebibytes_and_growth(tmp_path: Path) -> None:
+def test_memory_benchmark_stores_mebibytes_and_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", Inline)
     shape = ["--lengths", "512,2K", "--heads", "2", "--head-dim", "16", "--output-dir", str(tmp_path)]
     done = CliRunner().invoke(app, ["memory", "--mechanism", "linear", "--causal", *shape])
     assert done.exit_code == 0, done.output
@@ -372,18 +364,3 @@ def test_measured_stock_models_are_equal_before_they_count(
     monkeypatch.setattr(stock_windows, "TOLERANCE", 0.0)
     with pytest.raises(SystemExit, match="outputs differ"):
         stock_windows.main(["--quick", "--only", "small"])
-
-
-class Inline:
-    """An executor that calls at once, where fakes are seen."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(self, *args: Any) -> None: ...
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
-        value = function(*args)
-        return type("Done", (), {"result": lambda self: value})()

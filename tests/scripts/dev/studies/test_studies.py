@@ -1,19 +1,22 @@
-"""Studies that stay: questions about looked-up facts, and real checkpoints."""
+"""Studies that stay: questions about looked-up facts, what the demo shows, and a real decoder."""
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import InputError
-from scripts.dev.studies.demo import LOOKUP_LINE, Answer, share_right
+from scripts.dev.studies import decoder
+from scripts.dev.studies.demo import LOOKUP_LINE, ROUNDS, Answer, share_right, time_long_text
 from scripts.dev.studies.lookup_questions import GAP, Filler, count_lines, lookup_document, lookup_questions
-from scripts.dev.studies.real_checkpoint import ROUNDS, Comparison, compare_short_texts, summary, time_long_text, tokens_of
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.stock_cases import save_long
 from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES
@@ -72,32 +75,6 @@ def test_demo_counts_right_answers_with_their_standard_error() -> None:
     assert share_right(answers, "ours", 2) == (75.0, pytest.approx(21.65, abs=0.01), 4)
 
 
-@pytest.mark.slow
-def test_comparison_of_short_texts_tells_equal_vectors_from_others(real_folder: Path, real_long: Path) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    original, converted = (sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long))
-    same, *_ = compare_short_texts(original, converted, [16])
-    assert same.equal
-    assert (same.tokens, same.cosine) == (16, pytest.approx(1))
-    converted[0].auto_model.embeddings.word_embeddings.weight.data.mul_(2)
-    assert not compare_short_texts(original, converted, [16])[0].equal
-
-
-@pytest.mark.parametrize(
-    ("equal", "sentence"),
-    [
-        ({16: True, 512: True}, "All are equal: an index of texts of up to 512 tokens stays valid."),
-        (
-            {16: True, 512: False},
-            "Equal up to 16 tokens. From 512 tokens on, vectors differ slightly: embed such texts again if an index has them.",
-        ),
-        ({16: False, 512: False}, "From 16 tokens on, vectors differ slightly: embed such texts again if an index has them."),
-    ],
-)
-def test_summary_says_up_to_which_length_vectors_are_equal(equal: dict[int, bool], sentence: str) -> None:
-    assert summary([Comparison(tokens, 1.0, 0.0 if same else 0.1) for tokens, same in equal.items()]) == sentence
-
-
 def test_timed_full_attention_is_that_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_long(tmp_path, "bert", {"mechanism": "window", "window": 8}, "BertModel", vocab_size=1000)
     tokenizer_of("bert").save_pretrained(tmp_path)
@@ -112,4 +89,49 @@ def test_timed_full_attention_is_that_of_the_original(tmp_path: Path, monkeypatc
     monkeypatch.setattr(transformers.BertModel, "forward", recorded)
     assert all(seconds > 0 for seconds in time_long_text(tmp_path, 32))
     assert ran.count("sdpa") == ROUNDS
-    assert tokens_of(transformers.AutoTokenizer.from_pretrained(tmp_path), 32)["input_ids"].shape == (1, 32)
+
+
+@pytest.fixture
+def small_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments for a small Gemma 3 in place of the real one, of which two rows are measured."""
+    torch.manual_seed(0)
+    config = small_config("gemma3_text", Shape(tokens=4096, vocabulary=len(tokenizer)), bos_token_id=2)
+    transformers.Gemma3ForCausalLM(config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "short", bos_token=tokenizer.cls_token).save_pretrained(tmp_path / "short")
+    rows = {decoder.STOCK: decoder.Row(), "narrow": decoder.window(480), "trained": decoder.Row(trained="--mechanism taylor")}
+    monkeypatch.setattr(decoder, "ROWS", rows)
+    monkeypatch.setattr(decoder, "BRIEF", (*rows,))
+    return ["--quick", "--model", str(tmp_path / "short"), "--trained", str(tmp_path), "--output", str(tmp_path / "stored")]
+
+
+@pytest.mark.thorough
+def test_table_of_a_decoder_goes_on_where_it_stopped(
+    small_decoder: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder.main(small_decoder)
+    out, err = capsys.readouterr()
+    assert "trained is left out; type first: longattn convert" in err
+    record = json.loads((tmp_path / "stored.json").read_text())
+    stock, narrow = record["rows"].values()
+    assert narrow["losses"][0][0] == pytest.approx(stock["losses"][0][0], abs=5e-4)
+    assert narrow["losses"][0][2] != pytest.approx(stock["losses"][0][2], abs=1e-3)
+    assert narrow["bytes"]["512"] <= stock["bytes"]["512"]
+    assert "| narrow | +0.000 [+0.000, +0.000] |" in out
+    assert "| narrow |" in decoder.brief(record)
+    monkeypatch.setattr(decoder, "measure", lambda *_: pytest.fail("measured again"))
+    decoder.main(small_decoder)
+    assert capsys.readouterr().out == out
+
+
+@pytest.mark.thorough
+def test_rows_with_other_outputs_are_not_measured(small_decoder: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match=r"stock: outputs differ from stock by .* a pass by .* so the row is not measured"):
+        decoder.main(small_decoder)
+
+
+def test_interval_is_that_of_the_mean_over_texts() -> None:
+    assert decoder.interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    mean, low, high = decoder.interval([0.0, 1.0, 2.0, 3.0])
+    assert (mean, 0 <= low < 1 < 2 < high <= 3) == (1.5, True)
