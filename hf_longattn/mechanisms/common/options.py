@@ -289,12 +289,12 @@ OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
 
 
-def read_choice(text: str, pairs: Sequence[str] = ()) -> dict[str, Any]:
-    """``window:window=256`` as ``{"mechanism": "window", "window": "256"}``, with further options from ``NAME=VALUE`` pairs."""
+def read_choice(text: str) -> dict[str, Any]:
+    """``window:window=256`` as ``{"mechanism": "window", "window": "256"}``."""
     name, _, options = _unwrapped(text).partition(":")
     if not name.strip() or OPTION.match(name):
         raise OptionError(f"{text!r} must read MECHANISM[:NAME=VALUE,...], for example window:window=256.")
-    return {"mechanism": name.strip(), **read_options(options), **read_options(",".join(pairs))}
+    return {"mechanism": name.strip(), **read_options(options)}
 
 
 def read_options(text: str) -> dict[str, Any]:
