@@ -12,6 +12,7 @@ import json
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,11 +27,11 @@ class StopAfter(TrainerCallback):
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = time.monotonic() > self.end
 
 
-def loss_by_position(model, texts: list[list[int]]) -> dict[int, float]:
+def loss_by_position(model: Any, texts: list[list[int]]) -> dict[int, float]:
     """Nats per token at positions up to 256, from there to 512, and so on; each text ``(N,)`` is read whole."""
     model.eval()
     losses = torch.stack([token_losses(model, ids.to(model.device), ids, causal=True) for ids in torch.tensor(texts).split(1)])

@@ -8,8 +8,10 @@ One layer of Gemma 3 270M's sizes with random weights in float32, a window of 51
 from __future__ import annotations
 
 import json
-import sys
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ import torch
 from hf_longattn.families import FAMILIES
 from scripts.dev import ROOT
 
-from .memory import answer, growth, in_a_new_process
+from .memory import growth
 from .report import machine
 
 STEPS = [("all logits", 1024), ("all logits", 2048), ("all logits", 4096), ("in pieces", 1024), ("in pieces", 4096), ("in pieces", 16384)]
@@ -42,9 +44,8 @@ def step(how: str, length: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        answer(step)
-    else:
-        steps = [in_a_new_process(__spec__.name, {"how": how, "length": length}, how) for how, length in STEPS]
-        record = {"machine": machine(), "kind": "loss memory", "sizes": SIZES, "steps": steps}
-        (ROOT / "scripts/dev/results/loss_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # processes give freed tensors back to the system
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        steps = [*processes.map(step, *zip(*STEPS, strict=True))]
+    record = {"machine": machine(), "kind": "loss memory", "sizes": SIZES, "steps": steps}
+    (ROOT / "scripts/dev/results/loss_memory.json").write_text(json.dumps(record, indent=1) + "\n")
