@@ -390,7 +390,7 @@ class LongGenerationMixin(_Base):
     @property
     def _has_no_end(self) -> bool:
         """Whether mechanisms run that let texts be of any length (:func:`~.family.rotary.positions_without_end`)."""
-        return self.runs_mechanisms and positions_without_end(self.family, self.config, layer_mechanisms(self)) is not None
+        return self.runs_mechanisms and positions_without_end(self.family, self.config) is not None
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
