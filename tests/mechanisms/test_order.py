@@ -81,7 +81,6 @@ def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, or
     hidden = torch.randn(2, length, 32, dtype=torch.double) if module.capabilities.takes_hidden_states else None
     out = attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden)
     torch.testing.assert_close(out, reference_attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden), rtol=1e-9, atol=1e-9)
-    columns = [0, *(1 + row * 20 + column for column in range(20) for row in range(12))]
     index = token_order(Grid((12, 20), 1), order, CPU) if order == "hilbert" else torch.tensor(tiles_by_hand(12, 20, 1, (4, 8)))
     filled, places = index >= 0, index.clamp(min=0)
     hidden = None if hidden is None else hidden[:, places]
