@@ -170,17 +170,14 @@ def named_class(values: Mapping[str, Any], default: str) -> str:
 
 
 def is_long(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json``, or a part of it, belongs to a model with mechanisms."""
     return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
 
 
 def is_generic(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` belongs to a plain architecture with mechanisms."""
     return str(values.get("model_type")).startswith(GENERIC_TYPE)
 
 
 def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a :func:`is_generic` config with the names of the plain architecture."""
     classes = [str(name).removeprefix(GENERIC_CLASS) for name in values.get("architectures") or []]
     return {**values, "model_type": str(values.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}
 

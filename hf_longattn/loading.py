@@ -83,7 +83,6 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def only_pickles(name: str) -> str:
-    """The message for a folder or repository without safetensors. Its weights may be .bin files."""
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; give a folder "
         "with model.safetensors or all files of its index, or add --allow-pickle (allow_pickle=True) to longattn convert, which then reads "
@@ -348,8 +347,6 @@ def tied_weights(model: Any) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Suppress transformers' LOAD REPORT, a table of missing and unused weights."""
-
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
@@ -361,7 +358,6 @@ def without_load_report() -> Iterator[None]:
 
 
 def has_token_vectors(name: str) -> bool:
-    """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 

@@ -329,7 +329,6 @@ def checks(results: Iterable[Check]) -> Part:
 
 
 def export_report(graph: ExportReport) -> Iterator[Part]:
-    """What was written, its inputs and outputs, and the comparison with the model."""
     form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
     yield {
         "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",

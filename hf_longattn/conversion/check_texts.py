@@ -462,7 +462,6 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
 
 
 def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
-    """Compare a Longformer, LED or BigBird with the result, with padding and global tokens."""
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None

@@ -66,7 +66,6 @@ class Source:
 
 
 def tower_of(source: Source, name: str, class_name: str) -> Source:
-    """The config of the tower ``name`` of a source, as a model of the class ``class_name``."""
     return replace(source, config={**(source.config.get(tower_field(name)) or {}), "architectures": [class_name]})
 
 
@@ -261,7 +260,6 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
 
 def _long_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source with Long classes, or with a converter in :data:`ADOPTIONS`."""
     converter = ADOPTIONS.get(model_type)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *ADOPTIONS})
@@ -354,7 +352,6 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is none."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 

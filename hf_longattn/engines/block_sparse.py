@@ -75,7 +75,6 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """Band attention within packed documents: one call of a kernel, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
     if out is not None:

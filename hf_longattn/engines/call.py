@@ -237,11 +237,7 @@ class AttentionCall:
         return new
 
     def one_grid(self) -> Grid | None:
-        """The grid that all rows share.
-
-        Raises:
-            InputError: the grids differ.
-        """
+        """The grid that all rows share. Raises :class:`InputError` if the grids differ."""
         if not isinstance(self.grid, tuple):
             return self.grid
         if len(set(self.grid)) != 1:

@@ -344,11 +344,7 @@ class GridBias(ScoreTerm):
         return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
 
     def on(self, grid: Grid | None) -> GridBias:
-        """This bias bound to the grid of a call.
-
-        Raises:
-            InputError: the call has no grid, or one of another rank.
-        """
+        """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another rank."""
         if grid is None or grid.rank != len(self.sizes):
             raise InputError(
                 f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "

@@ -157,11 +157,7 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
-    """Refuse queries that the model would truncate.
-
-    Raises:
-        DataError: a query is too long.
-    """
+    """Raise :class:`DataError` for queries that the model would truncate."""
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
     for query in queries:
         tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])

@@ -240,6 +240,5 @@ def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> Le
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """The cost at each step of :class:`~hf_longattn.inputs.modality.InputSizes`."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

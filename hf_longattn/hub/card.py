@@ -304,11 +304,7 @@ def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file.
-
-    Raises:
-        CheckpointError: the file or its metadata cannot be read.
-    """
+    """The card in a file. Raises :class:`CheckpointError` if the file or its metadata cannot be read."""
     text = read_text(path)
     with checkpoint_errors(f"The metadata of {str(path)!r} cannot be read"):
         card = ModelCard(text, ignore_metadata_errors=False)

@@ -75,7 +75,6 @@ class PlainModality(TextModality):
         base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
-            """The attention, with the base's windows in the layers that the request does not name."""
             return with_own_windows(attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
 
         if request.towers is None:

@@ -26,7 +26,6 @@ def arguments_of(model_class: Any) -> Any:
 
 
 def reads_only_text(model_class: Any) -> bool:
-    """Whether a class of transformers reads token ids and neither images nor sound."""
     others = {"pixel_values", "input_features", "input_values"}
     return model_class.main_input_name == "input_ids" and not others & arguments_of(model_class)
 

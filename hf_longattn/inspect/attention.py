@@ -235,11 +235,7 @@ def is_text(source: object) -> bool:
 def _read_text(
     network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
-    """One text at each length.
-
-    Raises:
-        InputError: a length is too small, or beyond the model's positions or the text.
-    """
+    """One text at each length. Raises :class:`InputError` if a length is too small, or beyond the model's positions or the text."""
     if requested is not None and min(requested) < SHORTEST:
         raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K.")
     if tokenizer is None and loaded.folder is not None:

@@ -50,11 +50,7 @@ class Candidate:
 
     @classmethod
     def read(cls, text: str, by_user: bool = True) -> Candidate:
-        """Read ``window:window=512``.
-
-        Raises:
-            OptionError: the mechanism or an option does not exist.
-        """
+        """Read ``window:window=512``. Raises :class:`OptionError` if the mechanism or an option does not exist."""
         values = read_choice(text)
         name = mechanism_class(values.pop("mechanism")).name
         check_options(name, values)

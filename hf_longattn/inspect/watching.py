@@ -147,7 +147,6 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
 
 
 def has_mechanisms(model: nn.Module) -> bool:
-    """Whether ``model`` is a Long model, or was changed by :func:`hf_longattn.enable_long_attention`."""
     return any(isinstance(module, Mechanism) for module in model.modules())
 
 

@@ -58,8 +58,6 @@ class AdaptiveSpanOptions(Options):
 
 @register_mechanism("adaptive_span")
 class AdaptiveSpan(Mechanism, AddsLoss):
-    """Softmax attention in which each head learns how far it sees."""
-
     about = About(
         summary="a learned soft span per head; keys beyond the longest span are skipped",
         paper="Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5",

@@ -84,8 +84,6 @@ class BigBirdOptions(Options):
 
 @register_mechanism("bigbird")
 class BigBird(MaskedMechanism):
-    """A window of blocks, a few random blocks, and global blocks at both ends."""
-
     about = About(
         summary="a window of blocks, random blocks, and global blocks that attend to and are attended by all",
         paper="Zaheer et al. 2020, Big Bird, §2 and appendix D",

@@ -32,8 +32,6 @@ class HedgehogOptions(Options):
 
 @register_mechanism("hedgehog")
 class Hedgehog(LinearMechanism):
-    """Linear attention with learned exponential features, which can be as peaked as softmax."""
-
     about = About(
         summary="a learned exponential feature map, trained to imitate softmax",
         paper="Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6",

@@ -50,8 +50,6 @@ class HierarchicalOptions(Options):
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):
-    """Softmax over near tokens and over pools of distant tokens. Pools grow with distance."""
-
     about = About(
         summary="exact near the diagonal, pooled keys and values that grow coarser with distance",
         paper="Zhu & Soricut 2021, H-Transformer-1D, §4 and §6",

@@ -66,8 +66,6 @@ class HybridOptions(Options):
 
 @register_mechanism("hybrid")
 class Hybrid(Mechanism, Stateful):
-    """Softmax in a small window and linear attention to all other keys, under one normalisation."""
-
     about = About(
         summary="softmax in a small window and linear attention to all other keys, normalised together",
         paper="Zhang et al. 2024, LoLCATs, eq. 6-7",

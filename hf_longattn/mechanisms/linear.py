@@ -32,8 +32,6 @@ class LinearOptions(Options):
 
 @register_mechanism("linear")
 class Linear(LinearMechanism):
-    """Every query sees every key, with weights that are products of features."""
-
     about = About(
         summary="φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax",
         paper="Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12",

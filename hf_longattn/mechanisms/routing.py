@@ -76,8 +76,6 @@ class RoutingOptions(Options):
 
 @register_mechanism("routing")
 class Routing(BucketedMechanism, NeedsWholeBatch):
-    """Softmax over the tokens of a query's cluster, found by k-means or learned."""
-
     about = About(
         summary="each token sees the members of its nearest cluster, by online k-means or a learned router",
         paper="Roy et al. 2020, Routing Transformer, §4.1, algorithm 1",

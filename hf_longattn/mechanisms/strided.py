@@ -30,8 +30,6 @@ class StridedOptions(Options):
 
 @register_mechanism("strided")
 class Strided(GatheredMechanism):
-    """Softmax over a window and every s-th key."""
-
     about = About(
         summary="a window and every s-th key, counted from the query",
         paper="Child et al. 2019, Sparse Transformer, §4.3 (strided)",

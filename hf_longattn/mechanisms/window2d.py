@@ -86,8 +86,6 @@ class Window2dOptions(Options):
 
 @register_mechanism("window2d")
 class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
-    """Softmax inside windows of a grid. Windows do not overlap."""
-
     about = About(
         summary="on a grid: softmax inside windows that do not overlap, shifted in every second layer or not",
         paper="Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3",

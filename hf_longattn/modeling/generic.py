@@ -239,11 +239,7 @@ def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
 def _parts(
     model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]
 ) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
-    """The model, or its named towers, with the attention of each.
-
-    Raises:
-        OptionError: there is no such tower.
-    """
+    """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such tower."""
     if isinstance(attention, LongAttentionConfig):
         return [(model, attention)]
     towers = towers_of(model)

@@ -581,11 +581,7 @@ TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_res
 
 
 def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
-    """Remove arguments for texts from ``keywords`` if they are ``None``.
-
-    Raises:
-        InputError: one of them has a value.
-    """
+    """Remove arguments for texts from ``keywords`` if they are ``None``. Raises :class:`InputError` if one of them has a value."""
     for name in names:
         if keywords.pop(name, None) is not None:
             raise InputError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")

@@ -182,11 +182,7 @@ class PatchEmbedder(Embedder):
         self.columns = nn.Embedding(images.grid.sizes[1], width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
-
-        Raises:
-            InputError: the images have another size.
-        """
+        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``. Raises :class:`InputError` if the images have another size."""
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
             raise InputError(

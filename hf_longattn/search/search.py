@@ -96,7 +96,6 @@ class SearchResult:
 
     @property
     def command(self) -> str:
-        """The command that converts the checkpoint to the design, as a shell reads it."""
         destination = f"{Path(self.model).name}-long"
         return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
 
@@ -319,11 +318,7 @@ class Search:
         self.candidates = unique_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Remove candidates that failed.
-
-        Raises:
-            OptionError: no candidate is left.
-        """
+        """Remove candidates that failed. Raises :class:`OptionError` if no candidate is left."""
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:

@@ -165,7 +165,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its state, which is the file that Trainer writes last."""
     try:
         return "global_step" in json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -69,7 +69,6 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def _why_not_sequences(context: DispatchContext) -> str | None:
-    """Why the operator does not run a band with global tokens, padding or packed sequences."""
     batch = context.call.batch
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
@@ -333,7 +332,6 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: Sequence[Tensor], part: Part,
     settings: Settings, windowed: bool, causal: bool,
 ) -> Any:  # fmt: skip
-    """Gradients of q, k and v, from the output and log-sum-exp of the whole softmax."""
     return flash_backward(
         grad, q, k, v, out, lse, part.queries, part.keys, *part.longest, settings.dropout, causal, *state, **settings.keywords(windowed)
     )

@@ -144,7 +144,6 @@ def for_length(mechanism: Any, length: int, causal: bool = False, queries: int =
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
-    """Whether a text of this length gets full attention, without memory tokens."""
     used = for_length(mechanism, length, causal)
     return used.covers(length, causal) and not (used.capabilities.recursion and used.capabilities.recursion.memory)
 

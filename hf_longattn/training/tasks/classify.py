@@ -67,7 +67,6 @@ Parts = tuple[Dataset, Dataset]
 def main(
     model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: ClassificationTrainingArguments
 ) -> dict[str, Any]:
-    """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
     modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))[0]] or MODALITIES[:1]

@@ -73,7 +73,6 @@ ARGUMENTS = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
 
 
 def main(model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments) -> dict[str, Any]:
-    """Train the student ``model_args.model``, and write it to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     hidden = training_args.method == "hidden"
     student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train)

@@ -76,7 +76,6 @@ ARGUMENTS = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
 
 
 def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments) -> dict[str, Any]:
-    """Train, and write a folder of sentence-transformers to the output. Returns the log."""
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
         if training_args.load_best_model_at_end:

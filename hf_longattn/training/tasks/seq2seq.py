@@ -82,7 +82,6 @@ ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model and its texts for the held-out rows to ``training_args.output_dir``. Returns the log."""
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
