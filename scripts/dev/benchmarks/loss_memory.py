@@ -7,6 +7,7 @@ One layer of Gemma 3 270M's sizes with random weights in float32, a window of 51
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ def step(how: str, length: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # processes give freed tensors back to the system
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
         steps = [*processes.map(step, *zip(*STEPS, strict=True))]
