@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def step(how: str, length: int) -> dict[str, Any]:
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # processes give freed tensors back to the system
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        steps = [*processes.map(step, *zip(*STEPS, strict=True))]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
+        steps = processes.starmap(step, STEPS, chunksize=1)
     record = {"machine": machine(), "kind": "loss memory", "sizes": SIZES, "steps": steps}
     (ROOT / "scripts/dev/results/loss_memory.json").write_text(json.dumps(record, indent=1) + "\n")
