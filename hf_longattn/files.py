@@ -29,7 +29,6 @@ from safetensors import SafetensorError
 from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line
 
 CONVERSION_REPORT = "conversion_report.json"
-"""File name of the report on how a checkpoint was converted."""
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
@@ -37,9 +36,7 @@ PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "nul
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Extensions of files that are read as sound."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-"""The form of a Hub repository's name."""
 
 
 # Files of a folder: which may be opened.

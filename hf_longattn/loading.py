@@ -38,9 +38,7 @@ MOST_GROWTH = 32
 MOST_SPECIAL = 500
 """Maximum special tokens around a text."""
 SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
-"""Sample text for measuring a tokenizer's rules."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
-"""A Hub token."""
 
 
 # Where a checkpoint is.
@@ -310,13 +308,9 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
 
 
 def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
-    """A model, in float32 unless ``arguments`` name another dtype.
+    """A model as of :func:`load_weights`, in float32 unless ``arguments`` name another dtype.
 
-    Args:
-        loader: a model class, or an Auto class of models.
-        name: a folder or a Hub repository id.
-        complete: refuse checkpoints that lack weights (for use without training).
-        arguments: more arguments of ``from_pretrained``.
+    complete: refuse checkpoints that lack weights (for use without training).
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
     model, info = load_weights(loader, name, **options)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
-"""Status of a check -> its style."""
 
 
 @flags.takes_settings(ConversionConfig)

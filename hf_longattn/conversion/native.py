@@ -306,7 +306,6 @@ def write_native(
 
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
-    """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = ADOPTIONS.get(stock.config.model_type) or Adoption(), list[Check]()

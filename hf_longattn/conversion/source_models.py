@@ -170,7 +170,6 @@ OWN_FIELDS = (
     "extended_from",
     KEPT_HEADS,
 )
-"""Fields that only a Long config has."""
 LISTED = 'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
 
 
@@ -413,7 +412,6 @@ def load_as_result(
 
 
 LAYER = re.compile(r"\.\d+\.")
-"""The number of a layer in a tensor's name."""
 
 
 def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any) -> tuple[Any, set[str]]:

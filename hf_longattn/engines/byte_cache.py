@@ -104,7 +104,6 @@ class ByteCache:
 
 
 BYTE_CACHE = ByteCache()
-"""The cache of this process."""
 
 
 def tensor_bytes(value: Any) -> int | None:

@@ -319,7 +319,6 @@ def clear_padding(
 DENSE_CELLS = 256 * 256
 """Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
 ANY_CALL = AttentionCall()
-"""The call with default arguments, for choices that do not depend on a call."""
 ELSEWHERE = "the tensors are on another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
 
@@ -358,7 +357,6 @@ class DispatchContext:
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
     exporting: bool = False
-    """Whether a graph is exported."""
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 

@@ -105,7 +105,6 @@ class _Function(ScoreTerm):
 
 
 NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band", "dense", "windows"))
-"""The term of a call without one."""
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:

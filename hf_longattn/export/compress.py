@@ -181,9 +181,7 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "prune-ffn": prune_ffn,
 }
 QUANTISED = ("int8", "int8-weight-only")
-"""Methods that need torchao."""
 PRUNING = ("prune-heads", "prune-ffn")
-"""Methods that remove a share of heads or units."""
 
 
 def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

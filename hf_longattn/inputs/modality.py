@@ -23,7 +23,6 @@ from ..names import load_module
 from ..reports import Check
 
 AUTO = "auto"
-"""Value of a setting that the conversion is to choose."""
 SETTINGS = {
     "max_length": "--max-length counts the tokens of a text",
     "image_size": "--image-size is the size of images",

@@ -36,7 +36,6 @@ from .text_inputs import TextModality
 from .tokenizer import check_tokenizer, load_tokenizer
 
 UNCHANGED = "as they were"
-"""The strategy for positions of a plain class."""
 ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
 LONGEST, LOGITS = 4096, 2**26
 """Maximum tokens, and maximum logits, of the inputs for checking a plain class for NaN."""

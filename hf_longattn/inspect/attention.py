@@ -58,7 +58,6 @@ EXCERPTS = 4
 QUERIES = 1024
 """Default number of queries measured at each length. The input is cut into this many equal parts, with one query from each."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""File name suffixes of images."""
 Progress = Callable[[str], None]
 
 

@@ -136,8 +136,6 @@ def _inspect(source: Source) -> Inspection:
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
-    """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
-
     def inspect_part(module: Any, facts: dict[str, Any]) -> Inspection:
         return Inspection(
             **facts,

@@ -97,4 +97,3 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
     "relu": F.relu,
 }
-"""φ, for each value of the option ``feature_map``."""

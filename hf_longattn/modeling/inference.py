@@ -392,9 +392,7 @@ class PackedLinear(InferenceLinear):
 class Int8Linear(InferenceLinear):
     """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
 
-    Args:
-        weight: ``(out_features, in_features)``, on the CPU.
-        bias: ``(out_features,)``, or ``None``.
+    weight, bias: as of :class:`PackedLinear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -367,7 +367,6 @@ def metric_of(name: str) -> str | None:
 
 
 def shown(scores: Mapping[str, Any]) -> list[str]:
-    """The names of the scores to report: scores in per cent, or else the loss."""
     names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
     return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
 

@@ -38,7 +38,6 @@ PAIRS_PER_COLUMN_CALL = 4096
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context)) is not None:
         return why
     if "cpu-distances" in context.call.term.engines:

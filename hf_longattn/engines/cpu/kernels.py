@@ -42,7 +42,6 @@ MAX_TILE_PAIRS = 1 << 20
 flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
 """PyTorch's fused attention kernel for the CPU, and its backward pass."""
 Gradients = tuple[Tensor, Tensor, Tensor]
-"""The gradients of q, k and v."""
 
 
 def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:

@@ -223,7 +223,6 @@ class Source(ABC):
 
 
 SOURCES: dict[str, type[Source]] = {}
-"""Source name -> source class."""
 
 
 def source(cls: type[Source]) -> type[Source]:

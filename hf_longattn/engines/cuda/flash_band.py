@@ -45,7 +45,6 @@ flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up
 MAX_FEATURES = 256
 """Maximum width of a head."""
 DTYPES = (torch.bfloat16, torch.float16)
-"""Dtypes of the operator."""
 WIDTH_STEP = 8
 """Head widths are zero-padded to a multiple of this many features."""
 

@@ -45,7 +45,6 @@ COMPOSED = {
 """Name from the literature for a configuration of other mechanisms -> how to write it."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
-"""Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRID = Grid((64, 64))

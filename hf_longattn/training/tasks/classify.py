@@ -52,8 +52,6 @@ class ClassificationDataArguments(DataArguments):
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of classification."""
-
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")

@@ -73,8 +73,6 @@ class CTCDataArguments(UtteranceArguments):
 
 @dataclass
 class CTCTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of transcription."""
-
     per_device_train_batch_size: int = batch_size_argument(4)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")

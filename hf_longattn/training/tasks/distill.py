@@ -55,8 +55,6 @@ class DistillModelArguments(ModelArguments):
 
 @dataclass
 class DistillTrainingArguments(TextTrainingArguments):
-    """``TrainingArguments`` of distillation from a teacher."""
-
     method: Literal["logits", "tinybert", "hidden"] = argument(
         "logits", "logits (Hinton et al. 2015), tinybert (embeddings, hidden states, attention scores and logits), or hidden (embeddings "
         "and hidden states of single texts, without masks and dropout, also of models without a head such as sentence encoders)."

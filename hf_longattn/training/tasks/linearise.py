@@ -50,8 +50,6 @@ class LineariseModelArguments(ModelArguments):
 
 @dataclass
 class LineariseTrainingArguments(TextTrainingArguments):
-    """``TrainingArguments`` of attention transfer."""
-
     learning_rate: float = argument(1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times.")
 
 

@@ -52,8 +52,6 @@ class Seq2SeqDataArguments(UtteranceArguments):
 
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` of summarisation and transcription."""
-
     predict_with_generate: bool = argument(True, "Write texts in evaluation; score summaries by ROUGE, and transcripts by their errors.")
     per_device_train_batch_size: int = batch_size_argument(1)
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")

@@ -39,8 +39,6 @@ class TokenDataArguments(DataArguments):
 
 @dataclass
 class TokenTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of token classification."""
-
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
 
