@@ -226,8 +226,7 @@ def embedding(model: Any, ids: Tensor, **arguments: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("changes", "unchanged"),
-    [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)],
+    ("changes", "unchanged"), [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)]
 )
 def test_captions_within_the_kept_positions_have_the_same_embeddings(changes: dict[str, Any], unchanged: int, tmp_path: Path) -> None:
     short = tower()

@@ -12,16 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertModel,
-    DecisionTransformerModel,
-    ImageGPTModel,
-    OpenAIGPTModel,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import AutoModel, BertConfig, BertModel, DecisionTransformerModel, ImageGPTModel, OpenAIGPTModel, ViTConfig, ViTModel
 
 import hf_longattn
 from hf_longattn.engines.cpu import onednn
