@@ -80,12 +80,8 @@ def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return out[inputs["attention_mask"].bool()]
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
 def table(folder: Path) -> Tensor:
-    return next(tensor for name, tensor in tensors(folder).items() if name.endswith(TABLE))
+    return next(tensor for name, tensor in load_file(folder / "model.safetensors").items() if name.endswith(TABLE))
 
 
 @every_case(

@@ -41,14 +41,10 @@ def plain_model(base: str) -> Any:
     return model
 
 
-def long_class(base: str) -> Any:
-    return getattr(families, next(iter(FAMILIES[base].model_classes.values())))
-
-
 def long_model(base: str, folder: Path, length: int = NEW, **values: Any) -> Any:
     config = FAMILIES[base].config_class.from_pretrained(folder, **{"long_attention": {"towers": TOWERS}, **values})
     config.text_config.max_position_embeddings = length
-    return long_class(base).from_pretrained(folder, config=config).eval()
+    return getattr(families, next(iter(FAMILIES[base].model_classes.values()))).from_pretrained(folder, config=config).eval()
 
 
 def captions(length: int, count: int = 3) -> Tensor:

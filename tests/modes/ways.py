@@ -89,10 +89,6 @@ def decodes(row: str) -> bool:
     return head_of(row).endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def no_cache(row: str) -> str | None:
-    return None if decodes(row) else "no decoder"
-
-
 def looks_back(row: str) -> str | None:
     return "a decoder sees what came before, whatever the length" if decodes(row) else None
 
@@ -337,7 +333,7 @@ WAYS: dict[str, Way] = {
         Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache"), ONE_FUNCTION)),
         Way("save and reload", prepare=reloaded, tolerance=1e-8),
         Way(
-            "cache", call=decoding, in_pieces=True, lacks=no_cache,
+            "cache", call=decoding, in_pieces=True, lacks=lambda row: None if decodes(row) else "no decoder",
             apart={"attentions": "a step has the weights of the keys that the cache holds"},
         ),
         Way("compiled", call=compiled, lacks=not_compiled, slow=True, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION}),
