@@ -195,7 +195,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         if not any(mechanism.capabilities.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise CheckpointError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
-    family: Any = known_family(model.config)  # type: ignore[arg-type]
+    family: Any = known_family(model.config)
     return (*names, *(() if family is None else family.spec.further))
 
 
