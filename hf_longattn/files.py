@@ -29,7 +29,6 @@ from safetensors import SafetensorError
 from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line
 
 CONVERSION_REPORT = "conversion_report.json"
-"""File name of the report on how a checkpoint was converted."""
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
@@ -37,9 +36,7 @@ PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "nul
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Extensions of files that are read as sound."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-"""The form of a Hub repository's name."""
 
 
 # Files of a folder: which may be opened.
@@ -127,7 +124,6 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; see :func:`read_json`."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{str(path)!r} must contain a JSON object, not {type(value).__name__}.")
@@ -166,23 +162,19 @@ def check_config(values: Mapping[str, Any]) -> None:
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
-    """The class that a config.json names, or `default` if it names none."""
     names = values.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else default
 
 
 def is_long(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json``, or a part of it, belongs to a model with mechanisms."""
     return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
 
 
 def is_generic(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` belongs to a plain architecture with mechanisms."""
     return str(values.get("model_type")).startswith(GENERIC_TYPE)
 
 
 def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a :func:`is_generic` config with the names of the plain architecture."""
     classes = [str(name).removeprefix(GENERIC_CLASS) for name in values.get("architectures") or []]
     return {**values, "model_type": str(values.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}
 

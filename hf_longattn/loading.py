@@ -38,9 +38,7 @@ MOST_GROWTH = 32
 MOST_SPECIAL = 500
 """Maximum special tokens around a text."""
 SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
-"""Sample text for measuring a tokenizer's rules."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
-"""A Hub token."""
 
 
 # Where a checkpoint is.
@@ -75,7 +73,6 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
-    """Refuse a folder of a PEFT adapter, and say how to merge the adapter."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type peft.PeftModel."
@@ -84,7 +81,6 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def only_pickles(name: str) -> str:
-    """The message for a folder or repository without safetensors. Its weights may be .bin files."""
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; give a folder "
         "with model.safetensors or all files of its index, or add --allow-pickle (allow_pickle=True) to longattn convert, which then reads "
@@ -174,13 +170,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_config(name: str | Path) -> Any:
-    """The config of a folder or a Hub repository."""
     fetch_model(name)
     return load_part(AutoConfig, name)
 
 
 def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """The fields of a config with these classes."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
@@ -309,19 +303,14 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
 
 
 def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
-    """A model of an Auto class with random weights."""
     with loading_errors(getattr(config, "name_or_path", "") or type(config).__name__):
         return loader.from_config(config, **NO_CODE, **arguments)
 
 
 def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
-    """A model, in float32 unless ``arguments`` name another dtype.
+    """A model as of :func:`load_weights`, in float32 unless ``arguments`` name another dtype.
 
-    Args:
-        loader: a model class, or an Auto class of models.
-        name: a folder or a Hub repository id.
-        complete: refuse checkpoints that lack weights (for use without training).
-        arguments: more arguments of ``from_pretrained``.
+    complete: refuse checkpoints that lack weights (for use without training).
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
     model, info = load_weights(loader, name, **options)
@@ -352,8 +341,6 @@ def tied_weights(model: Any) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Suppress transformers' LOAD REPORT, a table of missing and unused weights."""
-
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
@@ -365,7 +352,6 @@ def without_load_report() -> Iterator[None]:
 
 
 def has_token_vectors(name: str) -> bool:
-    """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 

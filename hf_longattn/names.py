@@ -59,7 +59,6 @@ def module_names(package: str) -> list[str]:
 
 
 def load_module(package: str, name: str) -> ModuleType:
-    """Import a module of a sub-package."""
     return importlib.import_module(f"hf_longattn.{package}.{name}")
 
 

@@ -71,7 +71,6 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether the models agree within the tolerance."""
         return self.relative <= self.tolerance
 
     @property

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
-"""Status of a check -> its style."""
 
 
 @flags.takes_settings(ConversionConfig)
@@ -197,7 +196,6 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
-    """What a conversion would do."""
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
         "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
@@ -245,7 +243,6 @@ def _flops(count: int) -> str:
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
-    """Cost at each length or size of one input."""
     columns = {
         inputs.modality.noun: [cost.size.words for cost in costs] if inputs.modality.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
@@ -294,7 +291,6 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
-    """What was written, the checks, and what to do next."""
     from ..conversion.folders import POSITIONS, READY, WOULD_TELL
     from ..hub import next_step
 
@@ -332,7 +328,6 @@ def checks(results: Iterable[Check]) -> Part:
 
 
 def export_report(graph: ExportReport) -> Iterator[Part]:
-    """What was written, its inputs and outputs, and the comparison with the model."""
     form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
     yield {
         "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
@@ -344,7 +339,6 @@ def export_report(graph: ExportReport) -> Iterator[Part]:
 
 
 def compression_report(report: CompressionReport) -> Iterator[Part]:
-    """What a compression costs and saves."""
     outputs = [
         f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
         for name, values in report.outputs.items()

@@ -53,12 +53,10 @@ def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
 
 
 def flag_of(setting: Field[Any]) -> str:
-    """The flag of a setting."""
     return setting.metadata["flag"] or flag(setting.name)
 
 
 def option(setting: Field[Any]) -> Any:
-    """The option of a setting, with its help."""
     about = setting.metadata
     shown = {"metavar": about["metavar"], "min": about["minimum"], "show_default": about["unset"] or True}
     return typer.Option(flag_of(setting), help=about["help"], **shown)
@@ -80,7 +78,6 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def model_argument(what: str, metavar: str = "MODEL") -> Any:
-    """The argument of a model, with its help."""
     return typer.Argument(metavar=metavar, help=f"{what}: a folder or a Hub repository id.", show_default=False)
 
 

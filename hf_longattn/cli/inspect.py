@@ -130,7 +130,6 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
 
 
 def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
-    """Declarations of a stock model's layers (or its towers'), the code that runs for them, and its memory."""
     from ..mechanisms.common.options import write_numbers
 
     runs = "sdpa" if model.implementation == "sdpa" else f"eager, since {model.class_name} does not support SDPA"
@@ -151,7 +150,6 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
 
 
 def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
-    """Spread of attention as an input grows, and the share that mechanisms would keep."""
     from ..inspect.diagnosis import in_seconds, percent
 
     yield Styled(diagnosis.conclusion(), "bold")
@@ -168,10 +166,11 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
     title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
     if diagnosis.frame_seconds is not None:
         title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
-    candidates = [
-        (str(row.candidate), percent(row.mass), f"{percent(row.least)} ({row.least_layer})", percent(row.cost))
-        for row in diagnosis.candidate_rows()
-    ]
+    candidates = []
+    for number in diagnosis.applicable():
+        least, layer = diagnosis.least(number)
+        kept, cost = percent(diagnosis.mass(number)), percent(diagnosis.cost(number))
+        candidates.append((str(diagnosis.candidates[number]), kept, f"{percent(least)} ({layer})", cost))
     yield table(("mechanism", "kept", "least (layer)", "cost"), candidates, title)
     for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
         if names:

@@ -64,7 +64,6 @@ class Comparison:
             self.outputs += f" in {str(self.source.dtype).removeprefix('torch.')} (memory has no room for both models in fp32)"
 
     def tower(self, name: str) -> Comparison:
-        """The comparison of one tower of both models."""
         prefix = f"{name}_model."
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
@@ -201,6 +200,5 @@ def attending(model: Any, attention: str) -> Iterator[None]:
 
 
 def check_finite(name: str, what: str, outputs: Mapping[str, Tensor], values: dict[str, Any] | None = None) -> Check:
-    """Check that ``outputs`` are finite."""
     finite = all_finite(outputs)
     return Check(name, PASSED if finite else FAILED, f"{what} are {'' if finite else 'not '}finite", values or {})

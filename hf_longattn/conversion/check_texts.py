@@ -287,7 +287,6 @@ class Embeddings:
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # a single token: compare the first chunk too
 
     def compare(self, source: Any, result: Any) -> Check:
-        """Measure both models, and judge the result."""
         return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read))
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
@@ -309,7 +308,6 @@ class Embeddings:
         return embeddings
 
     def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
-        """Compare embeddings of source and result from :meth:`measure`."""
         lengths, passages = self.lengths, self.passages
         grows, longest = self.plan.new_length > self.plan.old_length, max(passages)
         different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
@@ -464,7 +462,6 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
 
 
 def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
-    """Compare a Longformer, LED or BigBird with the result, with padding and global tokens."""
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None

@@ -61,7 +61,6 @@ class Stock:
     names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a long tensor name -> its replacement
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
-        """``config``: the long model's config."""
         self.config, self.long_class, self.family = config, long_class, family
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
@@ -307,7 +306,6 @@ def write_native(
 
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
-    """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = ADOPTIONS.get(stock.config.model_type) or Adoption(), list[Check]()

@@ -400,7 +400,6 @@ def chosen_for_decoder(
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
-    """The plan for an opened source, by its modality."""
     architecture = find_architecture(opened, request)
     return architecture.modality.plan(opened, architecture, request)
 
@@ -446,7 +445,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
     skeleton = architecture.skeleton(config)
-    looks_back = positions_without_end(architecture.family, config, attached_mechanisms(skeleton))
+    looks_back = None if form is None else positions_without_end(architecture.family, config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
 

@@ -168,12 +168,10 @@ class ConversionConfig(Settings):
                 raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
 
     def without_search(self) -> ConversionConfig:
-        """The settings without ``mechanism="auto"`` and the settings of its search."""
         return replace(self, mechanism=None, budget=None, search_input=None)
 
     @property
     def names_attention(self) -> bool:
-        """Whether a mechanism, options, layers or a whole configuration were given."""
         return any(value for value in (self.mechanism, self.long_attention, self.options, self.layers))
 
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
@@ -198,7 +196,6 @@ class ConversionConfig(Settings):
 
 
 def of_conversion(name: str) -> Any:
-    """A copy of a field of :class:`ConversionConfig`."""
     return copy(ConversionConfig.__dataclass_fields__[name])
 
 

@@ -66,7 +66,6 @@ class Source:
 
 
 def tower_of(source: Source, name: str, class_name: str) -> Source:
-    """The config of the tower ``name`` of a source, as a model of the class ``class_name``."""
     return replace(source, config={**(source.config.get(tower_field(name)) or {}), "architectures": [class_name]})
 
 
@@ -171,7 +170,6 @@ OWN_FIELDS = (
     "extended_from",
     KEPT_HEADS,
 )
-"""Fields that only a Long config has."""
 LISTED = 'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
 
 
@@ -261,7 +259,6 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
 
 def _long_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source with Long classes, or with a converter in :data:`ADOPTIONS`."""
     converter = ADOPTIONS.get(model_type)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *ADOPTIONS})
@@ -294,7 +291,6 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
-    """The architecture of a source without a family, or with several towers."""
     family, base = FAMILIES.get(model_type), class_of(source.config)
     if family is not None and not modality_of(family).tower_names:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
@@ -355,13 +351,11 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is none."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
-    """Module name -> mechanism, in layer order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
 
 
@@ -418,7 +412,6 @@ def load_as_result(
 
 
 LAYER = re.compile(r"\.\d+\.")
-"""The number of a layer in a tensor's name."""
 
 
 def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any) -> tuple[Any, set[str]]:

@@ -170,7 +170,6 @@ class EpochSampler(Sampler[Any]):
     epoch, batch_size, drop_last = 0, None, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
         self.epoch = epoch
 
 

@@ -120,7 +120,6 @@ def _questions(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """The example of a row in any of the schemas."""
     if "supporting_facts" in row:
         row = _hotpot(row)
     for column in ("question", "context"):

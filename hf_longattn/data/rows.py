@@ -29,7 +29,6 @@ logger = logging.get_logger(LOGGER)
 Roles = Mapping[str, Sequence[str]]
 """Role -> recognised column names. The first column that exists is used."""
 OPTIONAL = ("question", "negative", "score", "id")
-"""Roles that data may lack."""
 VALUES = {
     "label": "name or whole number", "score": "number", "number": "number",
     "words": "list of texts and numbers", "tags": "list of names or whole numbers",

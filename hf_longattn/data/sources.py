@@ -56,7 +56,6 @@ def check_exists(source: str) -> None:
 
 
 def saved_by_datasets(path: Path) -> bool:
-    """Whether a folder was written by ``save_to_disk``."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
@@ -114,7 +113,6 @@ def _read_saved(source: str) -> Dataset | DatasetDict:
 
 
 def read_hub(name: str, subset: str | None = None) -> DatasetDict:
-    """The splits of a dataset on the Hub."""
     builder = load_dataset_builder(name, subset)
     if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types of each part separately
         manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
@@ -182,7 +180,6 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
 def _rows(
     files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of files. Texts and CSV cells are unchanged, JSON values are JSON texts."""
     for file in files:
         with _opened(file) as text:
             if ending == ".txt":
@@ -211,7 +208,6 @@ def _opened(file: str) -> Iterator[TextIO]:
 
 
 def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str]]:
-    """The rows of a table with a header."""
     csv.field_size_limit(2**31 - 1)
     quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
     header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))  # blank lines are no rows

@@ -59,16 +59,15 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := DistanceTerm.of(call.term, q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    term = call.score_mod
-    learned = (term.table,) if isinstance(term, DistanceBias | ColumnTerm) else ()
-    ahead = term.ahead if isinstance(term, DistanceBias) else 0
+    added = call.score_mod
+    learned = (added.table,) if isinstance(added, DistanceBias | ColumnTerm) else ()
+    ahead = added.ahead if isinstance(added, DistanceBias) else 0
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     fixed = call.key_mask, global_mask
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
 
 
 def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
-    """The kernels that a machine may lack, by path."""
     return {
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
@@ -76,7 +75,6 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """Band attention within packed documents: one call of a kernel, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
     if out is not None:

@@ -54,7 +54,6 @@ class Sorted:
 
     @property
     def ranks(self) -> Tensor:
-        """The rank of each token."""
         return inverse_permutation(self.order)
 
 
@@ -114,13 +113,13 @@ class Rounds(ABC):
         Arbitrary where there is no query.
         """
 
-    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
-        """One tile per round, with ``outside`` as in GatherTile. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""
+    def parts(self, count_duplicates: bool = False) -> tuple[GatherTile, ...]:
+        """One tile per round. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""
         queries, group = self._rows()
         ranks = self.run(group)
         keys = self.keys.order.gather(-1, ranks.clamp(0, self.length - 1).flatten(-2)).view(ranks.shape)
         keys = torch.where((ranks >= 0) & (ranks < self.real[..., None]), keys, -1)
-        outside = (0, 0) if self.shared and outside is None else outside
+        outside = (0, 0) if self.shared else None
         tiles = []
         for r in range(queries.shape[2]):
             rows, columns = queries[:, :, r], keys[:, :, r]

@@ -90,13 +90,11 @@ class ByteCache:
         return self.get(entry_key, with_references, lambda entry: size(entry[1]))[1]
 
     def drop(self, key: Hashable) -> None:
-        """Drop ``key``, if present."""
         with self._lock:
             _, nbytes = self._entries.pop(key, (None, 0))
             self.nbytes -= nbytes
 
     def clear(self) -> None:
-        """Drop everything."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
@@ -106,7 +104,6 @@ class ByteCache:
 
 
 BYTE_CACHE = ByteCache()
-"""The cache of this process."""
 
 
 def tensor_bytes(value: Any) -> int | None:

@@ -66,7 +66,6 @@ class Pattern:
 
     @property
     def bounded(self) -> bool:
-        """Whether the band is finite on both sides."""
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
@@ -74,7 +73,6 @@ class Pattern:
         return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
 
     def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        """The band as a ``mask_mod``."""
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
@@ -120,7 +118,6 @@ class GatherTile:
     fixed: bool = False
 
     def to(self, device: torch.device) -> GatherTile:
-        """The tile on a device."""
         bias = None if self.bias is None else self.bias.to(device)
         return dataclasses.replace(self, queries=self.queries.to(device), keys=self.keys.to(device), bias=bias)
 
@@ -135,7 +132,6 @@ class GatherTile:
 
 
 def as_fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
-    """``tiles`` with :attr:`~GatherTile.fixed` set to True."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
 
@@ -157,7 +153,6 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """The inverse of the permutations ``order (…, N)``."""
     index = torch.arange(order.shape[-1], device=order.device)
     return torch.empty_like(order).scatter_(-1, order, index.expand(order.shape))
 
@@ -235,7 +230,6 @@ class AttentionCall:
         return BYTE_CACHE.get(key, make, size) if batch is None else batch.cached(key, make)
 
     def replace(self, **changes: Any) -> AttentionCall:
-        """A copy of the call with these changes."""
         if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
         new = object.__new__(AttentionCall)  # several times faster, for decoding
@@ -243,11 +237,7 @@ class AttentionCall:
         return new
 
     def one_grid(self) -> Grid | None:
-        """The grid that all rows share.
-
-        Raises:
-            InputError: the grids differ.
-        """
+        """The grid that all rows share. Raises :class:`InputError` if the grids differ."""
         if not isinstance(self.grid, tuple):
             return self.grid
         if len(set(self.grid)) != 1:
@@ -329,7 +319,6 @@ def clear_padding(
 DENSE_CELLS = 256 * 256
 """Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
 ANY_CALL = AttentionCall()
-"""The call with default arguments, for choices that do not depend on a call."""
 ELSEWHERE = "the tensors are on another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
 
@@ -368,7 +357,6 @@ class DispatchContext:
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
     exporting: bool = False
-    """Whether a graph is exported."""
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 

@@ -204,7 +204,6 @@ def unit_stride(x: Tensor) -> Tensor:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """``x`` in at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -215,7 +214,6 @@ def dtype_in_attention(x: Tensor) -> torch.dtype:
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, cast to :func:`dtype_in_attention`."""
     return tuple(x.to(dtype_in_attention(x)) for x in tensors) if torch.is_autocast_enabled(tensors[0].device.type) else tensors
 
 

@@ -219,7 +219,6 @@ class PathChoice:
 
 
 Observer = Callable[[Any, PathChoice], None]
-"""``observer(mechanism, choice)``."""
 OBSERVERS: list[Observer] = []
 """All observers, of every thread. While it is empty, choices are not reported, which saves time."""
 _process_observers: list[Observer] = []

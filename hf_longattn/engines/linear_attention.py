@@ -81,7 +81,6 @@ def linear_attention(
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
-    """The state before the first key."""
     batch, heads, _, features = phi_k.shape
     kv = torch.zeros(batch, heads, features, v.shape[-1], dtype=phi_k.dtype, device=phi_k.device)
     return {"kv": kv, "z": kv.new_zeros(batch, heads, features)}
@@ -217,7 +216,6 @@ def in_rows(x: Tensor, group: int, chunk: int) -> Tensor:
 
 
 def from_rows(x: Tensor, group: int) -> Tensor:
-    """The inverse of :func:`in_rows`."""
     return x.flatten(2, 3) if group == 1 else x.unflatten(3, (group, -1)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
 
 

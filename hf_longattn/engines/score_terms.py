@@ -105,11 +105,9 @@ class _Function(ScoreTerm):
 
 
 NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band", "dense", "windows"))
-"""The term of a call without one."""
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
-    """``score_mod`` with the methods of a :class:`ScoreTerm`."""
     if score_mod is None:
         return NO_TERM
     return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)
@@ -345,11 +343,7 @@ class GridBias(ScoreTerm):
         return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
 
     def on(self, grid: Grid | None) -> GridBias:
-        """This bias bound to the grid of a call.
-
-        Raises:
-            InputError: the call has no grid, or one of another rank.
-        """
+        """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another rank."""
         if grid is None or grid.rank != len(self.sizes):
             raise InputError(
                 f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "

@@ -194,11 +194,7 @@ def _split_sequences(
 
 
 def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
-    """The grid of every sequence.
-
-    Raises:
-        InputError: there are not as many grids as sequences.
-    """
+    """The grid of every sequence. Raises :class:`InputError` if there are not as many grids as sequences."""
     grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
     if len(grids) != len(batch.sequences):
         raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")

@@ -14,8 +14,6 @@ from typing import Any
 
 from ..errors import InputError, OptionError
 
-ORDERS = ("raster", "columns", "hilbert")
-"""Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
 TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
 MAX_TILE = 65536
 """Maximum tokens of a tile. A grid is padded to whole tiles."""
@@ -49,12 +47,10 @@ class Grid:
 
     @property
     def rank(self) -> int:
-        """The number of axes."""
         return len(self.sizes)
 
     @property
     def cells(self) -> int:
-        """The number of cells."""
         return math.prod(self.sizes)
 
     @property
@@ -112,15 +108,15 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
 
 
 def check_order(order: Any) -> str:
-    """Return ``order`` if it names an order of grid tokens: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
+    """Return ``order`` if it names an order of grid tokens: ``hilbert``, or ``tiles:8x8`` with any sizes.
 
     Raises:
         OptionError: it names no order.
     """
     tiles = TILES.fullmatch(order) if isinstance(order, str) else None
-    if order not in ORDERS and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
+    if order != "hilbert" and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
         raise OptionError(
-            f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8, with at most "
+            f"Option 'order' is {order!r}, but must be hilbert, or tiles with their sizes: order=tiles:8x8, with at most "
             f"{MAX_TILE:,} tokens in a tile."
         )
     return str(order)

@@ -157,11 +157,7 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
-    """Refuse queries that the model would truncate.
-
-    Raises:
-        DataError: a query is too long.
-    """
+    """Raise :class:`DataError` for queries that the model would truncate."""
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
     for query in queries:
         tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
@@ -325,7 +321,6 @@ def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> Non
 
 
 def _digest(network: Any) -> str:
-    """A hash of the model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

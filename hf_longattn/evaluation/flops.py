@@ -150,7 +150,6 @@ def element_bytes(config: Any) -> int:
 
 
 def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
-    """The shape of a long model, from its config and its skeleton."""
     sites = attention_sites(skeleton)
     causal = all(site.causal for site in sites if not site.cross)
     crossing = [site for site in sites if site.cross] if not causal else []
@@ -241,6 +240,5 @@ def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> Le
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """The cost at each step of :class:`~hf_longattn.inputs.modality.InputSizes`."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

@@ -275,7 +275,6 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
 
 
 def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
-    """Results of the metric ``long_qa``, with buckets by ``lengths``."""
     predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
     references = [
         {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
@@ -307,7 +306,6 @@ def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
 
 
 def gold_of(example: Mapping[str, Any]) -> list[str]:
-    """The correct answers of an example, as texts."""
     return list(example.get("gold") or example["answers"]["text"])
 
 

@@ -25,7 +25,6 @@ def standard_error(variance: float, items: int) -> float | None:
 
 
 def mean_and_error(values: Sequence[float]) -> Estimate:
-    """The mean and its standard error."""
     return ratio_and_error([(value, 1) for value in values])
 
 

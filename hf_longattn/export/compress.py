@@ -120,7 +120,6 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
 
 def heads_of_model(model: Any) -> list[str]:
-    """Names of the modules outside the base model: heads and output layers, which are not quantised."""
     base = model.base_model
     if base is model:  # a model without a head, or one with its stacks and its linear head side by side (T5)
         headless = type(model).__name__.endswith(WITHOUT_HEAD)
@@ -156,7 +155,6 @@ def int8(source: CompressionInput) -> Compressed:
 
 
 def bf16(source: CompressionInput) -> Compressed:
-    """Round all weights to bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(rounded, rounded)
 
@@ -183,9 +181,7 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "prune-ffn": prune_ffn,
 }
 QUANTISED = ("int8", "int8-weight-only")
-"""Methods that need torchao."""
 PRUNING = ("prune-heads", "prune-ffn")
-"""Methods that remove a share of heads or units."""
 
 
 def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -118,7 +118,6 @@ class CompressionInput:
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
 
     def load(self, folder: Path, **arguments: Any) -> Any:
-        """Load a model of the same class from ``folder``."""
         with quiet_libraries():
             return _load(loading_class(self.model), folder, **arguments)
 
@@ -127,11 +126,7 @@ class CompressionInput:
         return {name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()}
 
     def long_length(self) -> int:
-        """Number of tokens of the long inputs.
-
-        Raises:
-            InputError: the configured length is longer than the model or the text.
-        """
+        """Number of tokens of the long inputs. Raises :class:`InputError` if the configured length is longer than the model or the text."""
         longest = longest_input(self.model.config) or LONG_LENGTH
         tokens, length = self.ids.shape[1], self.config.length
         if length is None:
@@ -179,12 +174,10 @@ class CompressionInput:
 
 
 def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
-    """Load a model from safetensors files. A pooler that is not in the files is removed."""
     model, info = load_weights(model_class, folder, local_files_only=True, output_loading_info=True, **arguments)
     without_random_pooler(model, info["missing_keys"])
     return model.eval()
 
 
 def predicts_tokens(model: Any) -> bool:
-    """Whether the model is a masked or causal language model, and not an encoder-decoder."""
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder

@@ -289,7 +289,6 @@ def _hushed() -> Iterator[None]:
 
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""A graph in its runtime: named inputs -> named outputs."""
 
 MIN_LENGTHS = (2, 129, 513)
 """Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one graph."""

@@ -25,7 +25,6 @@ class LongAlbertTransformer(AlbertTransformer):
     """AlbertTransformer that passes the number of the running layer to attention."""
 
     def group_of(self, layer: int) -> int:
-        """Number of the group whose weights a layer uses."""
         return int(layer / (self.config.num_hidden_layers / self.config.num_hidden_groups))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:

@@ -45,6 +45,7 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import is_full
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
+from ..modeling.family.rotary import positions_without_end
 from ..modeling.generic import TOWERS
 
 TASKS = {
@@ -225,6 +226,8 @@ def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAtte
         longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
+        elif hasattr(of_part, "attending") and (back := positions_without_end(part.family, of_part)) is not None:
+            limits.append(f"Its texts may be of any length: no query looks back more than {back:,} positions, its own included.")
         elif longest.tokens:
             limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
         if name in attentions and not part.drawn:
@@ -257,7 +260,6 @@ def next_step(step: Mapping[str, Any], name: str) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report of the conversion that made a folder; empty if there is none."""
     return read_json_object(folder / CONVERSION_REPORT) if (folder / CONVERSION_REPORT).exists() else {}
 
 
@@ -301,11 +303,7 @@ def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file.
-
-    Raises:
-        CheckpointError: the file or its metadata cannot be read.
-    """
+    """The card in a file. Raises :class:`CheckpointError` if the file or its metadata cannot be read."""
     text = read_text(path)
     with checkpoint_errors(f"The metadata of {str(path)!r} cannot be read"):
         card = ModelCard(text, ignore_metadata_errors=False)

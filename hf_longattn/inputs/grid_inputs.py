@@ -175,7 +175,6 @@ class GridModality(SizedModality):
     def positions(
         self, strategy: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
     ) -> tuple[str, list[PositionWarning]]:
-        """The strategy for positions, and reasons against using the result without training."""
         known = (AUTO, TILE, INTERPOLATE)
         if strategy not in known:
             raise OptionError(

@@ -23,7 +23,6 @@ from ..names import load_module
 from ..reports import Check
 
 AUTO = "auto"
-"""Value of a setting that the conversion is to choose."""
 SETTINGS = {
     "max_length": "--max-length counts the tokens of a text",
     "image_size": "--image-size is the size of images",
@@ -74,7 +73,6 @@ class InputSizes:
 
     @property
     def grows(self) -> bool:
-        """Whether the result reads larger inputs than the source."""
         return self.new != self.old
 
     def steps(self) -> list[InputSize]:
@@ -149,7 +147,6 @@ class Modality(WithTowers, ABC):
         """The sizes for which a model with this config was trained, and for which it was converted."""
 
     def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
-        """The sizes of a source and a result, from their values."""
         at = partial(self.size, config)
         return InputSizes(self, at, at(old), at(new), reads_new)
 
@@ -189,7 +186,6 @@ class Modality(WithTowers, ABC):
         return Example(None)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
-        """The config with the ``values`` of a model's config file."""
         return self.family.config_class.from_dict(dict(values))
 
     def check_settings(self, architecture: Any, request: Any) -> None:

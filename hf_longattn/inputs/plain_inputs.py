@@ -36,7 +36,6 @@ from .text_inputs import TextModality
 from .tokenizer import check_tokenizer, load_tokenizer
 
 UNCHANGED = "as they were"
-"""The strategy for positions of a plain class."""
 ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
 LONGEST, LOGITS = 4096, 2**26
 """Maximum tokens, and maximum logits, of the inputs for checking a plain class for NaN."""
@@ -75,7 +74,6 @@ class PlainModality(TextModality):
         base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
-            """The attention, with the base's windows in the layers that the request does not name."""
             return with_own_windows(attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
 
         if request.towers is None:
@@ -229,5 +227,4 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:
-    """The names and shapes of tensors, for a report."""
     return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor))

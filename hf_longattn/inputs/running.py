@@ -22,12 +22,10 @@ GRIDS = ((1, 4, 6), (1, 2, 4))
 
 
 def arguments_of(model_class: Any) -> Any:
-    """The names of the arguments that ``forward`` of a class takes."""
     return inspect.signature(model_class.forward).parameters.keys()
 
 
 def reads_only_text(model_class: Any) -> bool:
-    """Whether a class of transformers reads token ids and neither images nor sound."""
     others = {"pixel_values", "input_features", "input_values"}
     return model_class.main_input_name == "input_ids" and not others & arguments_of(model_class)
 
@@ -57,7 +55,6 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are tensors, and all of their values are finite."""
     filled = (value for value in tensors.values() if value.numel())  # the extremes of NaN are NaN, and take a tenth of isfinite's time
     return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
 

@@ -40,7 +40,6 @@ STATES = "last_hidden_state"
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether a checkpoint has an image processor or feature extractor."""
     return any((folder / name).is_file() for name in (FILE, PROCESSOR_FILE))
 
 

@@ -62,7 +62,6 @@ class Sounds(UserFiles):
 
     @cached_property
     def recordings(self) -> list[Samples]:
-        """The samples of each recording."""
         return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.needed()]
 
     @cached_property
@@ -201,7 +200,6 @@ class SoundModality(SizedModality):
 
 
 def check_padding(comparison: Comparison) -> Check:
-    """Check that a sound's frames are the same with and without padding after it."""
     name, spec, config, at = "padding changes nothing", comparison.inputs.spec, comparison.plan.config, affordable_size(comparison.plan)
     if why := spec.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")

@@ -80,7 +80,6 @@ class VerificationText:
 
 
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
-    """Token ids of the text, without truncation."""
     return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 

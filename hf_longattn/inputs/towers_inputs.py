@@ -46,7 +46,6 @@ class TowersModality(Modality):
         self.settings = ("towers", *(name for modality in self.towers.values() for name in modality.settings))
 
     def sizes(self, config: Any) -> InputSizes:
-        """The sizes of texts."""
         return next(modality.sizes(getattr(config, tower_field(name))) for name, modality in self.towers.items() if not modality.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:

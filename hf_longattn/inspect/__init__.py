@@ -1,16 +1,4 @@
-"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input (``longattn inspect``).
-
-layers           the layers, parameters, decode state and cost of a long checkpoint; the engine path of every layer
-stock_layers     what the layers of a stock model declare, and what runs for them
-drawing          pictures of attention patterns
-
-attention        the diagnosis of a model on a text, image or sound, by all of the following modules
-texts            token ids of a text
-watching         queries and keys of every layer while a long or plain model runs
-layer_attention  the softmax of one layer, for some queries at a time, and the numbers measured from it
-candidates       the compared mechanisms, and the keys that each retains
-diagnosis        the result: numbers, conclusion, JSON
-"""
+"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input (``longattn inspect``)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,6 @@ EXCERPTS = 4
 QUERIES = 1024
 """Default number of queries measured at each length. The input is cut into this many equal parts, with one query from each."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""File name suffixes of images."""
 Progress = Callable[[str], None]
 
 
@@ -235,11 +234,7 @@ def is_text(source: object) -> bool:
 def _read_text(
     network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, requested: Sequence[float] | None
 ) -> ReadInputs:
-    """One text at each length.
-
-    Raises:
-        InputError: a length is too small, or beyond the model's positions or the text.
-    """
+    """One text at each length. Raises :class:`InputError` if a length is too small, or beyond the model's positions or the text."""
     if requested is not None and min(requested) < SHORTEST:
         raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K.")
     if tokenizer is None and loaded.folder is not None:

@@ -50,11 +50,7 @@ class Candidate:
 
     @classmethod
     def read(cls, text: str, by_user: bool = True) -> Candidate:
-        """Read ``window:window=512``.
-
-        Raises:
-            OptionError: the mechanism or an option does not exist.
-        """
+        """Read ``window:window=512``. Raises :class:`OptionError` if the mechanism or an option does not exist."""
         values = read_choice(text)
         name = mechanism_class(values.pop("mechanism")).name
         check_options(name, values)
@@ -105,7 +101,6 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates without duplicates. The first of several candidates with the same text stays."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(str(candidate), candidate)

@@ -85,23 +85,6 @@ class Image(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CandidateRow:
-    """A row of the table of candidates.
-
-    mass: mass kept at the longest length, mean over layers and heads. least, least_layer: minimum over layers, and the layer's number.
-    cost: query–key products at the longest length, divided by the products of full attention.
-    chosen: whether it is :meth:`Diagnosis.chosen`.
-    """
-
-    candidate: Candidate
-    mass: float
-    least: float
-    least_layer: int
-    cost: float
-    chosen: bool
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """The attention of a model on a file at growing lengths.
 
@@ -142,7 +125,6 @@ class Diagnosis:
 
     @property
     def last(self) -> LengthDiagnosis:
-        """The diagnosis at the longest length."""
         return self.lengths[-1]
 
     def applicable(self) -> list[int]:
@@ -174,21 +156,16 @@ class Diagnosis:
         return max(half, key=self.mass, default=None)
 
     def flags(self, number: int) -> list[str]:
-        """The flags of ``longattn convert`` that choose a candidate."""
         candidate = self.candidates[number]
         if self.tower:
             return ["--towers", f"{self.tower}={candidate}"]
         options = [word for name, value in candidate.options.items() for word in ("--option", f"{name}={value}")]
         return ["--mechanism", candidate.mechanism, *options]
 
-    def candidate_rows(self) -> list[CandidateRow]:
-        """The table of applicable candidates, by ascending cost."""
-        captured, chosen, rows = self.last.captured(), self.chosen(), []
-        for number in self.applicable():
-            by_layer = captured[..., number].nanmean(1)
-            least, layer = float(by_layer.min()), int(by_layer.argmin())
-            rows.append(CandidateRow(self.candidates[number], self.mass(number), least, layer, self.cost(number), number == chosen))
-        return rows
+    def least(self, number: int) -> tuple[float, int]:
+        """The minimum over layers of the mass that a candidate keeps at the longest length, and the layer's number."""
+        by_layer = self.last.captured()[..., number].nanmean(1)
+        return float(by_layer.min()), int(by_layer.argmin())
 
     def conclusion(self) -> str:
         """The conclusion from the numbers at the longest length, as one sentence."""

@@ -57,12 +57,10 @@ class LayerAttention:
 
     @property
     def length(self) -> int:
-        """N."""
         return self.k.shape[2]
 
     @property
     def heads(self) -> int:
-        """H."""
         return self.q.shape[1]
 
     def distance(self, rows: Tensor) -> Tensor:

@@ -57,7 +57,6 @@ class Inspection(WithTowers):
 
     @property
     def longest_input(self) -> str:
-        """The maximum input as text."""
         size = self.inputs.new
         return f"up to {size if size.name else f'{size.tokens:,} tokens'}" if size.tokens else size.words
 
@@ -68,12 +67,10 @@ class Inspection(WithTowers):
 
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The mechanism of every layer."""
         return tuple(layer_mechanisms(self.attention, self.shape, self.max_length or None))
 
     @cached_property
     def states(self) -> tuple[DecodeState, ...]:
-        """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
         if not (self.shape.causal and self.max_length):
             return ()
         if self.generic:  # a plain class caches every token
@@ -139,8 +136,6 @@ def _inspect(source: Source) -> Inspection:
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
-    """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
-
     def inspect_part(module: Any, facts: dict[str, Any]) -> Inspection:
         return Inspection(
             **facts,

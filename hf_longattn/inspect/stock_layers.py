@@ -78,7 +78,6 @@ class DeclaredAttention:
 
     @classmethod
     def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
-        """The attention of one call of transformers' attention function."""
         left, right, chunk, pairs = UNBOUNDED, UNBOUNDED, None, "" if mask is None else "by the model"
         if isinstance(mask, DeclaredMask):
             left, right, chunk, pairs = mask.left, mask.right, mask.chunk, "" if mask.exact else "by rules"

@@ -66,11 +66,7 @@ class TextIds:
         """Number of tokens of the longest input from this text, special tokens included."""
 
     def plain(self, length: int) -> Tensor:
-        """The first tokens of the text between the special tokens, ``(length,)``.
-
-        Raises:
-            InputError: there are fewer tokens.
-        """
+        """The first tokens of the text between the special tokens, ``(length,)``. Raises :class:`InputError` if there are fewer tokens."""
         if self.tokens < length:
             raise InputError(
                 f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
@@ -96,11 +92,7 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
 
 
 def read_numbers(text: str, wanted: str) -> list[float]:
-    """Read numbers such as ``"7.5,30"``.
-
-    Raises:
-        OptionError: a number is not finite. The message ends in ``wanted``.
-    """
+    """Read numbers such as ``"7.5,30"``. Raises :class:`OptionError` if a number is not finite. The message ends in ``wanted``."""
     numbers = [math.nan]
     with suppress(ValueError):
         numbers = [float(number) for number in text.split(",")]

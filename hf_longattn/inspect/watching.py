@@ -147,7 +147,6 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
 
 
 def has_mechanisms(model: nn.Module) -> bool:
-    """Whether ``model`` is a Long model, or was changed by :func:`hf_longattn.enable_long_attention`."""
     return any(isinstance(module, Mechanism) for module in model.modules())
 
 
@@ -201,7 +200,6 @@ def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> Non
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
-    """Whether a self-attention layer of ``stack`` is causal."""
     return any(site.causal for site in _sites(stack))
 
 

@@ -58,8 +58,6 @@ class AdaptiveSpanOptions(Options):
 
 @register_mechanism("adaptive_span")
 class AdaptiveSpan(Mechanism, AddsLoss):
-    """Softmax attention in which each head learns how far it sees."""
-
     about = About(
         summary="a learned soft span per head; keys beyond the longest span are skipped",
         paper="Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5",
@@ -80,7 +78,6 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set every head to ``init_span``."""
         super().reset_parameters(generator)
         first = self.options.init_span
         nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)
@@ -119,7 +116,6 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        """Each query attends to the keys within its head's span and ramp."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         positions = torch.arange(k.shape[2], device=k.device)
         return lambda rows, scores: (rows[:, None] - positions).abs() < reach

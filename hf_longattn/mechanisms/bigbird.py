@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +43,6 @@ from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 TABLE_STEP = 64
 """Number of blocks by which a decoding table grows. Untuned."""
 MAX_TABLE = 1 << 24
@@ -63,8 +59,8 @@ class BigBirdOptions(Options):
     random_pattern: str = option(
         "seeded",
         "'seeded': distinct blocks outside the window and the global blocks; 'hf_eval': the first block counts again instead of each "
-        "random one, as in transformers in evaluation; 'hf': the same, with a warning in training, where transformers draws random blocks",
-        choices=("seeded", "hf", "hf_eval"),
+        "random one, as in transformers in evaluation",
+        choices=("seeded", "hf_eval"),
     )
     blocks_over: str = option(
         "text",
@@ -88,8 +84,6 @@ class BigBirdOptions(Options):
 
 @register_mechanism("bigbird")
 class BigBird(MaskedMechanism):
-    """A window of blocks, a few random blocks, and global blocks at both ends."""
-
     about = About(
         summary="a window of blocks, random blocks, and global blocks that attend to and are attended by all",
         paper="Zaheer et al. 2020, Big Bird, §2 and appendix D",
@@ -115,15 +109,6 @@ class BigBird(MaskedMechanism):
         self.capabilities = self.capabilities.but(ignores_padding=o.blocks_over == "text")
         self.full_blocks = 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
         """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
-
-    def train(self, mode: bool = True) -> Self:
-        if mode and self.options.random_pattern == "hf":
-            warnings.warn(
-                "Mechanism 'bigbird' with random_pattern='hf' counts the first block again instead of drawing transformers' random blocks, "
-                "also in training; choose random_pattern='seeded' to train with random blocks, or 'hf_eval' to avoid this warning.",
-                stacklevel=2,
-            )
-        return super().train(mode)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         o = self.options
@@ -285,7 +270,6 @@ class BigBird(MaskedMechanism):
         return keyed[1]
 
     def _table_of(self, count: Tensor, rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The table of texts with ``count (B,)`` blocks."""
         blocks = self.blocks(count, rows, call.causal, device, call.seed)
         times = blocks.times(*index_grid(len(count), self.num_heads, rows, rows, device))
         return BlockTable(times > 0, times.clamp(min=1).log() if blocks.again else None)

@@ -44,8 +44,6 @@ class BlockTopKOptions(Options):
 
 @register_mechanism("block_top_k")
 class BlockTopK(Mechanism):
-    """Softmax over the query's block and the blocks with the highest-scoring mean keys."""
-
     about = About(
         summary="each query attends to its block and to the k-1 blocks whose mean key scores highest",
         paper="Lu et al. 2025, MoBA, §2.2",

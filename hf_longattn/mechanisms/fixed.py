@@ -38,8 +38,6 @@ class FixedOptions(Options):
 
 @register_mechanism("fixed")
 class Fixed(GatheredMechanism):
-    """Softmax over the query's block and the last tokens of every block."""
-
     about = About(
         summary="the query's block and the last c tokens of every (earlier, when causal) block",
         paper="Child et al. 2019, Sparse Transformer, §4.3 (fixed)",

@@ -15,8 +15,6 @@ from .common.registry import register_mechanism
 
 @register_mechanism("full")
 class Full(SparseMechanism):
-    """Every query sees every key: the exact baseline, run by PyTorch's scaled_dot_product_attention."""
-
     about = About(
         summary="softmax attention over all tokens",
         paper="Vaswani et al. 2017, Attention Is All You Need, eq. 1",

@@ -2,11 +2,10 @@
 
     φ(x) = [softmax(x W), softmax(-x W)]        o_i = φ_q(q_i) Σ_j φ_k(k_j)ᵀ v_j / φ_q(q_i) Σ_j φ_k(k_j)
 
-Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). ``feature_softmax`` chooses other published
-forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
-equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as the
-identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, feature products below
-exp(-87) underflow, as for opposite q and k with norms above about 40. If all products of a query underflow, its output is zeros.
+Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). W (D × feature_dim / 2, without bias) is learned
+for the queries and the keys of each head and is initialised as the identity, as in the paper. A ``scaling`` other than D^-½ multiplies q
+and k by (scaling · √D)^½ each. In fp32, feature products below exp(-87) underflow, as for opposite q and k with norms above about 40. If
+all products of a query underflow, its output is zeros.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ from torch import Tensor
 from ..engines import accelerator
 from ..engines.call import AttentionCall
 from .common.capabilities import About
-from .common.feature_map import HeadwiseLinear, LinearMechanism, log_products
+from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-
-HALVES, JOINT, NONE = "halves", "joint", "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +28,10 @@ class HedgehogOptions(Options):
     feature_dim: int | None = option(
         None, "features per head, both halves together; default: twice the head size", "features", even=True, most=4096
     )
-    feature_softmax: str = option(
-        HALVES,
-        "how the features are normalised. 'halves': a softmax of each half, as in the authors' code (Based, LoLCATs); 'joint': one softmax "
-        "of both, as in flash-linear-attention; 'none': not at all, as the paper prints its equations",
-        choices=(HALVES, JOINT, NONE),
-    )
 
 
 @register_mechanism("hedgehog")
 class Hedgehog(LinearMechanism):
-    """Linear attention with learned exponential features, which can be as peaked as softmax."""
-
     about = About(
         summary="a learned exponential feature map, trained to imitate softmax",
         paper="Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6",
@@ -57,13 +46,11 @@ class Hedgehog(LinearMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.features_per_head = options.feature_dim or 2 * head_dim
-        self.logarithms = options.feature_softmax == NONE
         self.query_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
         self.key_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise W as the identity."""
         super().reset_parameters(generator)
         for projection in (self.query_map, self.key_map):
             with torch.no_grad():
@@ -76,21 +63,13 @@ class Hedgehog(LinearMechanism):
         return self._features(self.key_map(self.scaled(k, call)))
 
     def _features(self, projected: Tensor) -> Tensor:
-        """Features of ``x W``; their logarithms if they are not normalised."""
         if accelerator.accelerated(projected):  # one multiplication for both halves, which takes longer on a CPU
             signs = 1 - 2 * torch.arange(2, dtype=projected.dtype, device=projected.device)
             both = (projected.unsqueeze(-2) * signs[:, None]).flatten(-2)
         else:
             both = torch.cat((projected, -projected), -1)
-        if self.logarithms:
-            return both
-        if self.options.feature_softmax == HALVES:
-            return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
-        return both.softmax(-1)
+        return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         left, right = self.scaled(q, call) @ self.query_map.weight.to(q.dtype), self.scaled(k, call) @ self.key_map.weight.to(k.dtype)
-        if self.options.feature_softmax == HALVES:
-            return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT
-        left, right = torch.cat((left, -left), -1), torch.cat((right, -right), -1)
-        return log_products(left, right) if self.logarithms else left.softmax(-1) @ right.softmax(-1).mT
+        return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT

@@ -50,8 +50,6 @@ class HierarchicalOptions(Options):
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):
-    """Softmax over near tokens and over pools of distant tokens. Pools grow with distance."""
-
     about = About(
         summary="exact near the diagonal, pooled keys and values that grow coarser with distance",
         paper="Zhu & Soricut 2021, H-Transformer-1D, §4 and §6",
@@ -229,7 +227,6 @@ class Pyramid:
         return torch.where(seen, pools + sum(self.sizes[:level]), -1)
 
     def pairs(self, causal: bool) -> int:
-        """Number of query–key products."""
         total, half = 0, self.block // 2
         for level in range(self.top + 1):
             width = self.block << max(level - 1, 0)

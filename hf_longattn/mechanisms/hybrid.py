@@ -30,7 +30,7 @@ from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.options import Options, option
 from .common.registry import MechanismSpec, mechanism_class, register_mechanism
-from .hedgehog import NONE, HedgehogOptions
+from .hedgehog import HedgehogOptions
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default
 INITIAL_MIXING = 0.1
@@ -56,8 +56,8 @@ class HybridOptions(Options):
     def check(self) -> None:
         if self.mixing is not None and not self.mixing > 0:
             raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
-        chosen, options = mechanism_class(self.features.mechanism), self.features.options
-        if not (issubclass(chosen, LinearMechanism) and chosen.sums_beside_softmax) or getattr(options, "feature_softmax", "") == NONE:
+        chosen = mechanism_class(self.features.mechanism)
+        if not (issubclass(chosen, LinearMechanism) and chosen.sums_beside_softmax):
             raise OptionError(
                 f"Option 'features' of mechanism 'hybrid' is '{self.features}', which cannot be added to a softmax; "
                 "choose hedgehog, taylor or linear, for example features=hedgehog."
@@ -66,8 +66,6 @@ class HybridOptions(Options):
 
 @register_mechanism("hybrid")
 class Hybrid(Mechanism, Stateful):
-    """Softmax in a small window and linear attention to all other keys, under one normalisation."""
-
     about = About(
         summary="softmax in a small window and linear attention to all other keys, normalised together",
         paper="Zhang et al. 2024, LoLCATs, eq. 6-7",

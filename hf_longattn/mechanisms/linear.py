@@ -32,8 +32,6 @@ class LinearOptions(Options):
 
 @register_mechanism("linear")
 class Linear(LinearMechanism):
-    """Every query sees every key, with weights that are products of features."""
-
     about = About(
         summary="φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax",
         paper="Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12",
@@ -99,4 +97,3 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
     "relu": F.relu,
 }
-"""φ, for each value of the option ``feature_map``."""

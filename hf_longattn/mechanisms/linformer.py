@@ -59,8 +59,6 @@ class LinformerOptions(Options):
 
 @register_mechanism("linformer")
 class Linformer(Mechanism):
-    """Softmax over keys and values that are projected along the length."""
-
     about = About(
         summary="keys and values projected along the length to a fixed number of rows",
         paper="Wang et al. 2020, Linformer, eq. 7",

@@ -1,9 +1,11 @@
 """Longformer attention: a sliding window, and global tokens that see all tokens and are seen by all (Beltagy et al. 2020, section 3.1).
 
 Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either is global, and
-j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts once. With ``separate_global``, global
-tokens have separate projections of the layer's input x ("linear projections for global attention"): global token i attends to every key
-j with
+j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts once. In a causal layer that rotates
+queries and keys, global tokens 0 … g - 1 have the positions of sinks (:mod:`.window`), unless the call says which tokens are global.
+
+With ``separate_global``, global tokens have separate projections of the layer's input x ("linear projections for global attention"): global
+token i attends to every key j with
 
     o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 

@@ -84,8 +84,6 @@ class LSHOptions(Options):
 
 @register_mechanism("lsh")
 class LSH(BucketedMechanism):
-    """Softmax over the tokens whose hashes agree, in several rounds of hashing."""
-
     about = About(
         summary="tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks",
         paper="Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)",

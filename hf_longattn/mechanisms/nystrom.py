@@ -51,8 +51,6 @@ class NystromOptions(Options):
 
 @register_mechanism("nystrom")
 class Nystrom(Mechanism):
-    """Softmax attention interpolated from landmarks, the means of segments."""
-
     about = About(
         summary="softmax attention approximated through landmarks, means of segments of the text",
         paper="Xiong et al. 2021, Nyströmformer, eq. 13-15",

@@ -50,8 +50,6 @@ class PerformerOptions(Options):
 
 @register_mechanism("performer")
 class Performer(LinearMechanism, NeedsWholeBatch):
-    """Linear attention by random features, an unbiased estimate of the softmax kernel."""
-
     about = About(
         summary="orthogonal random features that estimate softmax attention (FAVOR+)",
         paper="Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4",

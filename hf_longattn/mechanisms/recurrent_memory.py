@@ -43,8 +43,6 @@ class RecurrentMemoryOptions(Options):
 
 @register_mechanism("recurrent_memory")
 class RecurrentMemory(GatheredMechanism):
-    """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
-
     about = About(
         summary="full attention within a segment; in a model, learned memory tokens pass from segment to segment",
         paper="Bulatov et al. 2022, Recurrent Memory Transformer, §3",

@@ -8,8 +8,8 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
 Scores are q · k, as in the training of a converted checkpoint; algorithm 1 has q̂ · k̂. (The paper's causal form uses the queries as keys,
 K ← Q; converted models have separate keys.) The w best tokens of a cluster depend on the whole sequence, so the causal form takes the
 latest ones instead. Here every query belongs to one cluster, the nearest. In algorithm 1, a cluster takes its w nearest queries: a query
-in no cluster gets nothing, and a query in several gets one of the results. ``window`` adds the tokens around each query, instead of the
-paper's local heads. A query that sees no key sees itself.
+in no cluster gets nothing, and a query in several gets one of the results. The paper's local heads are a window in a ``union``. A query
+that sees no key sees itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per
 backward pass:
@@ -43,12 +43,12 @@ from torch import Tensor, nn
 from ..engines import accelerator
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
-from ..engines.dense import index_grid, repeat_heads
+from ..engines.dense import repeat_heads
 from ..engines.score_terms import add_term
 from ..engines.topk import exact_dtype, ranking, topk
 from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.capabilities import About, NeedsWholeBatch
-from .common.layout import band_tile, full_pairs
+from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -65,7 +65,6 @@ class RoutingOptions(Options):
     window_per_cluster: int | None = option(
         None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
     )
-    window: int = option(0, "tokens around each query that it also sees: w/2 on each side, or the last w when causal", "tokens", least=0)
     router: str = option(
         "kmeans",
         "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters",
@@ -77,8 +76,6 @@ class RoutingOptions(Options):
 
 @register_mechanism("routing")
 class Routing(BucketedMechanism, NeedsWholeBatch):
-    """Softmax over the tokens of a query's cluster, found by k-means or learned."""
-
     about = About(
         summary="each token sees the members of its nearest cluster, by online k-means or a learned router",
         paper="Roy et al. 2020, Routing Transformer, §4.1, algorithm 1",
@@ -173,13 +170,10 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             rank = ranking(self._ranked(k, offset, real)).argsort(-1)
             member = (rank < self.size) & real[:, None, None]  # (B, H, clusters, Nk)
             met = member.gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
-        if band := self._band(call.causal):
-            _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
-            met = met | ((q_idx - kv_idx >= band[0]) & (q_idx - kv_idx <= band[1]))
         return (met & real[:, None, None, :]).int()
 
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        real, band, positions = call.real(k), self._band(call.causal), torch.arange(k.shape[2], device=k.device)
+        real = call.real(k)
         query_clusters = torch.cat([self.clusters(piece, None) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
         if call.causal:
             key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
@@ -201,14 +195,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
                 empty = torch.zeros(*chosen.shape[:3], k.shape[2] + 1, dtype=torch.bool, device=k.device)
                 return empty.scatter_(-1, chosen, True)[..., :-1]
 
-        def met(rows: Tensor) -> Tensor:
-            seen = clustered(rows)
-            if band is not None:
-                distance = rows[:, None] - positions
-                seen = seen | ((distance >= band[0]) & (distance <= band[1]))
-            return seen & real[:, None, None, :]
-
-        return met
+        return lambda rows: clustered(rows) & real[:, None, None, :]
 
     def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         if not self.learned:
@@ -219,31 +206,22 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return call.replace(score_mod=add_term(call.score_mod, lambda *_: affinity))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        # with a learned router or a window, clusters choose among the keys of one document
-        return accelerator.accelerated(k) and call.causal and not self.learned and not self.options.window
+        # with a learned router, clusters choose among the keys of one document
+        return accelerator.accelerated(k) and call.causal and not self.learned
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        real, band = call.key_mask, self._band(call.causal)
-        offset = self.offsets(k, call)
+        real, offset = call.key_mask, self.offsets(k, call)
         cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
             (buckets, count), (key_buckets, _) = (
                 buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (cluster, self.clusters(k, None))
             )
             rounds = RecentRounds(buckets, key_buckets, count, real=real, q_len=q_len, size=self.size, shared=False)
-            parts = [*rounds.parts(outside=band)]
-            no_visible_key = None if band else rounds.no_visible_key()
+            parts, no_visible_key = [*rounds.parts()], rounds.no_visible_key()
         else:
             members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
             rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2))
-            parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)]
-        if band is not None:
-            near = band_tile(k.shape[2], band[1], -band[0], k.device)
-            queries, keys = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1), near.keys
-            if real is not None:
-                is_real = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1))
-                keys = torch.where(is_real.view(len(real), *keys.shape[1:]), keys, -1)
-            parts.append(dataclasses.replace(near, queries=queries, keys=keys))
+            parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])))]
         if self.learned:  # log p_j(c(i)) is the bias of a pair
             share = self.shares(k, offset, exact=False).flatten(2)
             for number, part in enumerate(parts):
@@ -285,13 +263,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return self.num_clusters == 1 and self.size >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return min(full_pairs(length, causal), length * min(length, self.size + self.options.window))
-
-    def _band(self, causal: bool) -> tuple[int, int] | None:
-        """The lowest and highest distance ``query - key`` within the window; ``None`` without a window."""
-        if not self.options.window:
-            return None
-        return (0, self.options.window - 1) if causal else (-(self.options.window // 2), self.options.window // 2)
+        return min(full_pairs(length, causal), length * min(length, self.size))
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:

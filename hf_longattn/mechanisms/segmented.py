@@ -93,8 +93,6 @@ class SegmentedOptions(Options):
 
 @register_mechanism("segmented")
 class Segmented(GatheredMechanism):
-    """Softmax inside blocks, together with neighbouring blocks or with summaries of the others."""
-
     about = About(
         summary="softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries",
         paper="Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1",
@@ -120,7 +118,6 @@ class Segmented(GatheredMechanism):
         """Number of blocks that a query sees on each side of its block."""
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """The keys that have a weight. With summaries, these are all keys (all earlier ones when causal)."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -153,7 +150,6 @@ class Segmented(GatheredMechanism):
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """Mask of the visible keys and of the visible summaries, which follow the keys."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

@@ -55,8 +55,6 @@ class SynthesizerOptions(Options):
 
 @register_mechanism("synthesizer")
 class Synthesizer(Mechanism):
-    """Attention weights from the token alone or a learned matrix, optionally mixed with dot products."""
-
     about = About(
         summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
         paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
@@ -194,7 +192,6 @@ class SyntheticScores(nn.Module, ABC):
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the initial values."""
         for child in self.children():
             reset(child, generator)
         for name in self.tables:

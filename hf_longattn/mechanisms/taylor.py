@@ -33,8 +33,6 @@ class TaylorOptions(Options):
 
 @register_mechanism("taylor")
 class Taylor(LinearMechanism):
-    """Linear attention with the positive weights 1 + s + s²/2 of projected queries and keys."""
-
     about = About(
         summary="the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions",
         paper="Arora et al. 2024, Simple linear attention language models (Based), §4.1",

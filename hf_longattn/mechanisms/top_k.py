@@ -34,8 +34,6 @@ class TopKOptions(Options):
 
 @register_mechanism("top_k")
 class TopK(Mechanism):
-    """Softmax over the k keys with the highest scores."""
-
     about = About(
         summary="each query attends to the k keys of the whole sequence with the highest scores",
         paper="Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2",

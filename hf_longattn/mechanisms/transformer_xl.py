@@ -62,8 +62,6 @@ class TransformerXLOptions(Options):
 
 @register_mechanism("transformer_xl")
 class TransformerXL(GatheredMechanism):
-    """Softmax over the query's segment and the ``memory_length`` tokens before that segment."""
-
     about = About(
         summary="the query's segment and a memory of the tokens before it, into which gradients may be stopped",
         paper="Dai et al. 2019, Transformer-XL, §3.2",
@@ -173,7 +171,6 @@ class TransformerXL(GatheredMechanism):
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def joint(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

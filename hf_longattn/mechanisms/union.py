@@ -53,8 +53,6 @@ class UnionOptions(Options):
 
 @register_mechanism("union")
 class Union(GatheredMechanism):
-    """Softmax over the pairs that any member's mask allows. Each pair counts once."""
-
     about = About(
         summary="several masks joined under one softmax",
         paper="Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)",
@@ -114,7 +112,6 @@ class Union(GatheredMechanism):
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
-        """Members that list their pairs as tiles."""
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
@@ -126,12 +123,10 @@ class Union(GatheredMechanism):
         return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
         mods = [member.mask_mod(causal, global_mask) for member in self.mechanisms]
         return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The tokens that are global to any member."""
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
         if all(tokens is masks[0] for tokens in masks):  # those of the call, to which lists of blocks are attached
             return masks[0] if masks else None

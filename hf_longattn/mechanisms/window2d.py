@@ -86,8 +86,6 @@ class Window2dOptions(Options):
 
 @register_mechanism("window2d")
 class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
-    """Softmax inside windows of a grid. Windows do not overlap."""
-
     about = About(
         summary="on a grid: softmax inside windows that do not overlap, shifted in every second layer or not",
         paper="Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3",
@@ -124,7 +122,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     @property
     def shifted(self) -> bool:
-        """Whether the windows of this layer are shifted."""
         return self.options.shift == "alternate" and self.layer % 2 == 1
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
@@ -183,7 +180,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
 
     def mask_on(self, grid: Grid) -> MaskMod:
-        """:meth:`mask_mod` on a grid."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -309,7 +305,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def covers_grid(self, grid: Grid) -> bool:
-        """Whether every token sees every token."""
         one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
         return self.shared_prefix(grid) == grid.prefix and one_window and self.padded_grid(grid) == grid
 

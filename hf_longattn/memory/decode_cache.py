@@ -103,7 +103,6 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
 
 
 def window_layer_type(window: int) -> str:
-    """The cache layer type for a causal window of ``window`` tokens."""
     growing, static = (partial(layer, window=window) for layer in (GrowingWindowLayer, StaticWindowLayer))
     return _enter_layer_type(f"{BACKEND}_window_{window}", growing, static)
 

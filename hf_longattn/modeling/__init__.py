@@ -1,12 +1,5 @@
 """Code that turns a model class of transformers into a Long one. The families are in :mod:`hf_longattn.families`.
 
-- :mod:`.declared`, :mod:`.backend`: the mask function and the attention function registered in transformers as ``longattn``;
-- :mod:`.family`: a family's entry, its config and its lengths;
-- :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;
-- :mod:`.packed_documents`, :mod:`.memory_argument`, :mod:`.losses`: arguments of a call, and its loss;
-- :mod:`.inference`, :mod:`.pruning`: packed layers, and attention with fewer heads;
-- :mod:`.mixin`, :mod:`.classes`: the Long classes; :mod:`.generic`: models of any other architecture.
-
 A call of a Long model, step by step:
 
 1. A head (``LongAttentionMixin.with_arguments``) passes our arguments on to its base model, and adds the loss terms of mechanisms.

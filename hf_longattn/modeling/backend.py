@@ -162,7 +162,6 @@ def mechanism_mask(
 
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
-    """Whether the modeling file for a config uses transformers' AttentionInterface."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:

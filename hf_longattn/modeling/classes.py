@@ -83,7 +83,6 @@ ENTERED.append(give_classes)
 
 
 def is_model_class(value: Any) -> bool:
-    """Whether ``value`` is a model class of transformers."""
     from transformers import PreTrainedModel
 
     return isinstance(value, type) and issubclass(value, PreTrainedModel)

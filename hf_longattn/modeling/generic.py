@@ -48,7 +48,6 @@ class GenericConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
         check_config(config_dict)
         return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
 
@@ -111,7 +110,6 @@ def generic_model_class(base: Any) -> Any:
 
 
 def loading_class(model: PreTrainedModel) -> Any:
-    """The class that loads a saved copy of ``model`` with its mechanisms."""
     base: Any = type(model)
     return generic_model_class(base) if isinstance(model.config, GenericConfig) else base
 
@@ -152,7 +150,6 @@ PLAIN = PlainSpec()
 
 @cache
 def plain_family(config_class: Any) -> PlainFamily:
-    """The family of an architecture, by its config class."""
     return PlainFamily(_generic_class(config_class), spec=PLAIN)
 
 
@@ -241,11 +238,7 @@ def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
 def _parts(
     model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]
 ) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
-    """The model, or its named towers, with the attention of each.
-
-    Raises:
-        OptionError: there is no such tower.
-    """
+    """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such tower."""
     if isinstance(attention, LongAttentionConfig):
         return [(model, attention)]
     towers = towers_of(model)

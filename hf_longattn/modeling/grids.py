@@ -102,11 +102,7 @@ def grid_spec(model: Any) -> GridSpec:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of images, Long or not.
-
-    Raises:
-        BackendError: the model does not read images on a grid of patches.
-    """
+    """The family of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images on a grid of patches."""
     family = known_family(model.config)
     if family is None or not family.spec.on_grid:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"

@@ -180,7 +180,6 @@ def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dic
 
 
 def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A layer's inputs, cast to the dtype of its weight."""
     weight: Any = module.weight
     return tuple(x.to(weight.dtype) for x in inputs)
 
@@ -393,9 +392,7 @@ class PackedLinear(InferenceLinear):
 class Int8Linear(InferenceLinear):
     """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
 
-    Args:
-        weight: ``(out_features, in_features)``, on the CPU.
-        bias: ``(out_features,)``, or ``None``.
+    weight, bias: as of :class:`PackedLinear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

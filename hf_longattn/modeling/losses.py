@@ -170,7 +170,7 @@ def deferred_logits(model: Any) -> Iterator[None]:
     Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs. A head that peft trains is plain.
     """
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    head = model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
+    head: Any = model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
     heads: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
     heads = [layer for layer in heads if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)]
     heads = [layer for layer in heads if not hasattr(layer.weight, "ds_id")]  # DeepSpeed's parameters are whole in their layer only

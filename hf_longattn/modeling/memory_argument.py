@@ -109,7 +109,6 @@ def _remembering(output_class: type[Any]) -> type[Any]:
 
 
 def _remembered(output_class: Any, fields: dict[str, Any]) -> Any:
-    """Unpickle outputs with a memory."""
     return _remembering(output_class)(**fields)
 
 

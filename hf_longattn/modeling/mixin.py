@@ -390,7 +390,7 @@ class LongGenerationMixin(_Base):
     @property
     def _has_no_end(self) -> bool:
         """Whether mechanisms run that let texts be of any length (:func:`~.family.rotary.positions_without_end`)."""
-        return self.runs_mechanisms and positions_without_end(self.family, self.config, layer_mechanisms(self)) is not None
+        return self.runs_mechanisms and positions_without_end(self.family, self.config) is not None
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
@@ -509,7 +509,6 @@ class LongBaseModelMixin(LongAttentionMixin):
         return base_forward(self, **arguments)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        """Whether this call returns attention weights."""
         wanted = arguments.get("output_attentions")
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
@@ -582,11 +581,7 @@ TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_res
 
 
 def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
-    """Remove arguments for texts from ``keywords`` if they are ``None``.
-
-    Raises:
-        InputError: one of them has a value.
-    """
+    """Remove arguments for texts from ``keywords`` if they are ``None``. Raises :class:`InputError` if one of them has a value."""
     for name in names:
         if keywords.pop(name, None) is not None:
             raise InputError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")

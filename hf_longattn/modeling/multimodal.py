@@ -62,7 +62,6 @@ class ImageInput:
 
     @property
     def grid(self) -> Grid:
-        """The patches of an image."""
         return Grid((self.size[0] // self.patch, self.size[1] // self.patch))
 
 
@@ -120,18 +119,15 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def embedded(self) -> dict[str, Any]:
-        """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
         given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
 
     @property
     def images(self) -> ImageInput | None:
-        """The images that the model reads."""
         return self.embedded.get("images")
 
     @property
     def sound(self) -> AudioInput | None:
-        """The spectrograms that the model reads."""
         return self.embedded.get("sound")
 
     @property
@@ -185,11 +181,7 @@ class PatchEmbedder(Embedder):
         self.columns = nn.Embedding(images.grid.sizes[1], width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
-
-        Raises:
-            InputError: the images have another size.
-        """
+        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``. Raises :class:`InputError` if the images have another size."""
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
             raise InputError(

@@ -95,11 +95,7 @@ def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
 
 
 def heads_of(model: nn.Module) -> list[Heads]:
-    """The heads of every self-attention.
-
-    Raises:
-        OptionError: there is a layer whose heads cannot be removed.
-    """
+    """The heads of every self-attention. Raises :class:`OptionError` if there is a layer whose heads cannot be removed."""
     layers = []
     for site in attention_sites(model):
         if site.cross:

@@ -61,7 +61,6 @@ class LongTowersMixin(LongAttentionMixin):
 
     @property
     def towers(self) -> dict[str, LongAttentionMixin]:
-        """The Long model of each tower, by name."""
         return {name: getattr(self, f"{name}_model") for name in self.config_class.tower_classes}
 
     @property

@@ -1,12 +1,4 @@
-"""Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
-
-budget       the settings of a search, including the budget
-search       the search and its result; ``--mechanism auto`` of a conversion
-model        the checkpoint with any design in its layers, and its inputs
-design       candidates (mechanisms for single layers), and designs (a candidate for each layer) with their costs
-costs        seconds and bytes of a candidate in one layer, measured on this machine
-choice       scores of candidates in each layer, the best choice within the budget, and effects on predictions
-"""
+"""Search for a mechanism per layer under a budget of time or memory: ``longattn search``."""
 
 from __future__ import annotations
 

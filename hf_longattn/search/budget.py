@@ -83,7 +83,6 @@ def readable_seconds(value: float) -> str:
 
 
 def readable_bytes(value: float) -> str:
-    """``120 MB``."""
     size, unit = pick_unit_and_suffix(int(value), ["bytes", "kB", "MB", "GB"], 1000)
     return f"{value / size:.3g} {unit}"
 
@@ -131,7 +130,6 @@ class SearchConfig(Settings):
             raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
 
     def conversion(self) -> ConversionConfig:
-        """Settings of the conversion for which designs are searched."""
         return ConversionConfig(
             max_length=self.length, image_size=self.image_size, audio_seconds=self.audio_seconds,
             positions=self.positions, revision=self.revision, token=self.token,

@@ -183,7 +183,6 @@ class Divergence:
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
-        """The divergence, mean over pieces."""
         model = self.model.run_with(design.attention(), short=True)
         divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
         return sum(divergences) / len(divergences)

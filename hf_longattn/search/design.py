@@ -177,11 +177,9 @@ class DesignCosts:
     budget: Budget
 
     def uniform(self, candidate: Candidate) -> Design:
-        """The design with one candidate in every layer."""
         return Design((candidate,) * self.layers, self.named)
 
     def costed(self, design: Design, score: float | None = None) -> CostedDesign:
-        """A design with its costs."""
         costs = [self.by_candidate[name] for name in design.names]
         sizes = [cost.bytes for cost in costs if cost.bytes is not None]
         size = None if len(sizes) < len(costs) else sum(sizes) if self.causal else max(sizes)

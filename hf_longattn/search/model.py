@@ -62,7 +62,6 @@ class SearchedModel:
 
     @property
     def predicts_tokens(self) -> bool:
-        """Whether the checkpoint has a language-modelling head and is not an encoder-decoder."""
         config: Any = self.original.config
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
 
@@ -142,7 +141,6 @@ class SearchText(TextIds):
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Pieces with the labels of their predictions: every next token, or masked ones."""
         pieces = self.pieces(length, count)
         return [(piece, piece) if causal else masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
 

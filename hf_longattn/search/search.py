@@ -92,12 +92,10 @@ class SearchResult:
 
     @property
     def target(self) -> str:
-        """The inputs of the target in words."""
         return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
     @property
     def command(self) -> str:
-        """The command that converts the checkpoint to the design, as a shell reads it."""
         destination = f"{Path(self.model).name}-long"
         return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
 
@@ -110,7 +108,6 @@ class SearchResult:
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
     def cost_of(self, costed: CostedDesign) -> str:
-        """A design's cost in words."""
         if self.budget.of_memory:
             return readable_bytes(costed.bytes or 0)
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
@@ -270,7 +267,6 @@ class Search:
         self.table = ScoreTable([{} for _ in range(self.model.layers)])
 
     def run(self) -> SearchResult:
-        """Measure candidates, and choose a design."""
         config = self.config
         pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
         if pieces < config.pieces:
@@ -322,11 +318,7 @@ class Search:
         self.candidates = unique_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Remove candidates that failed.
-
-        Raises:
-            OptionError: no candidate is left.
-        """
+        """Remove candidates that failed. Raises :class:`OptionError` if no candidate is left."""
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:

@@ -22,7 +22,6 @@ from hf_longattn.errors import OptionError, check_extra, flag, in_a_line
 
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
-    """A field with its help text."""
     if isinstance(default, list):
         return HfArg(default_factory=lambda: list(default), help=help, aliases=aliases)
     return HfArg(default=default, help=help, aliases=aliases)

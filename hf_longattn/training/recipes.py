@@ -32,7 +32,6 @@ class Recipe:
 
 
 def ready_recipes() -> dict[str, Recipe]:
-    """The recipes that come with the package, by name."""
     recipes = {}
     for path in sorted(CONFIGS.rglob("*.yaml")):
         text, command = read_text(path), "convert" if path.parent == CONFIGS else "accelerate launch"

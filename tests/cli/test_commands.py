@@ -68,6 +68,17 @@ def test_convert_writes_what_its_flags_say(long: Path) -> None:
     assert type(transformers.AutoModelForCausalLM.from_pretrained(long)).__name__ == "LongLlamaForCausalLM"
 
 
+def test_recipe_with_sinks_leaves_rotations_as_they_are(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ("--config", "streaming-llm", "--option", "window=32", "--option", "num_sinks=4")
+    for name, flags in {"recipe": (), "longer": ("--max-length", 1024)}.items():
+        shown = output(capsys, "convert", source, tmp_path / name, *recipe, *flags, "--no-verify")
+        assert "of any length: no query looks back more than 36 positions" in " ".join(shown.split())
+        assert "Warning" not in shown
+        before, config = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / name))
+        assert config["rope_parameters"] == before["rope_parameters"]
+        assert config["max_position_embeddings"] == (1024 if flags else before["max_position_embeddings"])
+
+
 @pytest.mark.thorough
 def test_convert_reports_in_words_and_in_json(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

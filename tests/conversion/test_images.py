@@ -246,7 +246,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, InputError, "larger than the grid of 16 × 16.*'full'"),
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, InputError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
-    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
+    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, OptionError, "expected one of auto, tile, interpolate"),
     ({"image_size": 64, "positions": "alibi"}, OptionError, "does not apply to the positions of images"),

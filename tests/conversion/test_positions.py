@@ -299,6 +299,7 @@ def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
     report = convert_checkpoint(folder, tmp_path / "long", **settings)
     assert report.plan["short_texts"] == "of any length: no query looks back more than 20 positions, its own included"
     assert [check.values["length"] for check in report.checks if check.name == "equal where the mechanism covers the input"] == [20]
+    assert "- Its texts may be of any length: no query looks back more than 20 positions" in (tmp_path / "long" / "README.md").read_text()
     model, plain = LongLlamaForCausalLM.from_pretrained(tmp_path / "long"), LlamaForCausalLM.from_pretrained(folder)
     for field in ("rope_parameters", "max_position_embeddings"):
         assert getattr(model.config, field) == getattr(plain.config, field)

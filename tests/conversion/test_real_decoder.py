@@ -50,3 +50,14 @@ def test_plan_of_a_real_decoder_keeps_its_windows() -> None:
     assert [number for number, options in enumerate(layers) if (options["window"], options.get("num_sinks")) == (1024, 4)] == [5, 11, 17]
     assert all(options["window"] == 512 for number, options in enumerate(layers) if number not in (5, 11, 17))
     assert "layers with a window of their own keep it" in plan.to_dict()["choice"]["reason"]
+
+
+def test_sinks_leave_the_rotations_of_a_real_decoder_as_they_are(tmp_path: Path) -> None:
+    sinks = {"mechanism": "window", "window": 1024, "num_sinks": 4}
+    for settings in (sinks, {**sinks, "max_length": 131_072}):
+        plan = plan_conversion(FOLDER, **settings)
+        assert plan.config.rope_parameters == plan.architecture.source_config.rope_parameters
+        assert (plan.looks_back, plan.warnings) == (1028, ())
+    scaled = plan_conversion(FOLDER, **sinks, sink_positions="text", max_length=131_072).config.rope_parameters
+    assert scaled["full_attention"]["factor"] == 4.0
+    assert "factor" not in scaled["sliding_attention"]

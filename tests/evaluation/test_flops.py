@@ -48,7 +48,7 @@ def test_planned_decoding_state_grows_with_full_attention_alone() -> None:
     assert state_of("window", length=50, window=100) == DecodeState(50 * 256, 0)
     assert state_of("transformer_xl", segment_length=50, memory_length=70) == DecodeState((70 + 50) * 256, 0)
     assert state_of("recurrent_memory", segment_length=50, num_memory_tokens=5) == DecodeState(0, 0)
-    assert state_of("strided", window=8, stride=16, columns="absolute").per_token == 256
+    assert state_of("strided", window=8, stride=16).per_token == 256
 
 
 def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:

@@ -273,10 +273,15 @@ def test_card_that_is_written_anew_keeps_its_licence_and_states_its_results(tmp_
 
 
 @pytest.mark.parametrize(
-    ("base", "sentence"), [("bert", "are refused; truncate them"), ("llama", "Other sizes may run, but were not verified")]
+    ("base", "mechanism", "sentence"),
+    [
+        ("bert", "window", "are refused; truncate them"),
+        ("llama", "window", "Its texts may be of any length: no query looks back more than 512 positions"),
+        ("llama", "full", "Other sizes may run, but were not verified"),
+    ],
 )
-def test_card_says_that_models_with_a_position_table_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
-    config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})
+def test_card_says_whether_longer_inputs_are_refused(base: str, mechanism: str, sentence: str, tmp_path: Path) -> None:
+    config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": mechanism})
     config.save_pretrained(tmp_path)
     assert sentence in write_model_card(tmp_path).read_text()
 

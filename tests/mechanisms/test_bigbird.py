@@ -125,17 +125,6 @@ def test_bigbird_pairs_are_the_number_of_visible_keys(length: int, causal: bool)
     assert mechanism.pairs(length, causal) == seen(mechanism, length, causal).sum()
 
 
-def test_a_config_with_the_old_bigbird_pattern_hf_loads_and_trains_as_hf_eval() -> None:
-    old, new = (bigbird(block_size=16, random_pattern=pattern) for pattern in ("hf", "hf_eval"))
-    with pytest.warns(UserWarning, match="choose random_pattern='seeded' to train with random blocks") as caught:
-        old.train()
-    assert len(caught) == 1
-    q, k, v = torch.randn(3, 1, 2, 400, 8)
-    out = attend(q, k, v, old)
-    assert torch.equal(out, attend(q, k, v, new))
-    assert torch.equal(out, attend(q, k, v, old.eval()))
-
-
 @pytest.mark.parametrize("blocks_over", ["text", "input"])
 def test_bigbird_decodes_with_the_blocks_of_the_whole_pass_in_front_of_which_is_padding(blocks_over: str) -> None:
     mechanism = bigbird(blocks_over=blocks_over).eval()

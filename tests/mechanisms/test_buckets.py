@@ -133,9 +133,7 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
 
 ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
 ROUTING_FORMS = [
-    {"window": 30},
     {"router": "learned"},
-    {"router": "learned", "window": 9},
     {"num_clusters": 3, "window_per_cluster": 500},
     {"num_clusters": 40, "window_per_cluster": 1},
     {"window_per_cluster": 300},

@@ -20,9 +20,7 @@ from tests.cases import every_case
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
     *((name, {}) for name in LINEAR),
-    ("hedgehog", {"feature_softmax": "joint"}),
-    ("hedgehog", {"feature_softmax": "none"}),
-    ("hedgehog", {"feature_softmax": "halves", "feature_dim": 20}),
+    ("hedgehog", {"feature_dim": 20}),
     ("taylor", {"feature_dim": 24}),
 ]
 FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
@@ -66,9 +64,8 @@ def test_learned_features_begin_the_same_for_one_seed(name: str) -> None:
 def test_large_keys_do_not_overflow_hedgehog_features() -> None:
     q, k, v = (x.clone() for x in qkv(40))
     k[:, :, 20] *= 200
-    for form in ("halves", "joint", "none"):
-        module = built("hedgehog", feature_softmax=form)
-        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+    module = built("hedgehog")
+    torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.thorough
@@ -225,7 +222,6 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
         "linear:feature_map=relu",
         "taylor:feature_dim=8",
         "hedgehog:feature_dim=24",
-        "hedgehog:feature_softmax=joint",
     ],
 )
 def test_hybrid_equals_the_definition_with_every_feature_map(features: str, causal: bool) -> None:

@@ -19,7 +19,7 @@ from tests.cases import every_case
 from tests.grids import grid
 
 CPU = torch.device("cpu")
-ORDERS = ("columns", "tiles:4x8")
+ORDERS = ("hilbert", "tiles:4x8")
 
 
 def tiles_by_hand(height: int, width: int, prefix: int, tile: tuple[int, int]) -> list[int]:
@@ -47,11 +47,6 @@ def test_the_order_of_tiles_of_a_video_is_that_of_a_loop() -> None:
             expected.append(1 + (frame * 3 + row) * 6 + column if row < 3 else -1)
     assert order.tolist() == expected
     assert grid.length == sum(place >= 0 for place in expected)
-
-
-def test_the_orders_columns_and_raster_keep_the_prefix_first() -> None:
-    assert token_order(Grid((2, 3), 1), "columns", CPU).tolist() == [0, 1, 4, 2, 5, 3, 6]
-    assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))
 
 
 @every_case("sizes", [(8, 8), (16, 16), (4, 4, 4)])
@@ -86,8 +81,7 @@ def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, or
     hidden = torch.randn(2, length, 32, dtype=torch.double) if module.capabilities.takes_hidden_states else None
     out = attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden)
     torch.testing.assert_close(out, reference_attend(q, k, v, ordered, grid=(12, 20), prefix=1, hidden_states=hidden), rtol=1e-9, atol=1e-9)
-    columns = [0, *(1 + row * 20 + column for column in range(20) for row in range(12))]
-    index = torch.tensor(columns if order == "columns" else tiles_by_hand(12, 20, 1, (4, 8)))
+    index = token_order(Grid((12, 20), 1), order, CPU) if order == "hilbert" else torch.tensor(tiles_by_hand(12, 20, 1, (4, 8)))
     filled, places = index >= 0, index.clamp(min=0)
     hidden = None if hidden is None else hidden[:, places]
     moved = attend(*(x[:, :, places] for x in (q, k, v)), module, padding_mask=filled.expand(2, -1), hidden_states=hidden)
@@ -147,7 +141,5 @@ def test_orders_and_grids_that_do_not_fit_a_call_are_refused(name: str, options:
 
 @every_case("order", ["spiral", "tiles", "tiles:0x4", "tiles:8x"])
 def test_an_unknown_order_of_tokens_is_refused(order: str) -> None:
-    with pytest.raises(
-        OptionError, match=r"'order' is .* but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8"
-    ):
+    with pytest.raises(OptionError, match=r"'order' is .* but must be hilbert, or tiles with their sizes: order=tiles:8x8"):
         build_mechanism("window", num_heads=1, head_dim=8, order=order)

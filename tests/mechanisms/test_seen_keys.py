@@ -27,7 +27,7 @@ MORE = [
     ("segmented", {"block_size": 24, "integration": "none"}),
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
     ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
-    ("routing", {"num_clusters": 6, "window_per_cluster": 20, "window": 8}),
+    ("routing", {"num_clusters": 6, "window_per_cluster": 20}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 20}),
@@ -47,11 +47,11 @@ GRID = Grid((9, 14), prefix=2)
 ORDERED = [
     ("segmented", {"block_size": 16, "integration": "none", "order": "tiles:4x4"}),
     ("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}),
-    ("segmented", {"block_size": 20, "integration": "attention", "order": "columns"}),
+    ("segmented", {"block_size": 20, "integration": "attention", "order": "hilbert"}),
     ("window", {"window": 16, "order": "hilbert"}),
     ("bigbird", {"block_size": 9, "order": "tiles:3x3"}),
     ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
-    ("top_k", {"num_keys": 9, "order": "columns"}),
+    ("top_k", {"num_keys": 9, "order": "hilbert"}),
     ("window2d", {"window": 4}),
 ]
 

@@ -231,7 +231,7 @@ def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: di
 def test_sinks_of_a_grid_are_its_first_real_cells_as_in_the_definition() -> None:
     q, k, v = (torch.randn(2, 2, 384, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
     real = torch.arange(384) >= torch.tensor([[0], [7]])
-    options: dict[str, Any] = {"window": 32, "num_sinks": 4, "order": "raster", "grid": (384,), "padding_mask": real}
+    options: dict[str, Any] = {"window": 32, "num_sinks": 4, "order": "tiles:384", "grid": (384,), "padding_mask": real}
     difference = attend(q, k, v, "window", **options) - reference_attend(q, k, v, "window", **options)
     assert difference[real[:, None].expand(2, 2, -1)].abs().max() < 1e-12
 
@@ -271,9 +271,7 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("strided", {"window": 6, "stride": 4}),
     ("strided", {"window": 1, "stride": 7}),
     ("strided", {"window": 32, "stride": 3}),
-    ("strided", {"window": 6, "stride": 4, "columns": "absolute"}),
-    ("strided", {"window": 40, "stride": 9, "columns": "absolute"}),
-    ("strided", {"window": 16, "stride": 512, "columns": "absolute"}),  # beyond most texts
+    ("strided", {"window": 16, "stride": 512}),  # beyond most texts
     ("fixed", {"block_size": 8, "num_summary": 1}),
     ("fixed", {"block_size": 150, "num_summary": 7}),
     ("fixed", {"block_size": 5, "num_summary": 3}),

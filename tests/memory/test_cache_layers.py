@@ -193,7 +193,6 @@ PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
     "dilated, with sinks": ({"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2}, 13 + 2),
 }
 ALL_KEPT: dict[str, dict[str, Any]] = {
-    "absolute columns": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},
     "summary columns": {"mechanism": "fixed", "block_size": 10, "num_summary": 2},
     "blocks": {"mechanism": "segmented", "block_size": 12, "integration": "none"},
     "relative columns": {"mechanism": "strided", "window": 9, "stride": 7},

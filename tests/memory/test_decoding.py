@@ -85,11 +85,10 @@ WITH_TERMS = [
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).about.sample} for name in WITH_TERMS} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
-    "strided, absolute": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},
     "segmented, attention": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
     "lsh, counted": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 8, "count_duplicates": True},
     "lsh, shared": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 64, "shared_qk": True},
-    "routing, learned": {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10, "window": 7, "router": "learned"},
+    "routing, learned": {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10, "router": "learned"},
     "union, kept": {"mechanism": "union", "of": "window:window=9+fixed:block_size=10,num_summary=2"},
 }
 LENGTH = 100

@@ -26,10 +26,12 @@ from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.modeling import losses, mixin
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
 from hf_longattn.modeling.losses import auxiliary_loss
+from hf_longattn.training.arguments import LongTrainingArguments
+from hf_longattn.training.trainer import LongTrainer
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
 from tests.modeling import audio_models, grid_models
-from tests.reference.small_models import long_model, tokens
+from tests.reference.small_models import long_model, plain_model, tokens
 from tests.shared_code import kind_of_family
 
 SPANS = {"mechanism": "adaptive_span", "max_span": 32, "ramp": 8, "init_span": 16, "span_loss_weight": 0.01}
@@ -228,6 +230,17 @@ def test_losses_in_pieces_keep_types_adapters_and_shares(case: str, monkeypatch:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"):
         model = model.to({"float64": torch.float64, "bfloat16": torch.bfloat16}.get(case, torch.float32))
         assert_same_steps(model, rtol=0.02 if half else 1e-5, items=44 if case == "share" else None)
+
+
+@pytest.mark.usefixtures("unread")
+def test_trainings_and_evaluations_of_a_stock_decoder_compute_no_logits(tmp_path: Path) -> None:
+    model = plain_model("llama", "LlamaForCausalLM")
+    arguments = LongTrainingArguments(str(tmp_path), max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no")
+    trainer = LongTrainer(model, arguments, train_dataset=Lines(), eval_dataset=Lines())
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry) == pytest.approx(before, rel=0.1)
+    assert trainer.predict(Lines()).predictions.shape == (8, 40, 200), "what asks for logits gets them"
 
 
 def test_logits_of_training_are_computed_when_they_are_read() -> None:

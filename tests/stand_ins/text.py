@@ -176,7 +176,7 @@ def texts(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(REAL_TEXT[number * 100 :], encoding="utf-8")
 
 
-@stand_in("book.txt")
+@stand_in("book.txt", "held_out.txt")
 def book(file: Path) -> None:
     """Some ten thousand words."""
     from tests.trained import REAL_TEXT
@@ -262,15 +262,6 @@ model = AutoModelForCausalLM.from_pretrained("gpt2-xl-memory")
 segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
 """
 
-TO_TRAIN = """
-from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
-
-model = AutoModelForMaskedLM.from_pretrained("bert-4096")
-# accelerate keeps the precision of the trainings before, in this process
-arguments = TrainingArguments("trained", use_cpu=True, bf16=cpu_computes_bf16(), report_to="none")
-data = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
-"""
 SHORT_TEXTS = {
     "[512, 4096]": "[512, 1024]",
 }
@@ -305,8 +296,13 @@ page(
 page(
     "docs/how-to/adapt.md",
     Setting(
-        before=TO_TRAIN,
-        instead={**FEW_STEPS, "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
+        instead={
+            **FEW_STEPS,
+            "--num_processes 4": "--num_processes 2",
+            "--num_processes 8": "--num_processes 2",
+            "llama-merged --minutes 20": "llama-merged --minutes 0 --length 128 --measured 512 --texts 1",
+            "--max-minutes 20": "--max-steps 1",
+        },
         slow=True,
     ),
 )

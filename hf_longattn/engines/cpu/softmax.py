@@ -223,11 +223,9 @@ class Source(ABC):
 
 
 SOURCES: dict[str, type[Source]] = {}
-"""Source name -> source class."""
 
 
 def source(cls: type[Source]) -> type[Source]:
-    """Class decorator: register a source in :data:`SOURCES`."""
     SOURCES[cls.name] = cls
     return cls
 

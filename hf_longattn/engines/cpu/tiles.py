@@ -80,7 +80,6 @@ class Chunk(NamedTuple):
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
-    """Whether some listed query is an empty slot."""
 
 
 class Limits(NamedTuple):
@@ -251,7 +250,6 @@ BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_not_tiles(context, drops=drops_in_tiles(context))
 
 
@@ -298,7 +296,6 @@ class _Gathered(Side):
     heads: slice
     listed: Tensor
     holes: bool
-    """Whether some slots are empty."""
     indices: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
     """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
 

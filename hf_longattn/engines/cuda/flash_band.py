@@ -45,7 +45,6 @@ flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up
 MAX_FEATURES = 256
 """Maximum width of a head."""
 DTYPES = (torch.bfloat16, torch.float16)
-"""Dtypes of the operator."""
 WIDTH_STEP = 8
 """Head widths are zero-padded to a multiple of this many features."""
 
@@ -69,7 +68,6 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def _why_not_sequences(context: DispatchContext) -> str | None:
-    """Why the operator does not run a band with global tokens, padding or packed sequences."""
     batch = context.call.batch
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
@@ -116,7 +114,6 @@ class Settings(NamedTuple):
         return dq, dk, dv
 
     def keywords(self, windowed: bool = True) -> dict[str, Any]:
-        """The operator's keywords, with the window or without it."""
         left, right = (self.left, self.right) if windowed else (-1, -1)
         return {"scale": self.scale, "window_size_left": left, "window_size_right": right}
 
@@ -334,7 +331,6 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: Sequence[Tensor], part: Part,
     settings: Settings, windowed: bool, causal: bool,
 ) -> Any:  # fmt: skip
-    """Gradients of q, k and v, from the output and log-sum-exp of the whole softmax."""
     return flash_backward(
         grad, q, k, v, out, lse, part.queries, part.keys, *part.longest, settings.dropout, causal, *state, **settings.keywords(windowed)
     )

@@ -363,7 +363,6 @@ def flex_block_table(
 
 
 def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:
-    """The BlockMask of a table, padding, causality and global tokens."""
     tokens, key_mask, causal, seen = call.global_mask, call.key_mask, call.causal, table.seen
     blocks, device = -(-length // BAND_BLOCK), seen.device
     if size < BAND_BLOCK:

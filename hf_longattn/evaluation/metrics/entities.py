@@ -46,11 +46,7 @@ class Entities(DescribedMetric):
 
 
 def entities_of(tags: Sequence[str], scheme: str) -> set[Entity]:
-    """seqeval's entities of one document in a scheme of :data:`SCHEMES`.
-
-    Raises:
-        MissingExtraError: seqeval is not installed.
-    """
+    """seqeval's entities of one document in a scheme of :data:`SCHEMES`. Raises :class:`MissingExtraError` if seqeval is not installed."""
     check_extra("metrics", "seqeval")
     from seqeval import scheme as schemes
 

@@ -97,7 +97,6 @@ class Capabilities:
     recursion: Recursion | None = None
 
     def but(self, **changes: Any) -> Capabilities:
-        """A copy of these capabilities with some changes."""
         return dataclasses.replace(self, **changes)
 
 

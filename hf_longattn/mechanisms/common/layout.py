@@ -78,9 +78,7 @@ def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
     return torch.where((blocks[..., None] >= 0) & (position < length), position, -1).flatten(-2)
 
 
-def prefixes(
-    rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
-) -> Iterator[GatherTile]:
+def prefixes(rows: Tensor, keys: Tensor, seen: Sequence[int]) -> Iterator[GatherTile]:
     """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` must not decrease."""
     count = len(seen)
     size = count if seen[0] == seen[-1] else -(-count // MAX_PARTS)
@@ -91,7 +89,7 @@ def prefixes(
             continue
         limit = torch.tensor(seen[first:last], device=keys.device)[:, None]
         listed = torch.where(torch.arange(widest, device=keys.device) < limit, keys[:widest], -1)
-        yield GatherTile(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)
+        yield GatherTile(rows[None, None, first:last], listed[None, None])
 
 
 def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
@@ -152,7 +150,6 @@ def full_pairs(length: int, causal: bool) -> int:
 
 
 def band_pairs(length: int, left: int, right: int) -> int:
-    """Number of pairs with ``-right <= query - key <= left``."""
     return length + _clipped_sum(left, length) + _clipped_sum(right, length)
 
 

@@ -332,16 +332,13 @@ def leading_sinks(mechanism: Mechanism) -> int:
     return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
 
 
-def furthest_position(mechanism: Mechanism, causal: bool, *, attached: bool = False) -> int | None:
+def furthest_position(mechanism: Mechanism, causal: bool) -> int | None:
     """Largest distance from a query to a key in a rotary model, in positions; ``None`` if unbounded.
 
     Sinks with the positions of a cache (:func:`leading_sinks`) are directly before the window.
-
-    Args:
-        attached: whether the mechanism is in a model, where ``relative`` is set if the model's rotation could be followed.
     """
     local, sinks = mechanism.locality(causal), leading_sinks(mechanism) if causal else 0
-    if local is None or (local.beside and not (sinks and (mechanism.relative is not None or not attached))):
+    if local is None or (local.beside and not sinks):
         return None
     return max(local.back + sinks, local.ahead)
 

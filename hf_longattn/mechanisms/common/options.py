@@ -115,8 +115,8 @@ class Options:
     )
     order: str | None = option(
         None,
-        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
-        "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
+        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: hilbert, "
+        "or tiles with their sizes, as in tiles:8x8",
     )
     exact_length: int | None = option(
         None,
@@ -216,7 +216,6 @@ COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, ORDE
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields. Cached, since annotations are strings and slow to evaluate."""
     return typing.get_type_hints(cls)
 
 
@@ -289,12 +288,12 @@ OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
 
 
-def read_choice(text: str, pairs: Sequence[str] = ()) -> dict[str, Any]:
-    """``window:window=256`` as ``{"mechanism": "window", "window": "256"}``, with further options from ``NAME=VALUE`` pairs."""
+def read_choice(text: str) -> dict[str, Any]:
+    """``window:window=256`` as ``{"mechanism": "window", "window": "256"}``."""
     name, _, options = _unwrapped(text).partition(":")
     if not name.strip() or OPTION.match(name):
         raise OptionError(f"{text!r} must read MECHANISM[:NAME=VALUE,...], for example window:window=256.")
-    return {"mechanism": name.strip(), **read_options(options), **read_options(",".join(pairs))}
+    return {"mechanism": name.strip(), **read_options(options)}
 
 
 def read_options(text: str) -> dict[str, Any]:

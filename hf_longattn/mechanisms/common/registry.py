@@ -45,7 +45,6 @@ COMPOSED = {
 """Name from the literature for a configuration of other mechanisms -> how to write it."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
-"""Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRID = Grid((64, 64))
@@ -194,7 +193,6 @@ def mechanism_class(name: str) -> type[Mechanism]:
 
 
 def options_of(name: str) -> Mapping[str, object]:
-    """The fields of a mechanism's options, by name."""
     return mechanism_class(name)._options_type.__dataclass_fields__
 
 
@@ -237,7 +235,6 @@ def input_in_words(name: str) -> str:
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """Description of the options with which a mechanism equals full attention."""
     if (covering := cls.about.covering) is None:
         return "never"
     if cls.capabilities.needs_grid:
@@ -365,7 +362,6 @@ def without_tensors(
 
 
 def has_tensors(module: nn.Module) -> bool:
-    """Whether a module has any parameters or buffers."""
     return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
 
 

@@ -144,7 +144,6 @@ def for_length(mechanism: Any, length: int, causal: bool = False, queries: int =
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
-    """Whether a text of this length gets full attention, without memory tokens."""
     used = for_length(mechanism, length, causal)
     return used.covers(length, causal) and not (used.capabilities.recursion and used.capabilities.recursion.memory)
 
@@ -194,11 +193,9 @@ def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
 
     def make() -> Tensor:
         cells, prefix = torch.arange(grid.cells).view(grid.sizes), torch.arange(grid.prefix)
-        if order == "columns":
-            cells = cells.permute(*reversed(range(grid.rank)))
-        elif order == "hilbert":
+        if order == "hilbert":
             cells = cells.flatten()[_hilbert(grid.sizes)]
-        elif order != "raster":
+        else:
             tile = grid.per_axis([int(size) for size in check_order(order).removeprefix("tiles:").split("x")], "order")
 
             # Complete the tiles at the end of each axis with empty slots, then read tile by tile.
@@ -348,7 +345,6 @@ def _call_at(call: AttentionCall, rows: int, positions: Tensor, filled: Tensor |
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions."""
     q, k, v, call = args
     return q, k, v, with_relative(module, q, k, call)
 

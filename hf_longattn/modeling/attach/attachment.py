@@ -280,7 +280,7 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     Raises:
         OptionError: according to its code, the model does not rotate the first features of the heads in every layer.
     """
-    planes = _right_angle(type(site.module))
+    planes = _right_angle(type(site.module))  # type: ignore[arg-type]  # a class is hashable
     types = getattr(getattr(site.module, "config", None), "layer_types", None)
     names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
     path = list(accumulate(site.name.split("."), getattr, initial=model))

@@ -34,7 +34,6 @@ CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg"
 
 
 def is_causal(attention: nn.Module) -> bool:
-    """Whether an attention module is causal, by its attribute or by its calls."""
     config = getattr(attention, "config", None)
     model_type = getattr(config, "base_model_type", getattr(config, "model_type", None))
     return bool(getattr(attention, "is_causal", False)) or model_type in CAUSAL_BY_CALL
@@ -60,17 +59,14 @@ class AttentionSite:
 
     @property
     def decoding(self) -> bool:
-        """Whether the layer belongs to a decoder that is causal or has cross-attention."""
         return self.causal or self.cross
 
     @property
     def mechanism(self) -> nn.Module:
-        """The layer's mechanism."""
         mechanism: Any = getattr(self.module, MECHANISM_ATTRIBUTE)
         return mechanism[str(self.layer)] if self.shared else mechanism
 
     def put(self, mechanism: nn.Module) -> None:
-        """Set or replace the layer's mechanism."""
         if not self.shared:
             setattr(self.module, MECHANISM_ATTRIBUTE, mechanism)
             return

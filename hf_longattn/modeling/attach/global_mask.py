@@ -66,18 +66,15 @@ def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:
-    """The mechanisms of ``model``, and members of composites, that take global tokens."""
     outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.capabilities.takes_globals]
     return [mechanism for mechanism in with_members(outer) if mechanism.capabilities.takes_globals] if outer else []
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
-    """Whether a mechanism of ``model`` chooses global tokens by id: by segments or given ids."""
     return any(isinstance(taker, MaskedMechanism) and taker.global_token_ids is not None for taker in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:
-    """Whether any layer of ``model`` takes global tokens."""
     return any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
 
 

@@ -41,12 +41,10 @@ class Convolution:
     right: int = 0
 
     def outputs(self, inputs: int) -> int:
-        """The number of outputs for this number of inputs."""
         return max(0, (inputs + self.left + self.right - self.kernel) // self.stride + 1) if inputs else 0
 
 
 def outputs_of(convolutions: Sequence[Convolution], inputs: int) -> int:
-    """The number of outputs of convolutions in sequence."""
     for convolution in convolutions:
         inputs = convolution.outputs(inputs)
     return inputs
@@ -164,11 +162,9 @@ the attention of {base} instead.
         return outputs_of(self.front(config), length)
 
     def length(self, seconds: float) -> int:
-        """The length of an input of this duration."""
         return round(seconds * self.rate)
 
     def seconds(self, length: int) -> float:
-        """The duration, in seconds, of an input of this length."""
         return length / self.rate
 
     def output_rows(self, config: Any, length: int) -> int:

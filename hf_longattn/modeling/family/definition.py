@@ -202,15 +202,12 @@ class Family:
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
 
     def has_decoder(self, head: str) -> bool:
-        """Whether the class ``head``, the base's or the Long one, has a decoder."""
         return self.two_stacks and not head.endswith(ENCODER_ALONE)
 
     def has_encoder(self, head: str) -> bool:
-        """Whether the class ``head`` of an encoder-decoder has an encoder."""
         return self.two_stacks and not head.endswith(DECODER_ALONE)
 
     def decoder_layers(self, config: Any) -> int:
-        """Number of decoder layers in a config of the base."""
         return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
@@ -238,15 +235,12 @@ class Family:
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
-        """The position table with the parameter name ``name``, or ``None``."""
         return next((table for table in self.position_tables if re.search(table.pattern, name)), None)
 
     def model_class(self, name: str) -> type[Any]:
-        """The Long class ``name``, or the Long class of the base's class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
 
     def base_class(self, name: str) -> type[Any]:
-        """The base's class ``name``."""
         return getattr(importlib.import_module(self.base_package), name)
 
     def long_class_of(self, base: type) -> type[Any] | None:

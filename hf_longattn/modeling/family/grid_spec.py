@@ -50,7 +50,6 @@ class GridSpec(InputSpec):
     square: tuple[str, ...] = ()
 
     def prefix_of(self, config: Any) -> int:
-        """Number of tokens before the patches with this config."""
         return self.prefix if isinstance(self.prefix, int) else self.prefix(config)
 
     def patch(self, config: Any) -> tuple[int, ...]:

@@ -160,7 +160,6 @@ class LongConfig(_Base):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
@@ -200,7 +199,6 @@ class LongConfig(_Base):
 
     @property
     def _computes_as_base(self) -> bool:
-        """Whether every layer's mechanism computes the same as the base's attention."""
         layers, causal = self.attending
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
 

@@ -53,15 +53,12 @@ class PositionTable:
         return tokens + self.offset_rows(config) * self.counted
 
     def tokens(self, config: Any) -> int:
-        """Maximum number of tokens with this config."""
         return getattr(config, self.field) - self.offset_rows(config) * self.counted
 
     def rows(self, config: Any) -> int:
-        """Number of rows with this config."""
         return self.tokens(config) + self.offset_rows(config)
 
     def first_id(self, config: Any) -> int:
-        """The first value of ``position_ids`` with this config."""
         return 0 if self.added else self.offset_rows(config)
 
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:

@@ -45,7 +45,6 @@ PIPELINES = {
 
 
 def register_configs(configuration_auto: ModuleType) -> None:
-    """Make ``AutoConfig`` find every Long config."""
     mapping, config_names, families = configuration_auto.CONFIG_MAPPING, configuration_auto.CONFIG_MAPPING_NAMES, _families()
     for names in _family_entries():
         config_names[names.model_type] = names.config
@@ -80,7 +79,6 @@ def register_tokenizers(tokenization_auto: ModuleType) -> None:
 
 
 def _families() -> ModuleType:
-    """The module that has every ``Long…`` name."""
     return importlib.import_module(f"{PACKAGE}.families")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
-from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import furthest_position
 from ...mechanisms.common.registry import mechanism_class, prototype
 from ...mechanisms.full import Full
@@ -28,17 +27,14 @@ def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool
     return [None if None in distances else max(distances) for distances in zip(*forms, strict=True)]
 
 
-def positions_without_end(family: Family, config: Any, layers: Iterable[Mechanism]) -> int | None:
+def positions_without_end(family: Family, config: Any) -> int | None:
     """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise ``None``.
 
     They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the length of a text.
-
-    Args:
-        layers: the mechanisms in the model.
     """
     if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
         return None
-    return positions_in([furthest_position(layer, True, attached=True) for layer in layers])
+    return positions_in(furthest_positions(config, config.long_attention, True))
 
 
 def plan_rotary(

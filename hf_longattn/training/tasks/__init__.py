@@ -18,7 +18,6 @@ from ..recipes import recipe_names, recipe_words
 
 
 def task_names() -> list[str]:
-    """Names of the tasks of `longattn train`, sorted."""
     return module_names("training.tasks")
 
 
@@ -29,7 +28,6 @@ def task_summary(name: str) -> str:
 
 
 def load_task(name: str) -> ModuleType:
-    """Import a task."""
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     return load_module("training.tasks", name)

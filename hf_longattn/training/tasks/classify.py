@@ -52,8 +52,6 @@ class ClassificationDataArguments(DataArguments):
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of classification."""
-
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
@@ -67,7 +65,6 @@ Parts = tuple[Dataset, Dataset]
 def main(
     model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: ClassificationTrainingArguments
 ) -> dict[str, Any]:
-    """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
     modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))[0]] or MODALITIES[:1]

@@ -73,8 +73,6 @@ class CTCDataArguments(UtteranceArguments):
 
 @dataclass
 class CTCTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of transcription."""
-
     per_device_train_batch_size: int = batch_size_argument(4)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
@@ -85,7 +83,6 @@ ARGUMENTS = (CTCModelArguments, CTCDataArguments, CTCTrainingArguments)
 
 
 def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``training_args.output_dir``. Returns the log."""
     check_extra("metrics", "jiwer")
     begin(model_args, data_args, training_args)
     config = load_config(model_args.model)
@@ -154,7 +151,6 @@ def output_frames(model: Any, length: int) -> int:
 
 
 def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint. Its padding must be the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -197,6 +193,5 @@ def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokeniz
 
 
 def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The processor of a model's architecture, made of its feature extractor and a tokenizer."""
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
     return getattr(transformers, name)(extractor, tokenizer)

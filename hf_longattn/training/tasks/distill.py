@@ -55,8 +55,6 @@ class DistillModelArguments(ModelArguments):
 
 @dataclass
 class DistillTrainingArguments(TextTrainingArguments):
-    """``TrainingArguments`` of distillation from a teacher."""
-
     method: Literal["logits", "tinybert", "hidden"] = argument(
         "logits", "logits (Hinton et al. 2015), tinybert (embeddings, hidden states, attention scores and logits), or hidden (embeddings "
         "and hidden states of single texts, without masks and dropout, also of models without a head such as sentence encoders)."
@@ -73,7 +71,6 @@ ARGUMENTS = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
 
 
 def main(model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments) -> dict[str, Any]:
-    """Train the student ``model_args.model``, and write it to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     hidden = training_args.method == "hidden"
     student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train)
@@ -172,7 +169,6 @@ class DistillTrainer(LongTrainer):
 
 
 def self_attention(model: nn.Module) -> list[AttentionSite]:
-    """The self-attention of every layer."""
     return [site for site in attention_sites(model) if not site.cross]
 
 

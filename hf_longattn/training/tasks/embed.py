@@ -64,8 +64,6 @@ class EmbedDataArguments(DataArguments):
 
 @dataclass
 class EmbedTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of embeddings and rerankers."""
-
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = batch_size_argument(32)
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
@@ -76,7 +74,6 @@ ARGUMENTS = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
 
 
 def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments) -> dict[str, Any]:
-    """Train, and write a folder of sentence-transformers to the output. Returns the log."""
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
         if training_args.load_best_model_at_end:

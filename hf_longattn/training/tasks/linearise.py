@@ -50,8 +50,6 @@ class LineariseModelArguments(ModelArguments):
 
 @dataclass
 class LineariseTrainingArguments(TextTrainingArguments):
-    """``TrainingArguments`` of attention transfer."""
-
     learning_rate: float = argument(1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times.")
 
 
@@ -59,7 +57,6 @@ ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArgume
 
 
 def main(model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments) -> dict[str, Any]:
-    """Train the mechanisms of ``model_args.model``, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     name, config = model_args.model, load_config(model_args.model)
     family = known_family(config) if config.model_type.startswith("long_") else None
@@ -111,7 +108,6 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}

@@ -107,7 +107,6 @@ ARGUMENTS = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``training_args.output_dir``. Returns the log."""
     kinds = {name: kind for name, (kind, _) in data_args.parts.items()}
     if "tokens" in kinds.values():
         check_extra("metrics", "seqeval")
@@ -228,7 +227,6 @@ class Backbone:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
-        """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
         self.tokenizer.save_pretrained(folder, **settings)
         parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
         values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}

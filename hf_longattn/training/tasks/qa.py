@@ -44,8 +44,6 @@ class QADataArguments(DataArguments):
 
 @dataclass
 class QATrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of extractive question answering."""
-
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
     learning_rate: float = argument(3e-5, "Peak learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
@@ -79,7 +77,6 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out questions."""
     return read_rows(args, seed, read=partial(load_qa, named=args.named, skip_bad_rows=args.skip_bad_rows), unit="id", classes="kind")
 
 

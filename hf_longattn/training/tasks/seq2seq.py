@@ -52,8 +52,6 @@ class Seq2SeqDataArguments(UtteranceArguments):
 
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` of summarisation and transcription."""
-
     predict_with_generate: bool = argument(True, "Write texts in evaluation; score summaries by ROUGE, and transcripts by their errors.")
     per_device_train_batch_size: int = batch_size_argument(1)
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
@@ -82,7 +80,6 @@ ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model and its texts for the held-out rows to ``training_args.output_dir``. Returns the log."""
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 

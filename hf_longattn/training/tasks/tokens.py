@@ -39,8 +39,6 @@ class TokenDataArguments(DataArguments):
 
 @dataclass
 class TokenTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` of token classification."""
-
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
 
@@ -49,7 +47,6 @@ ARGUMENTS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to the output. Returns the log."""
     check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))

@@ -102,22 +102,18 @@ def draw_options_taylor(random: Random, length: int) -> dict[str, Any]:
     return {"feature_dim": random.choice((2, 4, 8, 12))}
 
 
-def phi_hedgehog(x: Tensor, weight: Tensor, feature_softmax: str) -> Tensor:
-    """exp([x W, -x W]) as printed (``none``), over the sum of each half as in the authors' code (``halves``), or over the sum of all."""
+def phi_hedgehog(x: Tensor, weight: Tensor) -> Tensor:
+    """exp(x W) and exp(-x W), each over its sum, as in the authors' code."""
     mapped = x @ weight
     positive, negative = mapped.exp(), (-mapped).exp()
-    if feature_softmax == "halves":
-        return torch.cat([positive / positive.sum(-1, keepdim=True), negative / negative.sum(-1, keepdim=True)], -1)
-    both = torch.cat([positive, negative], -1)
-    return both / both.sum(-1, keepdim=True) if feature_softmax == "joint" else both
+    return torch.cat([positive / positive.sum(-1, keepdim=True), negative / negative.sum(-1, keepdim=True)], -1)
 
 
 def features_hedgehog(module: nn.Module, head: Head, scaling: float | None) -> tuple[Tensor, Tensor]:
     """φ of a head's queries and keys, each with a W of the head's own."""
     maps, factor = dict(module.named_parameters()), share(scaling, head.q.shape[-1])
     query_map, key_map = (maps[f"{name}_map.weight"][head.h].double() for name in ("query", "key"))
-    kind = module.options.feature_softmax
-    return phi_hedgehog(factor * head.q, query_map, kind), phi_hedgehog(factor * head.k, key_map, kind)
+    return phi_hedgehog(factor * head.q, query_map), phi_hedgehog(factor * head.k, key_map)
 
 
 def define_hedgehog(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -129,10 +125,7 @@ def define_hedgehog(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Ca
 
 
 def draw_options_hedgehog(random: Random, length: int) -> dict[str, Any]:
-    return {
-        "feature_dim": random.choice((None, 2, 6, 8, 16)),
-        "feature_softmax": random.choice(("halves", "joint", "none")),
-    }
+    return {"feature_dim": random.choice((None, 2, 6, 8, 16))}
 
 
 class _Inner:
@@ -192,7 +185,7 @@ def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
 
 
 def draw_options_hybrid(random: Random, length: int) -> dict[str, Any]:
-    hedgehogs = ("hedgehog", "hedgehog:feature_dim=6", "hedgehog:feature_softmax=joint")
+    hedgehogs = ("hedgehog", "hedgehog:feature_dim=6")
     taylors = ("taylor:feature_dim=4", "taylor:feature_dim=8")
     return {
         "window": random.choice((1, 2, 3, 4, 9, 16, 2 * length)),

@@ -16,25 +16,19 @@ def sees_strided(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tenso
     """Strided attention: Child et al. 2019, Generating Long Sequences with Sparse Transformers, section 4.3.
 
     A^(1)_i = {t, …, i} with t = i - l, here the last w tokens with the query among them, and A^(2)_i = {j : (i - j) mod l = 0}, under one
-    softmax (the merged head of equation 7). Both ways the window has w/2 tokens on each side. Absolute columns are j mod l = l - 1.
+    softmax (the merged head of equation 7). Both ways the window has w/2 tokens on each side.
     """
-    window, stride, columns = module.options.window, module.options.stride, module.options.columns
-    starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
+    window, stride = module.options.window, module.options.stride
 
     def seen(b: int, h: int, i: int, j: int) -> bool:
         near = 0 <= i - j < window if causal else abs(i - j) <= window // 2
-        on_stride = (i - j) % stride == 0 if columns == "relative" else (j - starts[b]) % stride == stride - 1
-        return near or on_stride
+        return near or (i - j) % stride == 0
 
     return seen
 
 
 def draw_options_strided(random: Random, length: int) -> dict[str, Any]:
-    return {
-        "window": 2 * random.randint(1, max(1, length // 4)),
-        "stride": random.randint(1, length + 3),
-        "columns": random.choice(("relative", "absolute")),
-    }
+    return {"window": 2 * random.randint(1, max(1, length // 4)), "stride": random.randint(1, length + 3)}
 
 
 def sees_fixed(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
@@ -252,7 +246,7 @@ def draw_options_union(random: Random, length: int) -> dict[str, Any]:
     masks = [
         f"window:window={near},num_sinks={random.randint(0, 3)}",
         f"window:window={near},dilation=2",
-        f"strided:window=2,stride={random.randint(1, length)},columns={random.choice(('relative', 'absolute'))}",
+        f"strided:window=2,stride={random.randint(1, length)}",
         f"fixed:block_size={random.randint(4, length + 4)},num_summary={random.randint(1, 4)}",
         f"segmented:block_size={random.randint(1, length)},integration={random.choice(('none', 'previous'))}",
         f"longformer:window=2,global_tokens={random.randrange(length)}",

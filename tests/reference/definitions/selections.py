@@ -160,7 +160,7 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
 
     Routing vectors are the queries and keys after a layer normalisation without scale and bias; the affinity to a cluster is their product
     with its centroid. A query goes to the cluster of its highest affinity and sees the w keys with the highest affinity to it (top-k of
-    algorithm 1); causal, the last w keys of the same cluster. ``window`` adds the keys around each query.
+    algorithm 1); causal, the last w keys of the same cluster.
 
     A learned router W_r stands for the centroids; both ways its logits are balanced over the keys of a sequence by Sinkhorn's iteration, so
     that each cluster has the same share of them, and log p of the key for the query's cluster is added to the scores.
@@ -195,8 +195,7 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
                     members = [j for j in real if j <= i and int(of_keys[j].argmax()) == cluster][-size:]
                 else:
                     members = sorted(real, key=lambda j: (-float(ranking[j, cluster].detach()), j))[:size]
-                around = [j for j in real if in_window(i, j, options.window, causal)]
-                met[b, h, i] = {*members, *around} or {i}
+                met[b, h, i] = {*members} or {i}
                 log_p[b, h, i] = torch.log_softmax(of_keys, -1)[:, cluster]
 
     def term(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -209,10 +208,6 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
 def layer_norm(x: Tensor) -> Tensor:
     x = x - x.mean(-1, keepdim=True)
     return x / ((x**2).mean(-1, keepdim=True) + 1e-5).sqrt()
-
-
-def in_window(i: int, j: int, window: int, causal: bool) -> bool:
-    return window > 0 and (0 <= i - j < window if causal else abs(i - j) <= window // 2)
 
 
 def sinkhorn(logits: Tensor) -> Tensor:
@@ -229,7 +224,6 @@ def draw_options_routing(random: Random, length: int) -> dict[str, Any]:
     return {
         "num_clusters": random.choice((None, 1, 2, 3, 5)),
         "window_per_cluster": random.choice((None, random.randint(1, length))),
-        "window": random.choice((0, 0, 2, 6)),
         "router": random.choice(("kmeans", "learned")),
         "seed": random.randint(0, 9),
     }
