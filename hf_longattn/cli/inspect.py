@@ -168,9 +168,9 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
         title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
     candidates = []
     for number in diagnosis.applicable():
-        least, layer = diagnosis.least(number)
+        least, where = diagnosis.least(number)
         kept, cost = percent(diagnosis.mass(number)), percent(diagnosis.cost(number))
-        candidates.append((str(diagnosis.candidates[number]), kept, f"{percent(least)} ({layer})", cost))
+        candidates.append((str(diagnosis.candidates[number]), kept, f"{percent(least)} ({where})", cost))
     yield table(("mechanism", "kept", "least (layer)", "cost"), candidates, title)
     for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
         if names:

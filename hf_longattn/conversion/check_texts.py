@@ -363,7 +363,12 @@ def check_texts(comparison: Comparison) -> list[Check]:
     if any(check.status == FAILED for check in checks):
         return checks
     if not lengths.read:  # a large model: how long would it take?
-        lengths = choose_lengths(plan, text, measured_speed(plan, checks, time.monotonic() - started))
+        compared = [check.values["length"] for check in checks if "length" in check.values]
+        layers, head = layer_mechanisms(plan.attention, plan.shape, plan.new_length), plan.skeleton.get_output_embeddings()
+        of_head = 0 if head is None else 2 * head.weight.numel()
+        passes = [*compared, *{*compared}]  # the result at each length, and the source once
+        flops = sum(cost_at(length, plan.shape, layers).total_flops + of_head * length for length in passes)
+        lengths = choose_lengths(plan, text, flops / max(time.monotonic() - started, 1e-3))
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
     purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
 
@@ -384,15 +389,6 @@ def check_texts(comparison: Comparison) -> list[Check]:
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
     return [*checks, decided]
-
-
-def measured_speed(plan: ConversionPlan, checks: Sequence[Check], seconds: float) -> float:
-    """FLOP/s of :func:`compare_lengths`, from its checks and its time. 0 if it compared nothing."""
-    lengths = [check.values["length"] for check in checks if "length" in check.values]
-    layers, head = layer_mechanisms(plan.attention, plan.shape, plan.new_length), plan.skeleton.get_output_embeddings()
-    of_head = 0 if head is None else 2 * head.weight.numel()
-    passes = [*lengths, *{*lengths}]  # the result at each length, and the source once
-    return sum(cost_at(length, plan.shape, layers).total_flops + of_head * length for length in passes) / max(seconds, 1e-3)
 
 
 def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:

@@ -79,11 +79,9 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
     out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
-
-    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return block_sparse_attention(q, k, v, pattern, call)
-
-    return attend_per_sequence(run, q, k, v, call, path, clears_padding=True)
+    return attend_per_sequence(
+        lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, path, clears_padding=True
+    )
 
 
 def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:

@@ -52,10 +52,6 @@ class Sorted:
             buckets = torch.where(outside, num_buckets, buckets)
         return cls(*torch.add(position, buckets, alpha=length).sort(-1))
 
-    @property
-    def ranks(self) -> Tensor:
-        return inverse_permutation(self.order)
-
 
 class Rounds(ABC):
     """The visible keys of every query per round, and the gathered engine's tiles for them."""
@@ -65,7 +61,7 @@ class Rounds(ABC):
     groups: Tensor
     """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group have nearly the same
     run; a tile row takes queries of one group only."""
-    key_ranks = graph_property[Tensor](lambda self: self.keys.ranks)
+    key_ranks = graph_property[Tensor](lambda self: inverse_permutation(self.keys.order))
     """The rank of each token among the keys."""
 
     def __init__(

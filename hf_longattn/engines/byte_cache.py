@@ -83,11 +83,9 @@ class ByteCache:
                 return value
             self.drop(entry_key)  # an entry of freed tensors that had the same addresses
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
-
-        def with_references() -> tuple[tuple[weakref.ref[Tensor], ...], Value]:
-            return tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()
-
-        return self.get(entry_key, with_references, lambda entry: size(entry[1]))[1]
+        return self.get(
+            entry_key, lambda: (tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()), lambda entry: size(entry[1])
+        )[1]
 
     def drop(self, key: Hashable) -> None:
         with self._lock:

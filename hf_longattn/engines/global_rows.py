@@ -48,11 +48,9 @@ def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     assert tokens is not None
     known = call.global_positions is not None and not torch.compiler.is_exporting()
     most = len(call.global_positions or ()) if known else None
-
-    def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-        return real, global_index(tokens if real is None else tokens & real, most)
-
-    return cached_on(tokens, ("index of globals", id(real)), find)[1]  # `real` is cached too, so that no other tensor gets its id
+    return cached_on(  # `real` is cached too, so that no other tensor gets its id
+        tokens, ("index of globals", id(real)), lambda: (real, global_index(tokens if real is None else tokens & real, most))
+    )[1]
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:

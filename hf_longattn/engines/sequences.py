@@ -27,7 +27,6 @@ from ..errors import InputError
 from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName, State, clear_padding
 from .cpu.kernels import drops_in_tiles
-from .token_grid import Grid
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
@@ -177,7 +176,9 @@ def _split_sequences(
     nothing: list[Any] = [None] * len(batch.sequences)
     detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
     hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
-    grids = _grids(call, batch)
+    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
+    if len(grids) != len(batch.sequences):
+        raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
     parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
     for span, queries, keys, values, states, constants, grid in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
@@ -191,14 +192,6 @@ def _split_sequences(
         if call.score_mod is not None:
             sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
         yield clear_padding(queries, keys, values, sequence_call)
-
-
-def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
-    """The grid of every sequence. Raises :class:`InputError` if there are not as many grids as sequences."""
-    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
-    if len(grids) != len(batch.sequences):
-        raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
-    return grids
 
 
 def stacked(
@@ -215,15 +208,12 @@ def stacked(
     def rows(x: Tensor, dim: int) -> Tensor:
         return x.movedim(dim, 1)[row[:, None], tokens].movedim(1, dim)
 
-    def index(b: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        return row[b], torch.minimum(position + first[b], last[b])
-
     rows_call = call.replace(
         batch=Batch(real),
         global_mask=None if call.global_mask is None else rows(call.global_mask, 1) & real,
         hidden_states=None if call.hidden_states is None else rows(call.hidden_states, 1),
         detached_kv=None if call.detached_kv is None else tuple(rows(x, 2) for x in call.detached_kv),
-    ).with_term(lambda term: term.moved(rows, index))
+    ).with_term(lambda term: term.moved(rows, lambda b, position: (row[b], torch.minimum(position + first[b], last[b]))))
     out = run(rows(q, 2), rows(k, 2), rows(v, 2), rows_call)
     return [out[number : number + 1, :, : span.length] for number, span in enumerate(sequences)]
 

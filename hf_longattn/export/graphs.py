@@ -195,7 +195,8 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         if not any(mechanism.capabilities.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise CheckpointError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
-    return (*names, *page_inputs(model))
+    family: Any = known_family(model.config)
+    return (*names, *(() if family is None else family.spec.further))
 
 
 def _load(source: Source, class_name: str, task: str | None) -> Any:
@@ -433,12 +434,6 @@ class ModelGraph(nn.Module):
         real: dict[str, Any] = {output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()}
         difference = Difference.of(*({output: each[output][real[output]] for output in expected} for each in (expected, outputs)))
         return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
-
-
-def page_inputs(model: Any) -> tuple[str, ...]:
-    """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
-    family = known_family(model.config)
-    return () if family is None else tuple(family.spec.further)
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:

@@ -63,7 +63,12 @@ def prune_heads(source: CompressionInput) -> Compressed:
         )
     for heads in layers:
         heads.check()
-    counts_to_remove = _heads_to_remove(share, total, len(layers))
+    counts_to_remove = round(share * total)
+    if counts_to_remove > total - len(layers):
+        most = math.floor((total - len(layers)) / total * 100) / 100
+        raise OptionError(f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less.")
+    if counts_to_remove == 0:
+        raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
     columns = [heads.queries * heads.width for heads in layers]  # inputs of the output projection for each key-value head
     scores = importance(source, {heads.output: width for heads, width in zip(layers, columns, strict=True)})
     ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
@@ -83,17 +88,6 @@ def prune_heads(source: CompressionInput) -> Compressed:
     setattr(model.config, KEPT_HEADS, counts)
     pruned = {str(heads.site.layer): sorted(pruned_heads) for heads, pruned_heads in zip(layers, removed.values(), strict=True)}
     return Compressed(model, expected, source.dtype, pruned)
-
-
-def _heads_to_remove(share: float, total: int, layers: int) -> int:
-    """Number of heads to remove for a share of ``total`` heads; one per layer must stay."""
-    count = round(share * total)
-    if count > total - layers:
-        most = math.floor((total - layers) / total * 100) / 100
-        raise OptionError(f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less.")
-    if count == 0:
-        raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
-    return count
 
 
 def prune_ffn(source: CompressionInput) -> Compressed:

@@ -136,20 +136,16 @@ def _inspect(source: Source) -> Inspection:
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
-    def inspect_part(module: Any, facts: dict[str, Any]) -> Inspection:
-        return Inspection(
-            **facts,
-            source=source,
-            class_name=type(module).__name__,
-            model_type=module.config.model_type,
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
-            generic=True,
-        )
-
     longest, modality = text_length(config), modality_in(source.config)
     attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
     parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
-    towers = {name: inspect_part(*part) for name, part in parts.items()}
+    towers = {
+        name: Inspection(
+            **of_part, source=source, class_name=type(module).__name__, model_type=module.config.model_type,
+            parameters=sum(parameter.numel() for parameter in module.parameters()), generic=True,
+        )
+        for name, (module, of_part) in parts.items()
+    }  # fmt: skip
     if "" in towers:
         return towers[""]
     return replace(

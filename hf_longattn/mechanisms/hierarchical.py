@@ -208,7 +208,10 @@ class Pyramid:
                 rows = rows_of(self.length, size, device)
                 starts = torch.arange(rows.shape[2], device=device) * size
                 keys = torch.cat([self._far(level, starts, causal) for level in levels], -1)
-                parts.append(GatherTile(rows, without_gaps(keys)[None, None]))
+                if not torch.compiler.is_compiling():  # values can be read: move empty slots to the end, and cut to the longest row
+                    order = (keys < 0).sort(dim=-1, stable=True)
+                    keys = keys.gather(-1, order.indices)[..., : int((keys >= 0).sum(-1).max())]
+                parts.append(GatherTile(rows, keys[None, None]))
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
@@ -248,14 +251,3 @@ def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
     if torch.compiler.is_compiling() or x.shape[-2] % 2:  # F.pad copies even where it adds nothing
         x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
     return x.unflatten(-2, (-1, 2))
-
-
-def without_gaps(index: Tensor) -> Tensor:
-    """``index (…, T)`` with the empty slots moved to the end, cut to the longest row.
-
-    The cut depends on values, which cannot be read while PyTorch compiles: ``index`` is then returned unchanged.
-    """
-    if torch.compiler.is_compiling():
-        return index
-    order = (index < 0).sort(dim=-1, stable=True)
-    return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]

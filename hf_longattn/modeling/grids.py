@@ -158,7 +158,9 @@ def _tiled(embeddings: Any) -> Any:
     """A subclass of ``embeddings`` whose position table is repeated along both axes instead of interpolated."""
 
     def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
-        return tiled_positions(_table(self), self.patch_size, height, width)
+        table = getattr(self, "position_embeddings", None)  # of some bases, a layer called position_embedding
+        table = self.position_embedding if table is None else table
+        return tiled_positions(table if isinstance(table, Tensor) else table.weight[None], self.patch_size, height, width)
 
     namespace = {
         INTERPOLATE_ARGUMENT: interpolate_pos_encoding,
@@ -188,14 +190,6 @@ def interpolating(model: Any) -> Iterator[None]:
 def _empty_tiled(embeddings: Any) -> Any:
     """An instance of :func:`_tiled` without its state, which pickle sets afterwards."""
     return object.__new__(_tiled(embeddings))
-
-
-def _table(embeddings: Any) -> Tensor:
-    """The position table of a base's embeddings, ``(1, prefix + patches, D)``."""
-    table = getattr(embeddings, "position_embeddings", None)
-    if table is None:
-        table = embeddings.position_embedding
-    return table if isinstance(table, Tensor) else table.weight[None]
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:

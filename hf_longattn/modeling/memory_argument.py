@@ -80,7 +80,13 @@ def run_with_memory(
                 "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with "
                 "one."
             )
-        added |= following.extend(_real(arguments.get("attention_mask"), tokens))
+        mask = arguments.get("attention_mask")
+        if mask is not None and mask.shape != tokens.shape[:2]:
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, "
+                f"{tuple(tokens.shape[:2])}."
+            )
+        added |= following.extend(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool())
         table = next((table for table in model.family.position_tables if not table.decoder), None)
         if model.hands_globals_down:
             added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
@@ -110,14 +116,3 @@ def _remembering(output_class: type[Any]) -> type[Any]:
 
 def _remembered(output_class: Any, fields: dict[str, Any]) -> Any:
     return _remembering(output_class)(**fields)
-
-
-def _real(mask: Any, tokens: Tensor) -> Tensor:
-    """The real tokens, ``(B, N)`` bool."""
-    if mask is None:
-        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    if mask.shape != tokens.shape[:2]:
-        raise InputError(
-            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
-        )
-    return mask.bool()

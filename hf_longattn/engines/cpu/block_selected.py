@@ -121,7 +121,11 @@ def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges:
     """Every head's selections, from ``chosen (H, N, K)`` of one item."""
     heads, length, choices = chosen.shape
     blocks = -(-length // size)
-    by_block = _stable_order(chosen.flatten(1), blocks)
+    numbers = chosen.flatten(1)
+    if blocks < 1 << 15:  # NumPy has a stable radix sort for 16 bits
+        by_block = torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+    else:
+        by_block = numbers.argsort(dim=-1, stable=True)
     hidden = [False] * blocks
     if padding is not None:
         hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
@@ -135,10 +139,3 @@ def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges:
                 parts.append(Part(Runs(end, count, first_writer=True), keys, mask))
             end += count
         yield _Head(item, head, by_block[head], (length, choices), none, merges, parts)
-
-
-def _stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``. NumPy has a radix sort for 16 bits."""
-    if most >= 1 << 15:
-        return numbers.argsort(dim=-1, stable=True)
-    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))

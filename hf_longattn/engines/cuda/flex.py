@@ -251,11 +251,7 @@ def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...
         return (lambda *index: index[-1]), ()
     read = tuple(size > 1 for size in table.shape)
     values = table.squeeze()
-
-    def at(*index: Any) -> Tensor:
-        return values[tuple([one for one, is_read in zip(index, read, strict=True) if is_read])]
-
-    return at, read
+    return (lambda *index: values[tuple([x for x, is_read in zip(index, read, strict=True) if is_read])]), read
 
 
 MAX_TABLE_TOKENS = 1 << 15
@@ -288,7 +284,16 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     length, key_mask, score_mod, causal = q.shape[2], call.key_mask, call.score_mod, call.causal
     own_block = torch.arange(length, device=q.device)[:, None] // block_size
     selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H, N, blocks)
-    touched = _touched(selected, block_size, causal, key_mask)
+
+    # Whether any pair of a query block and a key block of the kernel may be visible, (B, H, n, n) bool for n blocks.
+    touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
+    if block_size < BAND_BLOCK:
+        parts = BAND_BLOCK // block_size
+        touched = F.pad(touched, (0, -touched.shape[3] % parts)).unflatten(3, (-1, parts)).any(-1)
+    else:
+        touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
+    touched = touched.tril() if causal else touched
+    touched = touched if key_mask is None else touched & in_blocks(key_mask).any(-1)[:, None, None]
     index = torch.arange(touched.shape[3], device=q.device)
     by_query, by_key = ((packed(x, index), None) for x in (touched, touched.mT))
 
@@ -302,18 +307,6 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
     out: Tensor = fused_flex(signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]))
     return out
-
-
-def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
-    """Whether any pair of a query block and a key block of the kernel may be visible, ``(B, H, n, n)`` bool for n blocks."""
-    touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
-    if block_size < BAND_BLOCK:
-        parts = BAND_BLOCK // block_size
-        touched = F.pad(touched, (0, -touched.shape[3] % parts)).unflatten(3, (-1, parts)).any(-1)
-    else:
-        touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
-    touched = touched.tril() if causal else touched
-    return touched if key_mask is None else touched & in_blocks(key_mask).any(-1)[:, None, None]
 
 
 class BlockTable(NamedTuple):

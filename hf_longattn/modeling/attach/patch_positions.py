@@ -123,9 +123,18 @@ def _pass_positions(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if not runs_mechanisms(tower):
         return None
     arguments = arguments_by_name(tower, args, kwargs)
-    grids = arguments.get(GRIDS_ARGUMENT)
-    positions = _raster_positions(tower, arguments) if grids is None else _merged_positions(tower, grids)
-    return args, {**kwargs, POSITIONS: positions}
+    if (grids := arguments.get(GRIDS_ARGUMENT)) is not None:
+        return args, {**kwargs, POSITIONS: _merged_positions(tower, grids)}
+
+    # Padded images (B, channels, height, width); each fills `image_sizes` from the top left.
+    pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
+    sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
+    cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
+    if any(0 in size for size in cells):
+        raise InputError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
+    coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
+    offsets = _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device)
+    return args, {**kwargs, POSITIONS: PatchPositions(coordinates, offsets)}
 
 
 def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
@@ -141,17 +150,6 @@ def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
         coordinates = tower.permute_input_for_window_attn(coordinates, windows, seq_len=len(coordinates))
     lengths = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
     return PatchPositions(coordinates, _offsets(lengths))
-
-
-def _raster_positions(tower: Any, arguments: dict[str, Any]) -> PatchPositions:
-    """Positions of the patches of padded images ``(B, channels, height, width)``. Each fills ``image_sizes`` from the top left."""
-    pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
-    sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
-    cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
-    if any(0 in size for size in cells):
-        raise InputError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
-    coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
-    return PatchPositions(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -66,7 +66,10 @@ class FeatureEncoderInChunks(InChunks):
             return super().forward(input_values)
         first, *others = self.conv_layers
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            if not weights_at_hand(first, input_values):
+            # Weights that are sharded, wrapped or on another device cannot be read outside `forward`.
+            weights = [*first.conv.parameters(), *first.layer_norm.parameters()]
+            readable = all(type(weight) is nn.Parameter and weight.device == input_values.device and weight.numel() for weight in weights)
+            if not readable or type(first.conv) is not nn.Conv1d:
                 return super().forward(input_values)
             first = NormalisedConvolution(first, input_values)
         features = None
@@ -97,13 +100,6 @@ def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> It
         yield slice(first, last), inputs[:, first * stride : first * stride + needed]
 
 
-def weights_at_hand(layer: Any, samples: Tensor) -> bool:
-    """Whether a layer's weights can be read outside ``forward``, that is, are not sharded, wrapped or on another device."""
-    weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
-    plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
-    return plain and type(layer.conv) is nn.Conv1d
-
-
 class NormalisedConvolution:
     """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group per channel.
 
@@ -113,9 +109,19 @@ class NormalisedConvolution:
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
         self.layer, self.dtype = layer, samples.dtype
-        norm, convolution = layer.layer_norm, layer.conv
-        weight = convolution.weight[:, 0].double()
-        mean, covariance = moments_of_windows(samples, convolution_of(layer))
+        norm, convolution = layer.layer_norm, convolution_of(layer)
+        weight = layer.conv.weight[:, 0].double()
+
+        # Mean (B, K) and covariance (B, K, K) over time of the convolution's windows of samples, in float64.
+        centre, count = samples.double().mean(1, keepdim=True), convolution.outputs(samples.shape[1])
+        total: Any = 0.0
+        products: Any = 0.0
+        for _, chunk in chunks(samples, [convolution], WINDOWS_OF_MOMENTS):
+            windows = (chunk - centre).unfold(1, convolution.kernel, convolution.stride)
+            total = total + windows.sum(1)
+            products = products + windows.transpose(1, 2) @ windows
+        mean = total / count
+        mean, covariance = mean + centre, products / count - mean[:, :, None] * mean[:, None]
         variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
         scale, shift = (variance + norm.eps).rsqrt(), torch.zeros_like(variance)
         if norm.affine:
@@ -130,20 +136,6 @@ class NormalisedConvolution:
         states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(1, (len(samples), -1))[0]
         activated: Tensor = self.layer.activation(states)
         return activated.to(self.dtype)
-
-
-def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tensor, Tensor]:
-    """Mean ``(B, K)`` and covariance ``(B, K, K)`` over time of a convolution's windows of ``samples (B, N)``, in float64."""
-    centre = samples.double().mean(1, keepdim=True)
-    total: Any = 0.0
-    products: Any = 0.0
-    count = convolution.outputs(samples.shape[1])
-    for _, chunk in chunks(samples, [convolution], WINDOWS_OF_MOMENTS):
-        windows = (chunk - centre).unfold(1, convolution.kernel, convolution.stride)
-        total = total + windows.sum(1)
-        products = products + windows.transpose(1, 2) @ windows
-    mean = total / count
-    return mean + centre, products / count - mean[:, :, None] * mean[:, None]
 
 
 class FramesInChunks(InChunks):

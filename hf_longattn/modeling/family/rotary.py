@@ -65,7 +65,16 @@ def plan_rotary(
         frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
         planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
         if planned.relative and relative_class(planned.relative).counts_tokens:
-            _check_moved(planned, attention, furthest, old_length)
+            # some layers must have full attention, and the others see no further than the old length
+            names = [attention.for_layer(layer)[0] for layer in range(len(furthest))]
+            others = [(name, seen) for name, seen in zip(names, furthest, strict=True) if not issubclass(mechanism_class(name), Full)]
+            far = next((name for name, distance in others if distance is None or distance >= old_length), None)
+            if far is not None or len(others) == len(names):
+                problem = "no layer has that" if far is None else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
+                raise OptionError(
+                    f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
+                    "choose mechanism='full' for such layers, or other positions."
+                )
         return planned
 
     of_layers = getattr(config, "layer_types", None) or ()
@@ -82,19 +91,6 @@ def plan_rotary(
     exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
     length = min(plan_of_kind.max_position_embeddings for plan_of_kind in plans.values())
     return RopePlan(decisive.scaling, of_kinds, length, exact, decisive.relative)
-
-
-def _check_moved(planned: RopePlan, attention: LongAttentionConfig, furthest: list[int | None], old_length: int) -> None:
-    """Raise OptionError unless some layers have full attention, and the others see no further than the old length."""
-    names = [attention.for_layer(layer)[0] for layer in range(len(furthest))]
-    others = [(name, distance) for name, distance in zip(names, furthest, strict=True) if not issubclass(mechanism_class(name), Full)]
-    far = next((name for name, distance in others if distance is None or distance >= old_length), None)
-    if far is not None or len(others) == len(names):
-        problem = "no layer has that" if far is None else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
-        raise OptionError(
-            f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
-            "choose mechanism='full' for such layers, or other positions."
-        )
 
 
 def positions_in(distances: Sequence[int | None]) -> int | None:

@@ -69,8 +69,15 @@ class LongTowersConfig(_Base):
     def __post_init__(self, **kwargs: Any) -> None:
         chosen = self._read_attention(kwargs.pop("long_attention", None) or {})
         for name, config_class in self.tower_classes.items():
-            field = tower_field(name)
-            setattr(self, field, _tower_values(getattr(self, field), config_class, chosen.get(name)))
+            field, base_type = tower_field(name), config_class.base_model_type
+            config: Any = getattr(self, field)
+            values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
+            if values.pop("model_type", base_type) == base_type and "long_attention" not in values:
+                base: Any = config_class.__bases__[-1]
+                length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
+                if length is not None:
+                    values.setdefault("extended_from", {"max_position_embeddings": length})
+            setattr(self, field, values if chosen.get(name) is None else {**values, "long_attention": chosen[name]})
         super().__post_init__(**kwargs)
 
     def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,14 +130,3 @@ def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None
     """Raise :class:`OptionError` for a tower that does not exist. ``name`` is the model's or config's name in the message."""
     if unknown := next((name for name in chosen if name not in known), None):
         raise OptionError(f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
-
-
-def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
-    """Values of a tower's Long config, from a base config, Long config or mapping. A given ``long_attention`` replaces its attention."""
-    values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
-    if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
-        base: Any = config_class.__bases__[-1]
-        length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
-        if length is not None:
-            values.setdefault("extended_from", {"max_position_embeddings": length})
-    return values if long_attention is None else {**values, "long_attention": long_attention}

@@ -40,54 +40,26 @@ Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per 
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
 
-def parse_options(texts: list[str]) -> dict[str, object]:
-    """``["window=512"]`` -> ``{"window": 512}``; values are read as YAML.
-
-    Raises:
-        OptionError: when an entry has no ``=`` or no valid value.
-    """
-    import yaml
-
-    options: dict[str, object] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise OptionError(f"The option {text!r} is not of the form name=value; for example --option window=512.")
-        try:
-            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise OptionError(f"The value of option {text!r} cannot be read; for example --option window=512.") from error
-    return options
-
-
 def parse_lengths(text: str) -> list[int]:
     """``"1024,4096"`` or ``"1K,4K"`` -> ``[1024, 4096]``.
 
     Raises:
         OptionError: when an entry is not a whole number from 1 to :data:`LONGEST`, or there is none.
     """
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
     try:
-        lengths = [
-            int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part
-        ]
-    except ValueError as error:
-        raise OptionError(f"The lengths {text!r} are not whole numbers separated by commas; for example --lengths 1024,4096.") from error
+        lengths = [int(part.removesuffix("k")) * (1024 if part.endswith("k") else 1) for part in parts]
+    except ValueError:
+        lengths = []
     if not lengths or not all(1 <= length <= LONGEST for length in lengths):
-        raise OptionError(
-            f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
-        )
+        example = "for example --lengths 1024,4096"
+        raise OptionError(f"A benchmark needs lengths from 1 to {LONGEST} tokens, separated by commas, not {text[:80]!r}; {example}.")
     return lengths
 
 
 def say(text: str, err: bool = False) -> None:
     """Print a line with paths, whose bytes need not be UTF-8."""
     typer.echo(visible(text), err=err)
-
-
-def show(path: Path, table: str) -> None:
-    """Say where a record is stored, and print its table."""
-    say(f"stored {path}")
-    typer.echo(table)
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
@@ -110,11 +82,16 @@ def measure(
     processor_time: bool = False, **fields: Any,
 ) -> None:  # fmt: skip
     """Run, print and store; a refusal is one sentence and exit code 1."""
+    from hf_longattn.mechanisms.common.options import read_pairs
+    from hf_longattn.mechanisms.common.registry import check_options
+
     from .case import Case
     from .run import run_benchmark
 
     with measuring(folder, threads):
-        case = Case(options=parse_options(option), **fields)
+        given = read_pairs(option)
+        checked = check_options(fields["mechanism"], given)
+        case = Case(options={name: getattr(checked, name) for name in given}, **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
         settings: dict[str, Any] = {"repeats": repeats, "processor_time": processor_time, "log": typer.echo}
         finish(run_benchmark(kind, case, parse_lengths(lengths), names, **settings), folder)
@@ -213,4 +190,5 @@ def memory(
         kind = "attention" if base is None else "model"
         record = run_footprint(mechanism, parse_lengths(lengths), case, kind=kind, log=typer.echo)
         of = f"-{case.base}" if kind == "model" else "-causal" * causal
-        show(store_study(output_dir / f"memory{of}.json", record), footprint_table(record))
+        say(f"stored {store_study(output_dir / f'memory{of}.json', record)}")
+        typer.echo(footprint_table(record))

@@ -63,8 +63,8 @@ ROWS = {
     "1,024, 4 sinks; decoding sees all keys (SWAA)": window(1024, "a cache of all keys", full_decoding=True),
     "block_top_k, 8 blocks of 128": Row(CHOSEN, "a cache of all keys"),
     "full, self-extend": Row({"mechanism": "full", "max_length": 131072, "positions": "rope:self-extend"}, "a cache of all keys, and time"),
-    "hybrid": Row({}, "20 minutes of training", "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=128"),
-    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=16"),  # both: states of about 1,028 keys
+    "hybrid": Row({}, "20 minutes of training", "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=240"),
+    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=21"),  # both: states of about 1,028 keys
 }
 BRIEF = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
 NAMES = ("Anna", "Peter", "Maria", "Thomas")

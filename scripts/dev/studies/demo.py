@@ -17,9 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -32,7 +30,7 @@ from scripts.dev.real import NAME, real_checkpoint
 ASSET = ROOT / "model_cards" / "bert-python-512-qa"
 CONVERTED, FINE_TUNED = "converted to longformer", "longformer, fine-tuned"
 LENGTH, WINDOW = 8192, 256
-MINILM_LENGTH, ROUNDS = 4096, 3
+MINILM_LENGTH = 4096
 LENGTHS = (1024, 2048, 4096, 8192)
 """Tokens of the documents that all systems are scored on."""
 TRAINING_LENGTHS, TRAINING_DOCUMENTS = (1024, 2048, 4096), 15
@@ -83,37 +81,6 @@ def convert(name: str, source: Path | str, target: Path, length: int, **options:
     report = convert_checkpoint(source, target, mechanism="longformer", max_length=length, **options)
     show(report.to_dict(), conversion_report(report))
     return target
-
-
-def time_long_text(folder: Path, length: int) -> tuple[float, float]:
-    """Processor seconds for a text of ``length`` tokens, with transformers' full attention and with the mechanism: best of three passes.
-
-    Processor time says more than the wall's on a machine that does other things as well.
-    """
-    import torch
-    from transformers import AutoModel, AutoTokenizer, BertModel
-
-    from scripts.dev.benchmarks.run import in_turn
-
-    text = " ".join(topics[name] for name in sorted(topics))[: 20 * length]  # Python's language reference, which every installation has
-    inputs = AutoTokenizer.from_pretrained(folder)(text, truncation=True, max_length=length, return_tensors="pt")
-    full, long = BertModel.from_pretrained(folder).eval(), AutoModel.from_pretrained(folder).eval()
-    with torch.inference_mode():
-        taken = in_turn({"full": partial(full, **inputs), "long": partial(long, **inputs)}, (ROUNDS, ROUNDS), clock=time.process_time)
-    return min(taken["full"]) / 1e3, min(taken["long"]) / 1e3
-
-
-def show_real_checkpoint(out: Path) -> None:
-    """Convert all-MiniLM-L6-v2 into ``out / "minilm"``, and print the report and how its times compare with the original's.
-
-    Raises:
-        CheckpointError: the checkpoint is not installed, or is not the published one.
-    """
-    target = convert(NAME, real_checkpoint(), out / "minilm", MINILM_LENGTH)
-    full, long = time_long_text(target, MINILM_LENGTH)
-    console.print(f"\n   Processor time for a text of {MINILM_LENGTH:,} tokens, of which the original reads 512 (fp32)")
-    console.print(f"   full attention (transformers' BERT, SDPA)   {full:5.2f} s", highlight=False)
-    console.print(f"   longformer                                  {long:5.2f} s, {full / long:.1f} times as fast", highlight=False)
 
 
 def long_reader(name: str, folder: Path) -> Any:
@@ -232,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("minilm", "converted", "fine-tuned"):
             shutil.rmtree(out / name, ignore_errors=True)
         step(1, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
-        show_real_checkpoint(out)
+        convert(NAME, real_checkpoint(), out / "minilm", MINILM_LENGTH)
         step(2, f"Convert the committed question-answering model of 512 tokens to {LENGTH:,} tokens with longformer attention")
         console.print("   With a network, the command takes a Hub name as well, such as deepset/bert-base-cased-squad2.")
         converted = convert(options.model, options.model, out / "converted", LENGTH, window=WINDOW)

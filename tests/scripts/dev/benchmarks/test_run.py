@@ -112,10 +112,11 @@ def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
     [
         (["--against", "spda"], "Did you mean 'sdpa'?"),
         (["--mechanism", "windw"], "Did you mean 'window'?"),
-        (["--option", "window"], "name=value"),
-        (["--lengths", "a lot"], "whole numbers"),
+        (["--option", "window"], "NAME=VALUE"),
+        (["--option", "windw=4"], "Did you mean 'window'?"),
+        (["--lengths", "a lot"], "lengths from 1 to 16777216 tokens, separated by commas, not 'a lot'"),
         (["--dtype", "fp8"], "choose one of fp32"),
-        (["--lengths", "0"], "at least one length"),
+        (["--lengths", "0"], "lengths from 1 to"),
         (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
     ],
 )

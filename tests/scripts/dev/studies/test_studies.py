@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import InputError
 from scripts.dev.studies import decoder
-from scripts.dev.studies.demo import LOOKUP_LINE, ROUNDS, Answer, share_right, time_long_text
+from scripts.dev.studies.demo import LOOKUP_LINE, Answer, share_right
 from scripts.dev.studies.lookup_questions import GAP, Filler, count_lines, lookup_document, lookup_questions
 from scripts.dev.tools.small_models import Shape, small_config
-from tests.stock_cases import save_long
-from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES
 
 
@@ -73,22 +70,6 @@ def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, 
 def test_demo_counts_right_answers_with_their_standard_error() -> None:
     answers = [Answer("ours", 2, 1024, right, 1.0) for right in (True, True, True, False)] + [Answer("ours", 1, 1024, False, 1.0)]
     assert share_right(answers, "ours", 2) == (75.0, pytest.approx(21.65, abs=0.01), 4)
-
-
-def test_timed_full_attention_is_that_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_long(tmp_path, "bert", {"mechanism": "window", "window": 8}, "BertModel", vocab_size=1000)
-    tokenizer_of("bert").save_pretrained(tmp_path)
-
-    ran: list[str] = []
-
-    def recorded(self: Any, *args: Any, **inputs: Any) -> Any:
-        ran.append(self.config._attn_implementation)
-        return forward(self, *args, **inputs)
-
-    forward = transformers.BertModel.forward
-    monkeypatch.setattr(transformers.BertModel, "forward", recorded)
-    assert all(seconds > 0 for seconds in time_long_text(tmp_path, 32))
-    assert ran.count("sdpa") == ROUNDS
 
 
 @pytest.fixture
