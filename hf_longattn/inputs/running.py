@@ -79,8 +79,16 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         positions = getattr(text, "max_position_embeddings", None)
         rows = positions - 2 if positions else tokens  # tables of RoBERTa and similar models have two more rows than positions
         inputs["input_ids"] = _ids(text, random, min(tokens, rows))
-        if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
-            inputs |= _with_image_tokens(model, inputs)
+        image = getattr(config, "image_token_id", None)
+        if image is not None and "pixel_values" in inputs:  # images in front: a token for each feature, then one text token
+            with torch.no_grad():
+                features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
+            special = torch.tensor([token for token in (image, getattr(config, "video_token_id", None)) if token is not None])
+            ids = torch.where(torch.isin(inputs["input_ids"], special), inputs["input_ids"].min(), inputs["input_ids"])
+            images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
+            inputs["input_ids"] = torch.cat([*images, ids], 1)
+            if "mm_token_type_ids" in taken:
+                inputs["mm_token_type_ids"] = (inputs["input_ids"] == image).int()
     if DECODER_INPUT in taken and config.is_encoder_decoder:
         channels = getattr(decoder := getattr(config, "decoder_config", None), "num_channels", None)
         # Audio decoders have one code per frame and channel (Dia).
@@ -121,18 +129,6 @@ def _images(model: Any, random: Generator) -> dict[str, Tensor]:
     size = vision.image_size
     frames = (vision.num_frames,) if hasattr(vision, "num_frames") else ()  # of a video
     return {"pixel_values": _normal(random, *frames, channels, *((size, size) if isinstance(size, int) else size))}
-
-
-def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``input_ids`` with images in front: a token for each of their features, then one text token."""
-    image, video, ids = model.config.image_token_id, getattr(model.config, "video_token_id", None), inputs["input_ids"]
-    with torch.no_grad():
-        features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
-    special = torch.tensor([token for token in (image, video) if token is not None])
-    ids = torch.where(torch.isin(ids, special), ids.min(), ids)
-    images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
-    ids = torch.cat([*images, ids], 1)
-    return {"input_ids": ids, **({"mm_token_type_ids": (ids == image).int()} if "mm_token_type_ids" in arguments_of(type(model)) else {})}
 
 
 def _series(config: Any, random: Generator) -> dict[str, Any]:

@@ -163,26 +163,23 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
                 "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
             )
     if documents is None:
-        if chosen.question_separator is not None and types is None and not in_graph():
-            _warn_of_separators((ids == chosen.question_separator) & real)
+        # Short inputs on a device are not read, since every call would wait for it.
+        is_read = not in_graph() and (ids.shape[-1] > LONGEST_QUESTION or ids.device.type == "cpu")
+        if chosen.question_separator is not None and types is None and is_read:
+            ends = (ids == chosen.question_separator) & real
+            begins = ends[:, 1:] & ~ends[:, :-1]
+            if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
+                logger.warning_once(
+                    "A question or document seems to contain the token that separates the two, and the question is taken to end at the "
+                    "first one; call tokenizer(question, document, split_special_tokens=True), or pass global_attention_mask (batch, "
+                    "tokens)."
+                )
         return chosen.mask(ids, real, types).long()
     global_tokens = torch.zeros_like(ids)
     for sequence in Batch(real, documents).sequences:
         at = slice(sequence.row, sequence.row + 1), slice(sequence.start, sequence.stop)
         global_tokens[at] = chosen.mask(ids[at], real[at], None if types is None else types[at]).long()
     return global_tokens
-
-
-def _warn_of_separators(ends: Tensor) -> None:
-    """Warn if a text seems to contain a separator. Short inputs on a device are not read, since every call would wait for it."""
-    if ends.shape[-1] <= LONGEST_QUESTION and ends.device.type != "cpu":
-        return
-    begins = ends[:, 1:] & ~ends[:, :-1]
-    if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
-        logger.warning_once(
-            "A question or document seems to contain the token that separates the two, and the question is taken to end at the first one; "
-            "call tokenizer(question, document, split_special_tokens=True), or pass global_attention_mask (batch, tokens)."
-        )
 
 
 # ---- text tokens beside images
