@@ -44,7 +44,7 @@ def measure_memory(kind: str, implementation: str, case: Case) -> Memory | None:
         LongAttentionError: it failed.
     """
     gives_back = mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**16))  # freed tensors, at once, to the system
-    settings = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads}
+    settings: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads}
     try:
         with gives_back, ProcessPoolExecutor(1, **settings, initargs=(torch.get_num_threads(),)) as process:
             return process.submit(_measured, kind, implementation, case).result()

@@ -211,7 +211,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the 95 % bootstrap interval over texts."""
     values = torch.tensor(differences)
     means = values[torch.randint(len(values), (10000, len(values)), generator=torch.Generator().manual_seed(0))].mean(1)
-    return float(values.mean()), *(float(means.quantile(share)) for share in (0.025, 0.975))
+    return float(values.mean()), float(means.quantile(0.025)), float(means.quantile(0.975))
 
 
 def signed(value: float) -> str:
