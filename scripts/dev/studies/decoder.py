@@ -1,6 +1,6 @@
 """A real decoder with each mechanism in its full layers: loss by position, pass keys, seconds, and bytes of the cache.
 
-    python -m scripts.dev.studies.decoder --text wiki.test.txt  # an hour on two cores; a run that was stopped goes on
+    python -m scripts.dev.studies.decoder --text wiki.test.txt  # an hour on two cores, less the trained rows; a stopped run goes on
     python -m scripts.dev.studies.decoder --text wiki.test.txt --only sinks  # rows with this in their name, also stored ones
     python -m scripts.dev.studies.decoder --quick  # a few rows on texts of 1,024 tokens; stores nothing
 
@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longattn import plan_conversion
 from hf_longattn.memory import cache_bytes
+from hf_longattn.memory.decode_cache import CACHE
 from hf_longattn.names import BACKEND
 from scripts.dev.benchmarks import report
 from scripts.dev.benchmarks.run import in_turn
@@ -83,10 +84,10 @@ class Sizes(NamedTuple):
 
     ends: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
     far_ends: tuple[int, ...] = (16384, 32768, 65536)
-    texts: int = 8
-    keys: tuple[tuple[int, int], ...] = ((2048, 3), (8192, 2), (32768, 1))
+    texts: int = 5
+    keys: tuple[tuple[int, int], ...] = ((2048, 2), (8192, 2), (32768, 1))
     steps: int = 64
-    turns: tuple[int, int] = (1, 2)
+    turns: tuple[int, int] = (1, 1)
 
 
 QUICK = Sizes((256, 512, 1024), (2048,), 1, ((512, 1),), 8, (1, 1))
@@ -106,8 +107,8 @@ def read(model: Any, ids: Tensor, piece: int = PIECE) -> Iterator[tuple[Tensor, 
     """Hidden states ``(piece, width)`` and the cache after every piece of a text ``(1, n)``."""
     cache = None
     for part in ids.split(piece, 1):
-        output = model.model(part, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model.model(part, use_cache=True, **{CACHE: cache})
+        cache = output[CACHE]
         yield output.last_hidden_state[0], cache
 
 
@@ -125,7 +126,7 @@ def by_position(model: Any, ids: Tensor, ends: Sequence[int]) -> tuple[list[floa
 
 def decoded(model: Any, ids: Tensor, cache: Any) -> Tensor:
     """Logits ``(steps, vocabulary)`` of tokens ``(1, steps)`` that are decoded one by one."""
-    return torch.cat([model(ids[:, at : at + 1], past_key_values=cache).logits[0] for at in range(ids.shape[1])])
+    return torch.cat([model(ids[:, at : at + 1], **{CACHE: cache}).logits[0] for at in range(ids.shape[1])])
 
 
 def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int) -> tuple[list[bool], int]:
