@@ -267,7 +267,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    if call.causal or (full := full_of(mechanism)) is None:
+    if call.causal or not mechanism.options.exact_length or (full := full_of(mechanism)) is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
     by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)

@@ -38,13 +38,10 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "docs/how-to/evaluate.md": {"python -c": INSTALLED},
     "docs/how-to/gliner.md": {
-        "from gliner": INSTALLED,
-        "longattn convert encoder": INSTALLED,
-        "import hf_longattn": INSTALLED,
-        "model =": INSTALLED,
+        "from gliner": INSTALLED, "longattn convert encoder": INSTALLED, "import hf_longattn": INSTALLED, "model =": INSTALLED,
     },
     "docs/install.md": {"git clone REPOSITORY": SERVICE},
-}
+}  # fmt: skip
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
 
 

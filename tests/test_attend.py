@@ -9,11 +9,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.token_grid import Grid
-from hf_longattn.errors import (
-    InputError,
-    LongAttentionError,
-    OptionError,
-)
+from hf_longattn.errors import InputError, LongAttentionError, OptionError
 from hf_longattn.functional import prepare
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.capabilities import About
@@ -137,9 +133,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "grid": {"grid": (9, 16)},
     "prefix": {"grid": (11, 12), "prefix": 12},
 }
-UNCHANGED = {
-    **{(name, "seed"): "nothing is drawn" for name in ALL_NAMES},
-}
+UNCHANGED = {**{(name, "seed"): "nothing is drawn" for name in ALL_NAMES}}
 """Where an argument may leave the output as it is, as the definition has it."""
 
 

@@ -97,17 +97,13 @@ def test_every_case_with_pairs_has_every_two_values_in_the_quick_test() -> None:
     assert len({*seen}) == len(seen) == 27
 
 
-def quick_cases(test: Any) -> list[dict[str, Any]]:
-    return [arguments for _, arguments, slow in test.every_case.cases if not slow]
-
-
 def test_every_case_with_code_has_a_quick_value_for_every_code() -> None:
     @every_case(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
                 code=lambda name, size: name)  # fmt: skip
     def test(name: str, size: int) -> None:
         pass
 
-    assert [case["name"] for case in quick_cases(test)] == ["a", "b", "c"]
+    assert [case["name"] for case in [arguments for _, arguments, slow in test.every_case.cases if not slow]] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 3), (2, 2, 2), (30, 3, 2, 2), (4, 1, 7)])

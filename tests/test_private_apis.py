@@ -35,13 +35,9 @@ OVERRIDDEN = (
 )
 """Private methods that subclasses of ours override (``modeling/mixin.py``, ``families/whisper.py``)."""
 DECLARED = (
-    "_keep_in_fp32_modules_strict",
-    "_no_split_modules",
-    "_supports_attention_backend",
-    "_supports_flash_attn",
-    "_supports_flex_attn",
+    "_keep_in_fp32_modules_strict", "_no_split_modules", "_supports_attention_backend", "_supports_flash_attn", "_supports_flex_attn",
     "_supports_sdpa",
-)
+)  # fmt: skip
 """Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
 MARKS = ("_is_hf_initialized", "_dynamo_marked_constant")
 """Attributes that transformers sets on tensors, and torch.compile reads of functions. Nothing has them before."""

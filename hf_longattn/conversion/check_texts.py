@@ -23,7 +23,7 @@ from ..data.batching import MASKED, masked_tokens
 from ..data.tokenization import IGNORED
 from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
-from ..evaluation.token_loss import NEGLIGIBLE, LossChange, chunk_losses, with_context
+from ..evaluation.token_loss import NEGLIGIBLE, LossChange, in_chunks, token_losses, with_context
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..mechanisms import Mechanism
@@ -189,7 +189,7 @@ class LanguageLoss:
         else:
             ids, target = masked_tokens(ids, self.text.tokenizer)
         special = self.text.special if chunk < read or number else ([], [])
-        return chunk_losses(model, ids, target, chunk, causal=causal, together=read // chunk, special=special)
+        return token_losses(model, *in_chunks(ids, target, chunk, special), causal=causal)
 
     def judge(self, old: Tensor, new: Tensor) -> Check:
         """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""

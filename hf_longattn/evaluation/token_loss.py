@@ -101,27 +101,16 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     return functional.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 
 
-def chunk_losses(
-    model: Any,
-    shown: Tensor,
-    target: Tensor,
-    chunk: int,
-    *,
-    causal: bool,
-    together: int = 1,
-    special: tuple[Sequence[int], Sequence[int]] = ((), ()),
-) -> Tensor:
-    """:func:`token_losses` of a text ``(1, N)``, read in chunks.
+def in_chunks(shown: Tensor, target: Tensor, chunk: int, special: tuple[Sequence[int], Sequence[int]] = ((), ())) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a text ``(1, N)`` as rows ``(N / chunk, chunk)`` for :func:`token_losses`.
 
     Args:
         chunk: tokens per chunk; divides N.
-        together: number of chunks in a batch.
         special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not predicted. Without
             BOS, a decoder's loss would be too high.
     """
-    shown = between(shown.reshape(-1, chunk), *special)
-    target = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
-    return torch.cat([*map(partial(token_losses, model, causal=causal), shown.split(together), target.split(together))])
+    labels = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
+    return between(shown.reshape(-1, chunk), *special), labels
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:

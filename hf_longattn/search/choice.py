@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..data.tokenization import special_ids
 from ..errors import OptionError, in_a_line
-from ..evaluation.token_loss import LossChange, chunk_losses, kl_divergence, token_losses, with_context
+from ..evaluation.token_loss import LossChange, in_chunks, kl_divergence, token_losses, with_context
 from ..inputs.running import with_decoder_input
 from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
@@ -146,7 +146,8 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
     original = model.run_with(model.base_attention, short=True)
     before = []
     for ids, labels, chunk in texts:
-        losses = chunk_losses(original, ids, labels, chunk, causal=causal, special=special)
+        rows = zip(*(x.split(1) for x in in_chunks(ids, labels, chunk, special)), strict=True)
+        losses = torch.cat([token_losses(original, *row, causal=causal) for row in rows])
         before.append(with_context(losses, chunk, causal=causal))
     converted = model.run_with(design.attention())
     after = [token_losses(converted, ids, labels, causal=causal) for ids, labels, _ in texts]

@@ -67,12 +67,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     os.mkfifo(root / "pipe")
     (root / "file").write_text("5")
     return {
-        "short": str(root / "short"),
-        "long": str(root / "long"),
-        "FOLDER": str(root / "folder"),
-        "PIPE": str(root / "pipe"),
+        "short": str(root / "short"), "long": str(root / "long"), "FOLDER": str(root / "folder"), "PIPE": str(root / "pipe"),
         "FILE": str(root / "file"),
-    }
+    }  # fmt: skip
 
 
 def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: dict[str, str]) -> list[str]:
@@ -368,17 +365,12 @@ def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, c
 @every_case(
     "arguments",
     [
-        ["convert"],
-        ["convert", "a", "b", "--option", "window"],
-        ["convert", "a", "b", "--layers", "first=window"],
-        ["convert", "a", "b", "--max-length", "0"],
-        ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
-        ["convert", "a", "b", "--unheard-of"],
-        ["inspect"],
-        ["conjure"],
+        ["convert"], ["convert", "a", "b", "--option", "window"], ["convert", "a", "b", "--layers", "first=window"],
+        ["convert", "a", "b", "--max-length", "0"], ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
+        ["convert", "a", "b", "--unheard-of"], ["inspect"], ["conjure"],
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")

@@ -14,7 +14,6 @@ import soundfile
 import transformers
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, pipeline
 
-import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
@@ -46,10 +45,6 @@ def saved(tmp_path: Path) -> Checkpoint:
         return folder
 
     return save
-
-
-def details(report: hf_longattn.ConversionReport) -> dict[str, str]:
-    return {check.name: check.detail for check in report.checks}
 
 
 def noise(samples: int) -> Any:
@@ -94,7 +89,7 @@ def test_every_family_of_sound_is_converted_and_loads_by_its_card(base: str, tmp
 @pytest.mark.thorough
 def test_padding_is_not_checked_where_a_layer_sees_the_whole_sound(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(feat_extract_norm="group"), tmp_path / "long", audio_seconds=16)
-    said = details(report)
+    said = {check.name: check.detail for check in report.checks}
     assert "feat_extract_norm='group'" in said["padding changes nothing"]
     assert statuses(report)["padding changes nothing"] == "skipped"
 

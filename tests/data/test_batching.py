@@ -237,10 +237,7 @@ BATCHES = 4
 """Batches of a pass of one process; with as many in each of two processes where batches have no end."""
 ROWS = 2
 """Rows of a batch."""
-FURTHER: dict[str, dict[str, Any]] = {
-    "qa": {"stride": 16},
-    "distill": {"method": "tinybert"},
-}
+FURTHER: dict[str, dict[str, Any]] = {"qa": {"stride": 16}, "distill": {"method": "tinybert"}}
 """What a task is given beside its model and its data."""
 
 

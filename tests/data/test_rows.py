@@ -407,14 +407,10 @@ def contents(ending: str) -> str:
     )
 
 
-def words_of(source: str) -> str:
-    return tagged_rows(source, "train", TokenDataArguments.roles, {})["words"][0][0]
-
-
 READERS = [
     *((ending, lambda source: read_table(source)["text"][0]) for ending in (".txt", ".csv", ".tsv", ".json", ".jsonl")),
     *((ending, lambda source: load_qa(source)["gold"][0][0]) for ending in (".csv", ".tsv", ".json", ".jsonl")),
-    (".conll", words_of),
+    (".conll", lambda source: tagged_rows(source, "train", TokenDataArguments.roles, {})["words"][0][0]),
 ]
 
 

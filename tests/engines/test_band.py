@@ -35,11 +35,7 @@ from tests.grids import quickly
 # ---- Paths of the band engine.
 
 
-MECHANISMS = {
-    "band": ("window", {}),
-    "band and columns": ("window", {"num_sinks": 5}),
-    "band, columns and rows": ("longformer", {}),
-}
+MECHANISMS = {"band": ("window", {}), "band and columns": ("window", {"num_sinks": 5}), "band, columns and rows": ("longformer", {})}
 CASES = list(itertools.product(MECHANISMS, [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True]))
 
 
@@ -114,15 +110,9 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
     out = run_batch(module, queries, k, v, call, run)
     expected = reference_attend(
-        queries,
-        k,
-        v,
-        module,
-        causal=causal,
-        padding_mask=mask,
-        global_mask=chosen if module.capabilities.takes_globals else None,
+        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None,
         scaling=0.25,
-    )
+    )  # fmt: skip
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
@@ -253,15 +243,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[Attention, Any]:
     return attention, torch.export.export(attention, inputs(600), dynamic_shapes=free).module()
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        range(2, BLOCK, 31),
-        range(BLOCK - 2, BLOCK + 3),
-        range(BLOCK + 9, 2 * BLOCK + 3, 60),
-        (600, 700),
-    ],
-)
+@pytest.mark.parametrize("lengths", [range(2, BLOCK, 31), range(BLOCK - 2, BLOCK + 3), range(BLOCK + 9, 2 * BLOCK + 3, 60), (600, 700)])
 def test_an_exported_band_equals_the_definition_at_every_length(exported: tuple[Attention, Any], lengths: Any) -> None:
     attention, graph = exported
     for length in lengths:

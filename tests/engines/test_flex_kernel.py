@@ -74,21 +74,11 @@ def tensors(
 
 MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 SHAPES: dict[str, dict[str, Any]] = {
-    "blocks": {},
-    "more blocks": {"length": 1300},
-    "two blocks": {"length": 250},
-    "one block": {"length": 100},
-    "another block": {"length": 77},
-    "batch 1": {"batch": 1},
-    "batch 6": {"batch": 6},
-    "heads": {"heads": 12},
-    "head width": {"head_dim": 64},
-    "token-major": {"stored": "tokens"},
-    "packed projection": {"stored": "packed"},
-    "bf16": {"dtype": torch.bfloat16},
-    "fp16": {"dtype": torch.float16},
-    "double": {"dtype": torch.float64},
-}
+    "blocks": {}, "more blocks": {"length": 1300}, "two blocks": {"length": 250}, "one block": {"length": 100},
+    "another block": {"length": 77}, "batch 1": {"batch": 1}, "batch 6": {"batch": 6}, "heads": {"heads": 12},
+    "head width": {"head_dim": 64}, "token-major": {"stored": "tokens"}, "packed projection": {"stored": "packed"},
+    "bf16": {"dtype": torch.bfloat16}, "fp16": {"dtype": torch.float16}, "double": {"dtype": torch.float64},
+}  # fmt: skip
 
 
 def run_band(mode: str, padded: bool = False, tokens: int | None = None, queries: int | None = None, **shape: Any) -> Tensor:
@@ -106,13 +96,9 @@ def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
 
 
 EXTRAS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "padded": {"padded": True},
-    "one global": {"tokens": 1},
-    "globals": {"tokens": 4},
-    "two blocks of globals": {"tokens": 70, "padded": True},
-    "few queries": {"queries": 60},
-}
+    "plain": {}, "padded": {"padded": True}, "one global": {"tokens": 1}, "globals": {"tokens": 4},
+    "two blocks of globals": {"tokens": 70, "padded": True}, "few queries": {"queries": 60},
+}  # fmt: skip
 
 
 @pytest.mark.slow

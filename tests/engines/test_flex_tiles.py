@@ -61,7 +61,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
         GatherTile(rows_of(LENGTH, 50)[:, :, 2:], torch.arange(3, LENGTH).expand(1, 1, 4, -1), causal=True),
     ],
     "rules": lambda: [
-        GatherTile(rows_of(LENGTH, 150), neighbours(rows_of(LENGTH, 150), 200, 200), causal=True, inside=(-5, 170), outside=(20, 100)),
+        GatherTile(rows_of(LENGTH, 150), neighbours(rows_of(LENGTH, 150), 200, 200), causal=True, inside=(-5, 170), outside=(20, 100))
     ],
     "by heads": lambda: [GatherTile(permuted(1, 4, 20), shuffled(1, 4, 15, 33))],
     "by items": lambda: [GatherTile(permuted(2, 1, 140), shuffled(2, 1, 3, 70), causal=True)],
@@ -70,11 +70,9 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
         GatherTile(rows_of(LENGTH, 128)[:, :, 1:], shuffled(1, 1, 2, 150)),
     ],
     "odd queries, whole keys by heads": lambda: [
-        GatherTile(rows_of(LENGTH, 96), rows_of(LENGTH, 128)[0, 0, torch.randint(3, (1, 4, 4))], outside=(-9, 9)),
+        GatherTile(rows_of(LENGTH, 96), rows_of(LENGTH, 128)[0, 0, torch.randint(3, (1, 4, 4))], outside=(-9, 9))
     ],
-    "short rows with hidden pairs": lambda: [
-        GatherTile(rows_of(LENGTH, 64), rows_of(LENGTH, 64), bias=torch.rand(1, 4, 5, 64, 64) < 0.6),
-    ],
+    "short rows with hidden pairs": lambda: [GatherTile(rows_of(LENGTH, 64), rows_of(LENGTH, 64), bias=torch.rand(1, 4, 5, 64, 64) < 0.6)],
     "hidden pairs": lambda: [GatherTile(permuted(2, 4, 16), shuffled(2, 4, 19, 24), bias=torch.rand(2, 4, 19, 16, 24) < 0.6)],
     "weights of keys": lambda: [GatherTile(rows_of(LENGTH, 64), shuffled(1, 1, 5, 40), bias=torch.randn(1, 1, 5, 1, 40))],
     "one row for all": lambda: [

@@ -189,11 +189,8 @@ def test_gradients_of_sink_scores_equal_the_definition(name: str, causal: bool, 
     q, k, v = (x[:1, :, :24].clone().requires_grad_() for x in inputs())
     sinks = SINKS.double().requires_grad_()
     options = {
-        "window": {"window": 8},
-        "bigbird": {"block_size": 4},
-        "top_k": {"num_keys": 5},
-        "block_top_k": {"block_size": 4, "num_blocks": 2},
-    }
+        "window": {"window": 8}, "bigbird": {"block_size": 4}, "top_k": {"num_keys": 5}, "block_top_k": {"block_size": 4, "num_blocks": 2},
+    }  # fmt: skip
     mechanism = build_mechanism(name, num_heads=4, head_dim=8, **options.get(name, {})).eval()
 
     def run(*x: Tensor) -> Tensor:

@@ -9,15 +9,7 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import accelerator
 from hf_longattn.engines import topk as engine
-from hf_longattn.engines.topk import (
-    pair_scores,
-    pair_spread,
-    pair_sum,
-    prefiltered_topk,
-    search_keys,
-    topk,
-    topk_keys,
-)
+from hf_longattn.engines.topk import pair_scores, pair_spread, pair_sum, prefiltered_topk, search_keys, topk, topk_keys
 from tests.cases import every_case
 
 

@@ -38,12 +38,7 @@ PREDICTIONS = [
     {"id": "c", "prediction_text": ""},
     {"id": "d", "prediction_text": "wrong"},
 ]
-REFERENCES = [
-    reference("a", "read_csv", 100),
-    reference("b", "red wolf", 512),
-    reference("c", "", 513),
-    reference("d", "right", 9000),
-]
+REFERENCES = [reference("a", "read_csv", 100), reference("b", "red wolf", 512), reference("c", "", 513), reference("d", "right", 9000)]
 
 
 @pytest.mark.parametrize("source", ["package", "path"])
@@ -80,10 +75,7 @@ def squad_2(prediction: str, answers: list[str]) -> tuple[float, float]:
 
 
 def test_random_answers_have_the_scores_of_the_squad_2_script() -> None:
-    choose, words = (
-        random.Random(0),
-        ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"],
-    )
+    choose, words = (random.Random(0), ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"])
 
     def text() -> str:
         return choose.choice(" \n").join(choose.choices(words, k=choose.randint(0, 4)))

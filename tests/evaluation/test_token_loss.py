@@ -13,7 +13,7 @@ from hf_longattn.data.batching import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error, means_in_percent, plus_minus, ratio_and_error
-from hf_longattn.evaluation.token_loss import ROWS_AT_ONCE, LossChange, chunk_losses, kl_divergence, token_losses, with_context
+from hf_longattn.evaluation.token_loss import ROWS_AT_ONCE, LossChange, in_chunks, kl_divergence, token_losses, with_context
 from tests.trained import tokenizer_of
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -33,17 +33,13 @@ def test_mean_of_token_losses_is_the_loss_of_transformers(causal: bool) -> None:
     assert losses.shape == (ids.shape[1],)
     with torch.no_grad():
         assert losses.nanmean() == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)
-    for together in (1, 2):
-        chunks = chunk_losses(model, ids[:, :512], labels[:, :512], 128, causal=causal, together=together)
-        alone = [
-            token_losses(model, *pair, causal=causal)
-            for pair in zip(ids[:, :512].split(128, 1), labels[:, :512].split(128, 1), strict=True)
-        ]
-        torch.testing.assert_close(chunks, torch.cat(alone), equal_nan=True)
+    pieces = zip(*(x[:, :512].split(128, 1) for x in (ids, labels)), strict=True)
+    chunks = token_losses(model, *in_chunks(ids[:, :512], labels[:, :512], 128), causal=causal)
+    torch.testing.assert_close(chunks, torch.cat([token_losses(model, *pair, causal=causal) for pair in pieces]), equal_nan=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], []), ([1], [2]), ([], [2]), ([], [])])
-def test_chunk_losses_read_every_chunk_between_special_tokens(before: list[int], after: list[int]) -> None:
+def test_losses_read_every_chunk_between_special_tokens(before: list[int], after: list[int]) -> None:
     """A decoder reads a chunk from its first token (BOS) on, as it reads any text."""
     seen = []
 
@@ -52,7 +48,7 @@ def test_chunk_losses_read_every_chunk_between_special_tokens(before: list[int],
         return {"logits": torch.zeros(*input_ids.shape, 50)}
 
     ids = torch.arange(10, 34)[None]
-    losses = chunk_losses(model, ids, ids, 8, causal=False, special=(before, after))
+    losses = token_losses(model, *in_chunks(ids, ids, 8, (before, after)), causal=False)
     read = torch.cat(seen)
     inner = slice(len(before), 8 - len(after))
     assert all(row == [*before, *row[inner], *after] for row in read.tolist())

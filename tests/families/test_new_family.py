@@ -114,8 +114,7 @@ class TestANewFamilyRefuses:
     def test_a_model_type_that_is_taken(self) -> None:
         assert families.FAMILIES["bert"].base_model_type == "bert"
         with pytest.raises(
-            OptionError,
-            match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type 'long_bert'",
+            OptionError, match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type 'long_bert'"
         ):
             Family(config_class(), TABLE)
 

@@ -41,14 +41,10 @@ def plain_model(base: str) -> Any:
     return model
 
 
-def long_class(base: str) -> Any:
-    return getattr(families, next(iter(FAMILIES[base].model_classes.values())))
-
-
 def long_model(base: str, folder: Path, length: int = NEW, **values: Any) -> Any:
     config = FAMILIES[base].config_class.from_pretrained(folder, **{"long_attention": {"towers": TOWERS}, **values})
     config.text_config.max_position_embeddings = length
-    return long_class(base).from_pretrained(folder, config=config).eval()
+    return getattr(families, next(iter(FAMILIES[base].model_classes.values()))).from_pretrained(folder, config=config).eval()
 
 
 def captions(length: int, count: int = 3) -> Tensor:
@@ -226,8 +222,7 @@ def embedding(model: Any, ids: Tensor, **arguments: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("changes", "unchanged"),
-    [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)],
+    ("changes", "unchanged"), [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)]
 )
 def test_captions_within_the_kept_positions_have_the_same_embeddings(changes: dict[str, Any], unchanged: int, tmp_path: Path) -> None:
     short = tower()

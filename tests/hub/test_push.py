@@ -129,14 +129,9 @@ def test_push_to_a_branch_leaves_the_main_one(server: Hub, model: Path) -> None:
 
 def test_push_leaves_out_files_of_training(server: Hub, model: Path) -> None:
     unwanted = (
-        "training_args.bin",
-        "trainer_state.json",
-        "optimizer.pt",
-        ".env",
-        "checkpoint-10/model.safetensors",
-        "runs/events",
+        "training_args.bin", "trainer_state.json", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events",
         "nbest_predictions.json",
-    )
+    )  # fmt: skip
     for name in unwanted:
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(b"x")

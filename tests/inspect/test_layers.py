@@ -189,13 +189,8 @@ def test_paths_are_logged_once() -> None:
 
 def test_explain_gives_a_model_of_images_its_pixels() -> None:
     sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "image_size": 64,
-        "patch_size": 4,
-    }
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 64, "patch_size": 4,
+    }  # fmt: skip
     model = LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d", "window": 4})).eval()
     pixels = torch.randn(1, 3, 64, 64)
     answers = explain(model, pixels)

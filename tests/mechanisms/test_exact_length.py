@@ -105,10 +105,7 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, order="hilbert"), "reads a grid"),
         (lambda: build_mechanism("recurrent_memory", num_heads=2, head_dim=8, exact_length=8), "memory tokens"),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"), "relative positions"),
-        (
-            lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"),
-            "give exact_length to 'union'",
-        ),
+        (lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"), "give exact_length to 'union'"),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=-1), "must be at least 0"),
         (lambda: attend(*torch.zeros(3, 1, 2, 9, 8), "window", causal=True, exact_length=8), "this call is causal; leave it out"),
         (lambda: LongAttentionConfig("window", exact_length=8).check_forms(2, causal=True), "layer 0 is causal; leave it out"),

@@ -18,11 +18,7 @@ from hf_longattn.mechanisms.performer import Performer, orthogonal_gaussian
 from tests.cases import every_case
 
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
-FORMS = [
-    *((name, {}) for name in LINEAR),
-    ("hedgehog", {"feature_dim": 20}),
-    ("taylor", {"feature_dim": 24}),
-]
+FORMS = [*((name, {}) for name in LINEAR), ("hedgehog", {"feature_dim": 20}), ("taylor", {"feature_dim": 24})]
 FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
 of_forms = every_case(("name", "options"), FORMS, ids=FORM_IDS)
 
@@ -215,15 +211,7 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
 
 
 @every_case("causal", [False, True])
-@every_case(
-    "features",
-    [
-        "linear",
-        "linear:feature_map=relu",
-        "taylor:feature_dim=8",
-        "hedgehog:feature_dim=24",
-    ],
-)
+@every_case("features", ["linear", "linear:feature_map=relu", "taylor:feature_dim=8", "hedgehog:feature_dim=24"])
 def test_hybrid_equals_the_definition_with_every_feature_map(features: str, causal: bool) -> None:
     q, k, v = inputs()
     for scaling in (None, 0.5):

@@ -370,13 +370,7 @@ def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: s
 
 
 TIMED_LENGTH, ROUNDS = 4096, 9
-MECHANISMS: dict[str, dict[str, Any]] = {
-    "window": {},
-    "longformer": {"global_tokens": (0,)},
-    "bigbird": {},
-    "linear": {},
-    "full": {},
-}
+MECHANISMS: dict[str, dict[str, Any]] = {"window": {}, "longformer": {"global_tokens": (0,)}, "bigbird": {}, "linear": {}, "full": {}}
 
 
 def fastest(*runs: Callable[[], Any]) -> list[float]:

@@ -35,12 +35,9 @@ MORE = [
 SOFT = ("adaptive_span",)
 """Mechanisms whose weights fade at the edge of what they keep."""
 NOT_A_SELECTION = [
-    ("lsh", {"shared_qk": True}),
-    ("lsh", {"count_duplicates": True}),
-    ("routing", {"router": "learned"}),
-    ("longformer", {"separate_global": True}),
-    ("recurrent_memory", {}),
-]
+    ("lsh", {"shared_qk": True}), ("lsh", {"count_duplicates": True}), ("routing", {"router": "learned"}),
+    ("longformer", {"separate_global": True}), ("recurrent_memory", {}),
+]  # fmt: skip
 
 
 GRID = Grid((9, 14), prefix=2)

@@ -110,10 +110,6 @@ def test_the_band_of_adaptive_span_follows_spans_written_in_any_way(how: str) ->
         torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
-def hierarchical_inputs(length: int, batch: int = 2) -> list[Tensor]:
-    return [torch.randn(batch, heads, length, 16) for heads in (4, 2, 2)]
-
-
 def levels(length: int, block: int, limit: int | None = None) -> Tensor:
     positions = torch.arange(length)
     module = build_mechanism("hierarchical", num_heads=1, head_dim=8, block_size=block, levels=limit)
@@ -132,7 +128,7 @@ def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
 @every_case("causal", [False, True])
 @every_case("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
 def test_hierarchical_options_with_padding_equal_the_definition(options: dict[str, Any], causal: bool) -> None:
-    q, k, v = hierarchical_inputs(517)
+    q, k, v = [torch.randn(2, heads, 517, 16) for heads in (4, 2, 2)]
     mask = torch.ones(2, 517, dtype=torch.bool)
     mask[0, :77] = False
     mask[1, 400:] = False

@@ -194,11 +194,7 @@ def test_window2d_compiles_to_one_graph(padded: bool) -> None:
 
 @every_case(
     ("window", "sizes", "words"),
-    [
-        ((1, 2, 3), (20, 30), "'window' has 3 numbers"),
-        (14, (20, 31), "has 600 tokens"),
-        (14, None, "pass grid=(height, width)"),
-    ],
+    [((1, 2, 3), (20, 30), "'window' has 3 numbers"), (14, (20, 31), "has 600 tokens"), (14, None, "pass grid=(height, width)")],
 )
 def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell | None, words: str) -> None:
     q = torch.randn(1, HEADS, 600, DIM)
@@ -208,14 +204,9 @@ def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell 
 
 
 FILLED: list[tuple[dict[str, Any], Cell]] = [
-    ({"window": 4}, (7, 9)),
-    ({"window": 4, "shift": "alternate"}, (7, 9)),
-    ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
-    ({"window": 6}, (3, 4)),
-    ({"window": 4}, (8, 12)),
-    ({"window": 7}, (31,)),
-    ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
-]
+    ({"window": 4}, (7, 9)), ({"window": 4, "shift": "alternate"}, (7, 9)), ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
+    ({"window": 6}, (3, 4)), ({"window": 4}, (8, 12)), ({"window": 7}, (31,)), ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
+]  # fmt: skip
 
 
 @every_case(

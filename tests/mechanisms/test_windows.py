@@ -82,14 +82,11 @@ def test_every_head_of_a_window_has_its_dilation() -> None:
 @every_case(
     "options",
     [
-        {"num_sinks": 5},
-        {"dilation": (3,)},
-        {"dilation": (1, 4, 2, 4), "num_sinks": 5},
-        {"left": 40, "right": 3},
+        {"num_sinks": 5}, {"dilation": (3,)}, {"dilation": (1, 4, 2, 4), "num_sinks": 5}, {"left": 40, "right": 3},
         {"left": 0, "right": 17, "dilation": (1, 4, 2, 4), "num_sinks": 5},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_windows_with_sinks_dilation_and_sides_equal_the_definition(options: dict, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
@@ -207,14 +204,11 @@ def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, 
 @every_case(
     "options",
     [
-        {"window": 3, "num_sinks": 4},
-        {"window": 4, "num_sinks": 9},
-        {"window": 2, "dilation": (2,)},
-        {"left": 5, "right": 2},
+        {"window": 3, "num_sinks": 4}, {"window": 4, "num_sinks": 9}, {"window": 2, "dilation": (2,)}, {"left": 5, "right": 2},
         {"left": 2, "right": 5, "dilation": (2,)},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: dict, causal: bool) -> None:
     mechanism = build_mechanism("window", num_heads=2, head_dim=4, **options)
     for length in range(1, 16):

@@ -37,10 +37,7 @@ from tests.modeling.audio_models import (
 from tests.modeling.test_grid_models import auto_classes, automatic_heads
 
 BAND = {"mechanism": "window", "left": 9, "right": 4}
-MECHANISMS = (
-    BAND,
-    {"mechanism": "longformer", "window": 8, "global_tokens": "none"},
-)
+MECHANISMS = (BAND, {"mechanism": "longformer", "window": 8, "global_tokens": "none"})
 QUICK_HEADS = grid(HEADS, lambda base, head: base == "wav2vec2" or head == base_model(base))
 NOISY = "ForPreTraining"
 """The ending of heads that draw random numbers in every call."""

@@ -197,14 +197,9 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
 
 
 BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
-WITHOUT = {
-    "union": {"mechanism": "union", "of": "window:window=8+window:window=16"},
-}
+WITHOUT = {"union": {"mechanism": "union", "of": "window:window=8+window:window=16"}}
 """Composites that compute a window of 16."""
-WITH = {
-    "union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"},
-    "longformer": {"mechanism": "longformer"},
-}
+WITH = {"union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"}, "longformer": {"mechanism": "longformer"}}
 
 
 @pytest.mark.thorough

@@ -56,10 +56,7 @@ def embedded(module: Any) -> Tensor:
 
 
 @every_case(
-    "base",
-    [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
-    of=9,
-    code=kind_of_family,
+    "base", [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters], of=9, code=kind_of_family
 )
 def test_gradients_of_a_memory_stop_at_hidden_states_and_reach_projections(base: str) -> None:
     """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""
@@ -343,15 +340,9 @@ def test_tracing_shows_the_error_of_an_engine_as_it_is(monkeypatch: pytest.Monke
 
 
 SETTINGS: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 256,
-    "attention_probs_dropout_prob": 0.0,
-    "hidden_dropout_prob": 0.0,
-}
+    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 256, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
+}  # fmt: skip
 RECURRENT = {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}
 SHARDED: list[dict[str, Any]] = [
     {"mechanism": "longformer", "window": 32, "separate_global": True},

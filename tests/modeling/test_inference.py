@@ -12,16 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertModel,
-    DecisionTransformerModel,
-    ImageGPTModel,
-    OpenAIGPTModel,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import AutoModel, BertConfig, BertModel, DecisionTransformerModel, ImageGPTModel, OpenAIGPTModel, ViTConfig, ViTModel
 
 import hf_longattn
 from hf_longattn.engines.cpu import onednn
@@ -52,10 +43,6 @@ WINDOW = {"mechanism": "window", "window": 16}
 def batch(length: int = 100, *, left: bool = False) -> dict[str, Tensor]:
     mask = padding(3, length, left=left)
     return {"input_ids": torch.where(mask.bool(), tokens(3, length), 1), "attention_mask": mask}
-
-
-def uncached(base: str) -> dict[str, Any]:
-    return {"use_cache": False} if base in CAUSAL else {}
 
 
 def run(model: Any, base: str, **inputs: Any) -> Tensor:
@@ -116,7 +103,7 @@ def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     """fp32 changes nothing; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
     model = long_model(base, None, {"mechanism": name, **mechanism_class(name).about.sample})
-    inputs = {**batch(150), **uncached(base)}
+    inputs = {**batch(150), **({"use_cache": False} if base in CAUSAL else {})}
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         for precision in ("bf16", "int8"):

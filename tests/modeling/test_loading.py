@@ -108,8 +108,7 @@ def test_a_longer_model_equals_the_plain_one_up_to_the_old_length(base: str, tmp
 
 STRATEGIES = ("tile", "interpolate", "random")
 EXTENSIONS = grid(
-    itertools.product(TABLES, STRATEGIES),
-    lambda base, strategy: base == "bert" or strategy == STRATEGIES[TABLES.index(base) % 3],
+    itertools.product(TABLES, STRATEGIES), lambda base, strategy: base == "bert" or strategy == STRATEGIES[TABLES.index(base) % 3]
 )
 """Every strategy on one base; on the others, the strategies in turn."""
 
@@ -356,10 +355,7 @@ def test_new_tensors_have_initial_values_in_any_dtype(dtype: Any, tmp_path: Path
 
 
 @every_case(
-    ("base", "name", "options"),
-    [one for one in BOTH_FORMS if one.values[0] == "bert"],
-    of=9,
-    code=lambda base, name, options: name,
+    ("base", "name", "options"), [one for one in BOTH_FORMS if one.values[0] == "bert"], of=9, code=lambda base, name, options: name
 )
 def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is touched."""
@@ -417,13 +413,9 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
 
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
+    "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
     "max_position_embeddings": 128,
-}
+}  # fmt: skip
 SHARED = {"mechanism": "linformer", "rank": 16, "sharing": "layerwise"}
 
 

@@ -19,10 +19,7 @@ from scripts.dev.tools.small_models import default_config
 from tests.modes.ways import WAYS, WINDOW, Fields, as_built, decodes, head_of
 from tests.reference.small_models import long_model
 
-ROWS = (
-    *("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM"),
-    "deberta-v2",
-)
+ROWS = (*("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM"), "deberta-v2")
 """The rows of the stored table, as :func:`tests.modes.ways.head_of` takes them; slow tests take every family."""
 LENGTHS = (40, 25, 9)
 TOKENS_OF_DECODER = 7
@@ -313,10 +310,7 @@ class Crossing:
         assert off <= allowed, f"{name} is off by {off:.1e}"
 
 
-INNERMOST = (
-    *("compiled", "tuples", "memory", "cache", "gradient checkpointing"),
-    *("inference mode", "autocast"),
-)
+INNERMOST = (*("compiled", "tuples", "memory", "cache", "gradient checkpointing"), *("inference mode", "autocast"))
 """Ways that wrap the call, from the inside to the outside."""
 WHOLE = ("gradient", "loss", "aux_loss")
 """Fields of the whole batch."""

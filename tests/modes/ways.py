@@ -89,10 +89,6 @@ def decodes(row: str) -> bool:
     return head_of(row).endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def no_cache(row: str) -> str | None:
-    return None if decodes(row) else "no decoder"
-
-
 def looks_back(row: str) -> str | None:
     return "a decoder sees what came before, whatever the length" if decodes(row) else None
 
@@ -325,11 +321,7 @@ WAYS: dict[str, Way] = {
         Way("attentions", arguments={"output_attentions": True}),
         Way("router logits", values={"output_router_logits": True, "router_aux_loss_coef": 0.5}, lacks=no_router),
         Way("labels", layout="labels", tolerance=1e-5, apart={"memory": OWN_LOSS, "cache": OWN_LOSS}),
-        Way(
-            "inference mode",
-            call=in_reused_buffers,
-            apart={"gradient checkpointing": "inference mode has no gradients"},
-        ),
+        Way("inference mode", call=in_reused_buffers, apart={"gradient checkpointing": "inference mode has no gradients"}),
         Way(
             "gradient checkpointing",
             prepare=checkpointed,
@@ -341,18 +333,9 @@ WAYS: dict[str, Way] = {
         Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache"), ONE_FUNCTION)),
         Way("save and reload", prepare=reloaded, tolerance=1e-8),
         Way(
-            "cache",
-            call=decoding,
-            in_pieces=True,
-            lacks=no_cache,
+            "cache", call=decoding, in_pieces=True, lacks=lambda row: None if decodes(row) else "no decoder",
             apart={"attentions": "a step has the weights of the keys that the cache holds"},
         ),
-        Way(
-            "compiled",
-            call=compiled,
-            lacks=not_compiled,
-            slow=True,
-            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION},
-        ),
+        Way("compiled", call=compiled, lacks=not_compiled, slow=True, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION}),
     )
-}
+}  # fmt: skip

@@ -16,14 +16,7 @@ PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
 texts have no padding, the Long model pools the last token."""
 
 
-@every_case(
-    ("base", "head"),
-    HEADS,
-    of=9,
-    code=code_of_family,
-    ids=[head for _, head in HEADS],
-    by="base",
-)
+@every_case(("base", "head"), HEADS, of=9, code=code_of_family, ids=[head for _, head in HEADS], by="base")
 def test_full_attention_gives_every_head_the_bits_of_its_base(base: str, head: str) -> None:
     extra = {"is_decoder": True} if head in ("BertLMHeadModel", "RobertaForCausalLM", "BigBirdForCausalLM") else {}
     plain, longer = pair(base, head, FULL, **extra)
@@ -72,10 +65,7 @@ def test_full_attention_gives_the_gradients_of_the_base_bit_for_bit(base: str) -
 
 @pytest.mark.thorough
 @every_case(
-    ("base", "implementation"),
-    [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
-    of=9,
-    code=kind_of_family,
+    ("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible], of=9, code=kind_of_family
 )
 def test_use_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})

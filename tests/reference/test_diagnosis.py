@@ -132,10 +132,7 @@ def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str)
 
 
 @pytest.mark.thorough
-@every_case(
-    ("base", "relative"),
-    [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])],
-)
+@every_case(("base", "relative"), [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])])
 def test_relative_positions_are_in_the_scores_of_a_diagnosis(base: str, relative: str) -> None:
     plain = plain_model(base)
     longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]

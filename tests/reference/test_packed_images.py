@@ -23,7 +23,7 @@ CASES = ["pixtral", "qwen2_vl", "qwen2_5_vl"]
 Sees = Callable[[Tensor, Tensor], Tensor]
 """Places of queries and of keys ``(…, 2)`` -> whether the one sees the other."""
 MECHANISMS: dict[str, tuple[dict[str, Any], Sees]] = {
-    "window2d": ({"mechanism": "window2d", "window": 3}, lambda q, k: (q // 3 == k // 3).all(-1)),
+    "window2d": ({"mechanism": "window2d", "window": 3}, lambda q, k: (q // 3 == k // 3).all(-1))
 }
 
 

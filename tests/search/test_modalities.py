@@ -177,11 +177,8 @@ def test_a_search_for_images_refuses_inputs_and_options_that_do_not_fit(
     settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     values: dict[str, Any] = {
-        "text": image_folder,
-        "image_size": None if "length" in settings else 64,
-        **settings,
-        "output": tmp_path / "design.yaml",
-    }
+        "text": image_folder, "image_size": None if "length" in settings else 64, **settings, "output": tmp_path / "design.yaml",
+    }  # fmt: skip
     with pytest.raises(error, match=sentence):
         search_design(vit, **values)
     assert list(tmp_path.iterdir()) == []
@@ -241,11 +238,8 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.thorough
 def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
-        "mechanism": "auto",
-        "audio_seconds": 16,
-        "budget": "0.6",
-        "search_input": recording(tmp_path / "a.wav", 17),
-    }
+        "mechanism": "auto", "audio_seconds": 16, "budget": "0.6", "search_input": recording(tmp_path / "a.wav", 17),
+    }  # fmt: skip
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
     assert report.verified
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]

@@ -38,17 +38,11 @@ page(
 )
 page(
     "docs/how-to/multitask.md",
-    Setting(
-        instead={
-            "--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128",
-        },
-        slow=True,
-    ),
+    Setting(instead={"--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128"}, slow=True),
 )
 page("docs/how-to/generic.md", Setting(instead=ONE_EPOCH, slow=True))
 page(
-    "docs/how-to/image_text.md",
-    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True),
+    "docs/how-to/image_text.md", Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True)
 )
 page(
     "docs/how-to/speech.md",

@@ -262,9 +262,7 @@ model = AutoModelForCausalLM.from_pretrained("gpt2-xl-memory")
 segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
 """
 
-SHORT_TEXTS = {
-    "[512, 4096]": "[512, 1024]",
-}
+SHORT_TEXTS = {"[512, 4096]": "[512, 1024]"}
 IN_MEMORY = """
 import torch
 from transformers import AutoModel
@@ -289,10 +287,7 @@ served = serving_embeddings(lambda text: [float(len(text)), float(hash(text))], 
 served.__enter__()
 """
 """A server of embeddings that reads every word."""
-page(
-    "docs/how-to/server_reach.md",
-    Setting(before=SERVED, instead={"server_reach.py http": f"{ROOT}/examples/server_reach.py http"}),
-)
+page("docs/how-to/server_reach.md", Setting(before=SERVED, instead={"server_reach.py http": f"{ROOT}/examples/server_reach.py http"}))
 page(
     "docs/how-to/adapt.md",
     Setting(
@@ -322,16 +317,7 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=TWO_STEPS, before=MEMORY, slow=True))
-page(
-    "docs/how-to/positions.md",
-    Setting(
-        instead={
-            "0-5:relative": "0:relative",
-            "--max-length 16384": "--max-length 5120",
-        },
-        slow=True,
-    ),
-)
+page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True))
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/export.md", Setting(slow=True))
 page("docs/index.md", Setting(slow=True))  # has the commands of README.md

@@ -54,12 +54,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def tiny_model() -> BertForQuestionAnswering:
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=1024,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=512,
+        vocab_size=1024, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_position_embeddings=512
     )
     return BertForQuestionAnswering(config)
 

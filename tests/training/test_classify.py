@@ -29,12 +29,7 @@ from transformers import (
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.cli.train import train
 from hf_longattn.data import images as images_module
-from hf_longattn.data.images import (
-    Augmentation,
-    ImageCollator,
-    augmentation_of,
-    read_image,
-)
+from hf_longattn.data.images import Augmentation, ImageCollator, augmentation_of, read_image
 from hf_longattn.data.rows import rows_of
 from hf_longattn.data.sources import CELL, DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
@@ -388,11 +383,7 @@ def test_classify_images_refuses_models_options_and_data_that_do_not_fit(
         ),
         (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
         (DataError, "not 'image' or 'file_name'; name one with --columns image=NAME", {"data": [str(tmp_path / "texts.csv")]}),
-        (
-            DataError,
-            "The column 'image' of .* holds no images or paths of them",
-            {"data": [str(tmp_path / "numbers.jsonl")]},
-        ),
+        (DataError, "The column 'image' of .* holds no images or paths of them", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "flat' holds no images", {"data": [str(tmp_path / "flat")]}),
         (DataError, "without' holds no images", {"data": [str(tmp_path / "without")]}),

@@ -146,13 +146,8 @@ def small_checkpoint(folder: Path, base: str, name: str, tokenizer: PreTrainedTo
 
 
 ALIKE = {
-    "distill masked": "mlm",
-    "linearise": "clm",
-    "multitask": "qa",
-    "tokens": "classify",
-    "embed reranker": "classify",
-    "distill": "embed",
-}
+    "distill masked": "mlm", "linearise": "clm", "multitask": "qa", "tokens": "classify", "embed reranker": "classify", "distill": "embed",
+}  # fmt: skip
 """Tasks whose inputs and outputs are made as those of another task: the quick test has each kind of family with one of them."""
 
 

@@ -160,16 +160,10 @@ def gpt2(ids: dict[str, Any]) -> PreTrainedModel:
 
 
 CHECKPOINTS: dict[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
-    "FacebookAI/roberta-base": roberta,
-    "allenai/longformer-base-4096": longformer,
-    "google/bigbird-roberta-base": big_bird,
-    "facebook/bart-base": bart,
-    "facebook/bart-large": bart,
-    "google/pegasus-large": pegasus,
-    "meta-llama/Meta-Llama-3-8B": llama,
-    "meta-llama/Meta-Llama-3-8B-Instruct": llama,
-    "openai-community/gpt2-medium": gpt2,
-}
+    "FacebookAI/roberta-base": roberta, "allenai/longformer-base-4096": longformer, "google/bigbird-roberta-base": big_bird,
+    "facebook/bart-base": bart, "facebook/bart-large": bart, "google/pegasus-large": pegasus, "meta-llama/Meta-Llama-3-8B": llama,
+    "meta-llama/Meta-Llama-3-8B-Instruct": llama, "openai-community/gpt2-medium": gpt2,
+}  # fmt: skip
 
 
 def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:

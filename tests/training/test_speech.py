@@ -42,13 +42,7 @@ from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.tasks import classify, ctc, seq2seq
-from hf_longattn.training.tasks.ctc import (
-    CTCDataArguments,
-    character_tokenizer,
-    check_characters,
-    output_frames,
-    read_utterances,
-)
+from hf_longattn.training.tasks.ctc import CTCDataArguments, character_tokenizer, check_characters, output_frames, read_utterances
 from tests.training.conftest import FAST, checkpoint, start_task, write_rows
 from tests.training.speech import RATE, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 from tests.whisper import whisper_checkpoint
@@ -257,11 +251,7 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
         (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
         (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
         (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (
-            DataError,
-            "numbers.jsonl holds no audio files or paths of them",
-            {"data": [str(tmp_path / "numbers.jsonl")]},
-        ),
+        (DataError, "numbers.jsonl holds no audio files or paths of them", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
         (OptionError, "--letter-case must be one of lower, upper, not 'keep'", {"letter_case": "keep"}),

@@ -398,8 +398,8 @@ class Band(BandSource):
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
         self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned and learned[0].dim() == 2 else None
         self.columns = learned[0].to(self.dtype) if learned and learned[0].dim() == 4 else None
-        like = token_major(self.dtype, *learned) if self.columns is not None else [x.to(self.dtype) for x in learned]
-        self.totals = [torch.zeros_like(x) for x in like] if self.learns else []
+        like = token_major(self.dtype, *learned) if self.columns is not None else learned
+        self.totals = [torch.zeros_like(x, dtype=self.dtype) for x in like] if self.learns else []
 
     def most_blocks(self, item: Item) -> int:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)

@@ -62,12 +62,7 @@ class Case:
     def build(self) -> Mechanism:
         """The mechanism."""
         return mechanism_from(
-            self.mechanism,
-            self.options,
-            num_heads=self.heads,
-            head_dim=self.head_dim,
-            hidden_size=self.hidden_size,
-            max_length=self.length,
+            self.mechanism, self.options, num_heads=self.heads, head_dim=self.head_dim, hidden_size=self.hidden_size, max_length=self.length
         )
 
 

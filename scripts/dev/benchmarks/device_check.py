@@ -423,10 +423,5 @@ def compiled(case: DeviceCase, device: str) -> Measure:
 
 
 TASKS: dict[str, Callable[[DeviceCase, str], Measure]] = {
-    "check": check,
-    "compiled": compiled,
-    "prepare": prepared,
-    "time": timed,
-    "model": model,
-    "decode": decode,
-}
+    "check": check, "compiled": compiled, "prepare": prepared, "time": timed, "model": model, "decode": decode,
+}  # fmt: skip

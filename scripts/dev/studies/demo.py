@@ -153,12 +153,8 @@ def finish(answers: Sequence[Answer], folder: Path, options: argparse.Namespace,
     for hops in (1, 2):
         mean, error, count = share_right(answers, FINE_TUNED, hops)
         row = {
-            "dataset": f"lookup, {hops} line{'s' * (hops > 1)}",
-            "metric": "exact match",
-            "value": round(mean, 2),
-            "unit": "%",
-            "n": count,
-        }
+            "dataset": f"lookup, {hops} line{'s' * (hops > 1)}", "metric": "exact match", "value": round(mean, 2), "unit": "%", "n": count,
+        }  # fmt: skip
         results.append({**row, "standard_error": round(error, 2), "split": "test"})
     card = write_model_card(
         folder,

@@ -42,16 +42,9 @@ __all__ = [
 ]
 '''
 COMMON = {
-    "Any": "typing",
-    "Cache": "transformers",
-    "GenerationMixin": "transformers",
-    "Literal": "typing",
-    "LongAttentionConfig": "..configuration",
-    "Mapping": "collections.abc",
-    "SegmentMemory": "..memory",
-    "Tensor": "torch",
-    "torch": "",
-}
+    "Any": "typing", "Cache": "transformers", "GenerationMixin": "transformers", "Literal": "typing",
+    "LongAttentionConfig": "..configuration", "Mapping": "collections.abc", "SegmentMemory": "..memory", "Tensor": "torch", "torch": "",
+}  # fmt: skip
 """What the signatures name -> the module that it is in."""
 LONG_ARGUMENTS = {
     "global_attention_mask": "Tensor | None",

@@ -52,7 +52,7 @@ of ESM is left out, because it computes on all pairs of tokens."""
 WITHOUT_POSITIONS = ("granitemoehybrid", "jamba", "kimi_linear", "nemotron_h", "zamba", "zamba2")
 """Model types whose attention has no positions, by reading their code: a probe cannot tell them from those with a formula of their own."""
 PROBED: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
 }
 """Further values of single bases, without which their models cannot be built."""
 OTHER_INPUTS = "it reads other inputs than a text"

@@ -15,11 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 FILE = "first_look.svg"
 RESULT = "model-longformer-window512-layers4-fp32"
 """From ``python -m scripts.dev.benchmarks model --option window=512 --layers 4 --threads 1 --processor-time --lengths 512,…,65536``."""
-MODELS = {
-    "sdpa": ("BERT", "#8a8a8a"),
-    "hf-longformer": ("transformers' Longformer", "#c98b2b"),
-    "longattn": ("converted BERT", "#1f6fb4"),
-}
+MODELS = {"sdpa": ("BERT", "#8a8a8a"), "hf-longformer": ("transformers' Longformer", "#c98b2b"), "longattn": ("converted BERT", "#1f6fb4")}
 OLD_LENGTH = 512
 
 

@@ -108,10 +108,7 @@ def sees_segmented(module: nn.Module, k: Tensor, causal: bool, padding_mask: Ten
 
 
 def draw_options_segmented(random: Random, length: int) -> dict[str, Any]:
-    return {
-        "block_size": random.randint(1, length + 2),
-        "integration": random.choice(("none", "previous", "pooled", "attention")),
-    }
+    return {"block_size": random.randint(1, length + 2), "integration": random.choice(("none", "previous", "pooled", "attention"))}
 
 
 def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:

@@ -92,11 +92,8 @@ def test_distributions_hold_the_files_that_they_should() -> None:
 def test_release_names_files_that_are_missing_foreign_or_too_large() -> None:
     packed = {"a.py": 10, "weights.bin": 2 * 10**6}
     assert release.differences(packed, {"a.py", "b.py"}, size=5, largest=4) == [
-        "lacks b.py",
-        "has weights.bin, which nobody expects",
-        "has weights.bin of 2000000 bytes",
-        "has 5 bytes, more than 4",
-    ]
+        "lacks b.py", "has weights.bin, which nobody expects", "has weights.bin of 2000000 bytes", "has 5 bytes, more than 4",
+    ]  # fmt: skip
 
 
 def test_citation_changelog_and_security_name_the_version() -> None:
