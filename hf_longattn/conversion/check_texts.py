@@ -43,7 +43,7 @@ SHORTEST_PADDED = 1024
 MEASUREMENT, PATIENCE = 4e12, 600.0
 """Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they can differ."""
 TEXTS, SECONDS = 4, 45.0
-"""Maximum texts on which a decoder's loss is measured, and seconds after which no further one is begun."""
+"""Maximum number of texts for a decoder's loss, and seconds after which no further text is begun."""
 STUDENT = {3: 4.303, 4: 3.182}
 """Number of texts -> Student's t for a 95 % interval of their mean."""
 SMALLEST_BUCKET = 256

@@ -185,8 +185,8 @@ def position_warnings(
     grows = length.new > length.old
     if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
         near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
-        advice = f"{near} needs none, and --positions rope:none leaves it out"
-        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "every text is read otherwise, short ones too")]
+        advice = f"{near} needs no scaling, and --positions rope:none omits it"
+        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "outputs change for every text, short ones too")]
     changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
     if (strategy in changing and grows) or strategy in tables.DROPPED:
         rows = f"positions from {length.old:,} on are random rows, as before training"
@@ -281,7 +281,7 @@ class ConversionPlan(WithTowers):
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
-    looks_back: int | None = None  # of a decoder whose texts have no maximum length: positions that a query looks back; None for others
+    looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
     training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: derived from head and texts
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
@@ -394,8 +394,8 @@ def chosen_for_decoder(
     if None not in own_windows(base):
         return None, {"reason": f"Every layer keeps its own window; {search}."}
     window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
-    kept = ", and layers with a window of their own keep it" if any(own_windows(base)) else ""
-    reason = f"window={window} with {DECODER_SINKS} sinks: untrained, a decoder loses least so in a cache of constant size{kept}; {search}."
+    kept = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
+    reason = f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant size{kept}; {search}."
     return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
 
 

@@ -69,7 +69,7 @@ class Settings:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "One of `longattn mechanisms`; auto searches one for every layer under --budget, or without it takes a decoder's usual window.",
+        "One of `longattn mechanisms`, or auto: a search under --budget for every layer; without it, decoders get a window and sinks.",
         unset="longformer; a long model's own; images: window2d; sound: window",
     )
     max_length: int | None = setting(None, "Maximum length of the result, in tokens.", unset="the source's", type=int, minimum=1)

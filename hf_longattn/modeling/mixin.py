@@ -359,7 +359,7 @@ class LongGenerationMixin(_Base):
     """Mixin before the other mixins in models that generate."""
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
-        """The base's checks, and a refusal of ``full_decoding`` if calls for new tokens have several queries, as prompts have."""
+        """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts do."""
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         assisted = generation_mode == "assisted_generation"
         if not (assisted or generation_config.use_cache is False) or not self.runs_mechanisms:
@@ -367,7 +367,7 @@ class LongGenerationMixin(_Base):
         if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):
             problem = "assisted decoding (assistant_model, prompt_lookup_num_tokens)" if assisted else "use_cache=False"
             raise InputError(
-                f"full_decoding sees all keys in steps of one token, which {problem} does not have; leave that out, or convert without "
+                f"full_decoding needs a cache and steps of one token, and {problem} rules them out; leave that out, or convert without "
                 "full_decoding."
             )
 

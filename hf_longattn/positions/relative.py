@@ -52,7 +52,7 @@ class RelativePositions(nn.Module, ABC):
     differs_by_head: ClassVar[bool] = False
     """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
-    """Whether the term depends on both positions in the sequence, not only on their distance. As an option only of full attention."""
+    """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention has such an option."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()

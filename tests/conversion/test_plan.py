@@ -256,7 +256,7 @@ def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str],
 
 # Positions that do not hold without training for what a mechanism sees.
 
-SCALED = "rope:yarn scales the rotations of all tokens, so every text is read otherwise, short ones too; "
+SCALED = "rope:yarn scales the rotations of all tokens, so outputs change for every text, short ones too; "
 
 
 @pytest.mark.thorough

@@ -164,5 +164,5 @@ def test_encoders_and_members_of_a_union_have_no_decoding() -> None:
 @every_case("how", [{"use_cache": False}, {"prompt_lookup_num_tokens": 3}])
 def test_generate_refuses_calls_for_new_tokens_with_several_queries(how: dict[str, Any]) -> None:
     longer = long_model("llama", "LlamaForCausalLM", OPTIONS)
-    with pytest.raises(InputError, match="full_decoding sees all keys in steps of one token"):
+    with pytest.raises(InputError, match="full_decoding needs a cache and steps of one token"):
         longer.generate(tokens(1, 30), max_new_tokens=3, **how)

@@ -318,10 +318,10 @@ class SparseMechanism(MaskedMechanism):
 
 
 def leading_sinks(mechanism: Mechanism) -> int:
-    """The number of sinks s, if the mechanism's causal form is a window and the tokens 0 … s - 1, and their rotary positions may change.
+    """Number of sinks s that may have other rotary positions than in the text.
 
-    0 for other mechanisms, and for options that count positions in the text: ``sink_positions="text"``, ``relative``, a dilation,
-    ``full_decoding``.
+    The causal form is then a window and the tokens 0 … s - 1. The number is 0 for other mechanisms, and for options with positions in the
+    text: ``sink_positions="text"``, ``relative``, a dilation, ``full_decoding``.
     """
     if not isinstance(mechanism, SparseMechanism) or mechanism.is_cross_attention or mechanism.causal not in ("both", True):
         return 0

@@ -115,7 +115,7 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``exact_length`` tokens, its ``sizes.max_length``, or (0) for decoding; ``None`` without."""
+    """The full attention for texts of up to ``sizes.max_length`` tokens, or for decoding (0); ``None`` without either option."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]
@@ -138,7 +138,7 @@ def without_exact_length(mechanisms: Iterable[Any]) -> Iterator[None]:
 def for_length(mechanism: Any, length: int, causal: bool = False, queries: int = 0) -> Any:
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``.
 
-    If causal: full attention for a single one of ``queries`` with ``full_decoding``, otherwise ``mechanism``."""
+    If causal: full attention for one query with ``full_decoding``, otherwise ``mechanism``."""
     full = full_of(mechanism) if not causal or queries == 1 else None
     return mechanism if full is None or (not causal and length > full.sizes.max_length) else full
 

@@ -257,8 +257,8 @@ def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation |
     except OptionError:
         if getattr(getattr(site.module, "config", None), "rope_parameters", None):
             logger.warning_once(
-                f"{type(model).__name__} does not rotate queries and keys in a way that can be followed in every layer, so there its sinks "
-                "keep their positions in the text, as with sink_positions='text'."
+                f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks keep their "
+                "positions in the text there, as with sink_positions='text'."
             )
         return None
 
