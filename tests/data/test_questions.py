@@ -238,11 +238,9 @@ def test_answers_are_found_in_words_and_in_scripts_without_spaces(tmp_path: Path
 
 def test_mrqa_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None:
     qa = {
-        "qid": "q",
-        "question": "?",
-        "answers": ["Fox"],
+        "qid": "q", "question": "?", "answers": ["Fox"],
         "detected_answers": [{"text": "fox", "char_spans": [[4, 6]], "token_spans": [[1, 1]]}],
-    }
+    }  # fmt: skip
     save_qa([{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl")
     (record,) = load_qa(tmp_path / "mrqa.jsonl").to_list()
     assert (record["id"], record["answers"], record["gold"]) == ("q", {"text": ["fox"], "answer_start": [4]}, ["Fox"])

@@ -110,14 +110,11 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
 
 HEADS, GROUPS, WIDTH, FREQUENCIES = 4, 2, 10, torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
 TURNED: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}),
-    "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
-    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}),
-    "one block": (300, 300, {"window": 280, "num_sinks": 3}),
-    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}),
-    "one query": (700, 1, {"window": 24, "num_sinks": 3}),
+    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}), "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
+    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}), "one block": (300, 300, {"window": 280, "num_sinks": 3}),
+    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}), "one query": (700, 1, {"window": 24, "num_sinks": 3}),
     "leading global tokens": (400, 400, {"left": 23, "global_tokens": (0, 1, 2)}),
-}
+}  # fmt: skip
 
 
 def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -184,18 +181,14 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
 @every_case(
     ("name", "options", "sinks"),
     [
-        ("window", {"num_sinks": 4}, 4),
-        ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
-        ("window", {"num_sinks": 4, "dilation": 2}, 0),
-        ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
-        ("longformer", {"global_tokens": (0, 1)}, 2),
-        ("longformer", {"global_tokens": (1, 2)}, 0),
+        ("window", {"num_sinks": 4}, 4), ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
+        ("window", {"num_sinks": 4, "dilation": 2}, 0), ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
+        ("longformer", {"global_tokens": (0, 1)}, 2), ("longformer", {"global_tokens": (1, 2)}, 0),
         ("longformer", {"global_tokens": (0, 1), "separate_global": True}, 0),
-        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0),
-        ("full", {}, 0),
+        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0), ("full", {}, 0),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, Any], sinks: int) -> None:
     assert leading_sinks(build_mechanism(name, num_heads=2, head_dim=4, hidden_size=8, **options)) == sinks
 

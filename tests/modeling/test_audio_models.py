@@ -68,11 +68,9 @@ def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: P
 
 
 @every_case(
-    ("base", "mechanism"),
-    itertools.product(BASES, MECHANISMS),
-    of=3,
+    ("base", "mechanism"), itertools.product(BASES, MECHANISMS), of=3,
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
-)
+)  # fmt: skip
 def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """Outputs and gradients of every parameter, in float64, with a padded batch."""
     head = base_model(base)
