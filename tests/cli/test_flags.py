@@ -78,14 +78,9 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "argument":
             filled = {
-                "source": places["short"],
-                "model": places[FIRST.get(path[0], "long")],
-                "destination": str(out / "made"),
-                "repo": "writer/x",
-                "name": "window",
-                "text": places["FILE"],
-                "image": None,  # with it, flags for texts are refused
-            }
+                "source": places["short"], "model": places[FIRST.get(path[0], "long")], "destination": str(out / "made"),
+                "repo": "writer/x", "name": "window", "text": places["FILE"], "image": None,  # with it, flags for texts are refused
+            }  # fmt: skip
             typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
     if path[0] == "export":
         typed += ["--format", "torch"]  # which is quicker than ONNX

@@ -23,25 +23,11 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: 
 
 def test_sinks_of_a_window_stay_visible_and_see_no_more_than_others() -> None:
     assert image(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
-        "#.......",
-        "##......",
-        "###.....",
-        "####....",
-        "##.##...",
-        "##..##..",
-        "##...##.",
-        "##....##",
-    ]
+        "#.......", "##......", "###.....", "####....", "##.##...", "##..##..", "##...##.", "##....##",
+    ]  # fmt: skip
     assert image(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
-        "##......",
-        "###.....",
-        "####....",
-        "#####...",
-        "##.###..",
-        "##..###.",
-        "##...###",
-        "##....##",
-    ]
+        "##......", "###.....", "####....", "#####...", "##.###..", "##..###.", "##...###", "##....##",
+    ]  # fmt: skip
 
 
 def test_a_window_reaches_as_far_as_left_and_right_say() -> None:
@@ -63,16 +49,8 @@ def test_sinks_of_a_window_are_counted_from_the_first_real_token() -> None:
 def test_every_head_of_a_window_has_its_dilation() -> None:
     mask = seen(9, True, window=3, dilation=(1, 2))[0]
     assert image(mask[1]) == [
-        "#........",
-        ".#.......",
-        "#.#......",
-        ".#.#.....",
-        "#.#.#....",
-        ".#.#.#...",
-        "..#.#.#..",
-        "...#.#.#.",
-        "....#.#.#",
-    ]
+        "#........", ".#.......", "#.#......", ".#.#.....", "#.#.#....", ".#.#.#...", "..#.#.#..", "...#.#.#.", "....#.#.#",
+    ]  # fmt: skip
     assert image(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
     assert image(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
