@@ -106,8 +106,7 @@ def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -> None:
     """Sinks are at distance min(i, s + w - 1) - j, before a cap and beside learned sinks. No call falls back to plain code."""
     length, queries, options = TURNED[case]
-    name, sinks, width = "longformer" if "global_tokens" in options else "window", 3, options.get("window", 24)
-    sinks = options.get("num_sinks", sinks)
+    name, sinks, width = "longformer" if "global_tokens" in options else "window", options.get("num_sinks", 3), options.get("window", 24)
     module = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, **options)
     assert isinstance(module, SparseMechanism)
     module.turn_sinks(lambda: Rotation(FREQUENCIES))
@@ -151,9 +150,8 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
     for of_found, of_wanted in zip(found, wanted, strict=True):
         torch.testing.assert_close(of_found, of_wanted, **tolerance)
     with torch.no_grad():
-        torch.testing.assert_close(
-            reference_attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None], expected, **tolerance
-        )
+        defined = reference_attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None]
+        torch.testing.assert_close(defined, expected, **tolerance)
 
 
 @every_case(

@@ -196,15 +196,11 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "another mechanism": ("mistral", {"sliding_window": 24}, {"mechanism": "longformer", "window": 8}, {"sliding_window": None}),
     "full": ("phi3", {"sliding_window": 24}, {"mechanism": "full"}, {"sliding_window": None}),
     "no field in the base": (
-        "llama",
-        {},
-        {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}},
+        "llama", {}, {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}},
         {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True},
     ),
     "last layers": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
-        {"layers": "0=full;1=window:window=6"},
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, {"layers": "0=full;1=window:window=6"},
         {"sliding_window": 6, "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
     ),
     "two widths": ("qwen2", LAST, {"mechanism": "window", "window": 8}, {**MIXED, "max_window_layers": 2, "layer_types": None}),
@@ -212,7 +208,7 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "an encoder": ("roberta", {}, {"mechanism": "longformer", "window": 9}, {"attention_window": [8, 8]}),
     "an encoder with two": ("bert", {}, {"layers": "window:window=4,longformer:window=6"}, {"attention_window": [4, 6]}),
     "another encoder": ("bert", {}, {"mechanism": "bigbird"}, {}),
-}
+}  # fmt: skip
 
 
 @every_case("case", TOLD)

@@ -16,10 +16,7 @@ from tests.reference.small_models import in_float64, in_one_pass, in_pieces, lon
 
 SHORT = {"max_position_embeddings": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 3.0, "original_max_position_embeddings": 24}
-TWO_KINDS = {
-    "full_attention": {"rope_type": "default", "rope_theta": 1e5},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
-}
+TWO_KINDS = {f"{kind}_attention": {"rope_type": "default", "rope_theta": base} for kind, base in (("full", 1e5), ("sliding", 1e3))}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
