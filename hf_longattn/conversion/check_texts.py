@@ -164,6 +164,8 @@ class LanguageLoss:
     name = "language-model loss by position"
     least_gain = 0.1
     """Minimum gain of the source over chance, as a share of the chance loss. Untuned."""
+    bearable = 0.05
+    """Maximum share of that gain that a decoder ready to use may lose, as the price of fewer keys. Untuned."""
 
     def compare(self, source: Any, result: Any) -> Check:
         """Measure both models, and judge the result. A decoder reads further texts while :data:`SECONDS` last."""
@@ -243,7 +245,9 @@ class LanguageLoss:
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
             return undecided(self.name, f"{detail}: the source does not predict this text much better than chance", READABLE_TEXT, values)
         if change.worse:
-            return decision(self.name, False, f"{detail}: the result is worse", values)
+            bearable = causal and change.change <= self.bearable * gain.change
+            lost = f"the result loses {change.change / gain.change:.1%} of what the source gains over chance"
+            return decision(self.name, bearable, f"{detail}: {lost if bearable else 'the result is worse'}", values)
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
             return undecided(self.name, f"{detail}: half of what the source gains over chance could be lost unseen", LONGER_TEXT, values)
         if lengths.at_once and plan.new_length > plan.old_length:

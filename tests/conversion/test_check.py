@@ -387,6 +387,15 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
 
 
+@pytest.mark.parametrize(("share_of_gain", "verdict"), [(0.02, "ready to use"), (0.1, "train before use")])
+def test_decoder_may_lose_a_little_of_its_gain_over_chance(share_of_gain: float, verdict: str, measured: LanguageLoss) -> None:
+    decoder = replace(measured, plan=replace(measured.plan, shape=replace(measured.plan.shape, causal=True)))
+    text = measured.text
+    chance = -(text.tokens(text.real_tokens())[0].bincount()[text.tokens(measured.lengths.read)[0]] / text.real_tokens()).log()
+    check = decoder.judge(0.5 * chance, (0.5 + 0.5 * share_of_gain) * chance)
+    assert check.values["verdict"] == verdict, check.detail
+
+
 @pytest.fixture(scope="module")
 def measured(built: Built, tmp_path_factory: pytest.TempPathFactory) -> LanguageLoss:
     source = Path(shutil.copytree(built("BertForMaskedLM"), tmp_path_factory.mktemp("losses") / "source"))
