@@ -13,11 +13,8 @@ SERVICE = "needs an account of a service outside"
 NOT_TYPED: dict[str, dict[str, str]] = {
     "README.md": {"make demo": "takes ten minutes", "make test": "is these tests"},
     "CONTRIBUTING.md": {
-        "make install": "installs from an index",
-        "make test": "is these tests",
-        "make format": "changes the clone",
-        ".venv/bin/p": "is for the file that was added, and is these tests",
-        "make docs": "is tests/test_docs.py",
+        "make install": "installs from an index", "make test": "is these tests", "make format": "changes the clone",
+        ".venv/bin/p": "is for the file that was added, and is these tests", "make docs": "is tests/test_docs.py",
         "make release": "builds: tests/scripts/dev/tools/test_tools.py",
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",

@@ -78,14 +78,9 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "argument":
             filled = {
-                "source": places["short"],
-                "model": places[FIRST.get(path[0], "long")],
-                "destination": str(out / "made"),
-                "repo": "writer/x",
-                "name": "window",
-                "text": places["FILE"],
-                "image": None,  # with it, flags for texts are refused
-            }
+                "source": places["short"], "model": places[FIRST.get(path[0], "long")], "destination": str(out / "made"),
+                "repo": "writer/x", "name": "window", "text": places["FILE"], "image": None,  # with it, flags for texts are refused
+            }  # fmt: skip
             typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
     if path[0] == "export":
         typed += ["--format", "torch"]  # which is quicker than ONNX
@@ -147,11 +142,9 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("offline")
 @every_case(
-    ("path", "parameter"),
-    [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))],
-    of=4,
+    ("path", "parameter"), [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))], of=4,
     code=lambda path, parameter: path,
-)
+)  # fmt: skip
 def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
     path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
@@ -183,15 +176,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_case(
     ("line", "option"),
     [
-        ("export {here} out --format torch --opset 20", "--opset"),
-        ("export {here} out --format native --opset 20", "--opset"),
-        ("export {here} out --format native --task fill-mask", "--task"),
-        ("compress {here} out --method int8 --share 0.25", "--share"),
-        ("compress {here} out --method bf16 --share 0.5", "--share"),
-        ("inspect {here} --queries 1024", "--queries"),
+        ("export {here} out --format torch --opset 20", "--opset"), ("export {here} out --format native --opset 20", "--opset"),
+        ("export {here} out --format native --task fill-mask", "--task"), ("compress {here} out --method int8 --share 0.25", "--share"),
+        ("compress {here} out --method bf16 --share 0.5", "--share"), ("inspect {here} --queries 1024", "--queries"),
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
-)
+)  # fmt: skip
 def test_commands_refuse_options_without_effect(
     line: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -251,16 +241,13 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
 @every_case(
     ("text", "sentence"),
     [
-        ("mechanism: [", "cannot be read"),
-        ("just words", "names and values"),
-        ("mechansm: window", "Did you mean 'mechanism'?"),
+        ("mechanism: [", "cannot be read"), ("just words", "names and values"), ("mechansm: window", "Did you mean 'mechanism'?"),
         ("maximum-length: 7", "sets 'maximum_length'"),
         ("mechanism: [window]", "sets 'mechanism' to ['window']; it must be a single value"),
-        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
-        (None, "does not exist"),
+        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"), (None, "does not exist"),
         ("baesd", "There is no recipe 'baesd'"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text or "")

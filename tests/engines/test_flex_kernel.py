@@ -154,11 +154,9 @@ def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
-                attend(q, k, v, "window", window=160, causal=True),
-                blockwise_attention(q, k, v, PATTERN, AttentionCall()),
-                atol=1e-5,
+                attend(q, k, v, "window", window=160, causal=True), blockwise_attention(q, k, v, PATTERN, AttentionCall()), atol=1e-5,
                 rtol=0,
-            )
+            )  # fmt: skip
     assert [answer.path for answer in answers] == ["flex", "plain", "plain"]
     assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]

@@ -238,14 +238,11 @@ def test_packed_documents_with_sink_scores_are_as_alone(causal: bool) -> None:
 
 
 ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
-    "band": ("window", {"window": 32}),
-    "band and columns": ("window", {"window": 32, "num_sinks": 3}),
-    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}),
-    "everything": ("full", {}),
-    "tiles": ("strided", {"window": 16, "stride": 16}),
-    "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
+    "band": ("window", {"window": 32}), "band and columns": ("window", {"window": 32, "num_sinks": 3}),
+    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}), "everything": ("full", {}),
+    "tiles": ("strided", {"window": 16, "stride": 16}), "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
     "selected keys": ("top_k", {"num_keys": 9}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")

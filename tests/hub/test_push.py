@@ -172,15 +172,11 @@ def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_p
 @every_case(
     ("repo", "token", "sentence"),
     [
-        (REPO, None, "needs a token"),
-        (REPO, "hf_unknownUNKNOWNunknown", "Invalid user token"),
-        (REPO, READER, "permissions"),
-        (REPO, STRANGER, "permissions"),
-        ("writer/closed", STRANGER, "permissions"),
-        ("a/b/c", WRITER, "Repo id must be in the form"),
+        (REPO, None, "needs a token"), (REPO, "hf_unknownUNKNOWNunknown", "Invalid user token"), (REPO, READER, "permissions"),
+        (REPO, STRANGER, "permissions"), ("writer/closed", STRANGER, "permissions"), ("a/b/c", WRITER, "Repo id must be in the form"),
         (REPO, f"{WRITER}\udce9", "has characters that no token of the Hub has; copy it again."),
     ],
-)
+)  # fmt: skip
 def test_push_without_access_is_one_sentence(
     repo: str, token: str | None, sentence: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,12 +48,10 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "linear": ("linear", {"causal": True}, ["plain"]),
     "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["unchanged", "cpu-band"]),
     "padding of tiles": (
-        "bigbird",
-        {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
-        ["split", "sparse", "tiles", "cpu-gathered"],
+        "bigbird", {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()}, ["split", "sparse", "tiles", "cpu-gathered"],
     ),
     "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
-}
+}  # fmt: skip
 
 
 @every_case("case", CASES)

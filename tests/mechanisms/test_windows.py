@@ -23,25 +23,11 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: 
 
 def test_sinks_of_a_window_stay_visible_and_see_no_more_than_others() -> None:
     assert image(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
-        "#.......",
-        "##......",
-        "###.....",
-        "####....",
-        "##.##...",
-        "##..##..",
-        "##...##.",
-        "##....##",
-    ]
+        "#.......", "##......", "###.....", "####....", "##.##...", "##..##..", "##...##.", "##....##",
+    ]  # fmt: skip
     assert image(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
-        "##......",
-        "###.....",
-        "####....",
-        "#####...",
-        "##.###..",
-        "##..###.",
-        "##...###",
-        "##....##",
-    ]
+        "##......", "###.....", "####....", "#####...", "##.###..", "##..###.", "##...###", "##....##",
+    ]  # fmt: skip
 
 
 def test_a_window_reaches_as_far_as_left_and_right_say() -> None:
@@ -63,16 +49,8 @@ def test_sinks_of_a_window_are_counted_from_the_first_real_token() -> None:
 def test_every_head_of_a_window_has_its_dilation() -> None:
     mask = seen(9, True, window=3, dilation=(1, 2))[0]
     assert image(mask[1]) == [
-        "#........",
-        ".#.......",
-        "#.#......",
-        ".#.#.....",
-        "#.#.#....",
-        ".#.#.#...",
-        "..#.#.#..",
-        "...#.#.#.",
-        "....#.#.#",
-    ]
+        "#........", ".#.......", "#.#......", ".#.#.....", "#.#.#....", ".#.#.#...", "..#.#.#..", "...#.#.#.", "....#.#.#",
+    ]  # fmt: skip
     assert image(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
     assert image(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
@@ -110,14 +88,11 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
 
 HEADS, GROUPS, WIDTH, FREQUENCIES = 4, 2, 10, torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
 TURNED: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}),
-    "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
-    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}),
-    "one block": (300, 300, {"window": 280, "num_sinks": 3}),
-    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}),
-    "one query": (700, 1, {"window": 24, "num_sinks": 3}),
+    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}), "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
+    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}), "one block": (300, 300, {"window": 280, "num_sinks": 3}),
+    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}), "one query": (700, 1, {"window": 24, "num_sinks": 3}),
     "leading global tokens": (400, 400, {"left": 23, "global_tokens": (0, 1, 2)}),
-}
+}  # fmt: skip
 
 
 def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -131,8 +106,7 @@ def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -> None:
     """Sinks are at distance min(i, s + w - 1) - j, before a cap and beside learned sinks. No call falls back to plain code."""
     length, queries, options = TURNED[case]
-    name, sinks, width = "longformer" if "global_tokens" in options else "window", 3, options.get("window", 24)
-    sinks = options.get("num_sinks", sinks)
+    name, sinks, width = "longformer" if "global_tokens" in options else "window", options.get("num_sinks", 3), options.get("window", 24)
     module = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, **options)
     assert isinstance(module, SparseMechanism)
     module.turn_sinks(lambda: Rotation(FREQUENCIES))
@@ -176,26 +150,21 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
     for of_found, of_wanted in zip(found, wanted, strict=True):
         torch.testing.assert_close(of_found, of_wanted, **tolerance)
     with torch.no_grad():
-        torch.testing.assert_close(
-            reference_attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None], expected, **tolerance
-        )
+        defined = reference_attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None]
+        torch.testing.assert_close(defined, expected, **tolerance)
 
 
 @every_case(
     ("name", "options", "sinks"),
     [
-        ("window", {"num_sinks": 4}, 4),
-        ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
-        ("window", {"num_sinks": 4, "dilation": 2}, 0),
-        ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
-        ("longformer", {"global_tokens": (0, 1)}, 2),
-        ("longformer", {"global_tokens": (1, 2)}, 0),
+        ("window", {"num_sinks": 4}, 4), ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
+        ("window", {"num_sinks": 4, "dilation": 2}, 0), ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
+        ("longformer", {"global_tokens": (0, 1)}, 2), ("longformer", {"global_tokens": (1, 2)}, 0),
         ("longformer", {"global_tokens": (0, 1), "separate_global": True}, 0),
-        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0),
-        ("full", {}, 0),
+        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0), ("full", {}, 0),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, Any], sinks: int) -> None:
     assert leading_sinks(build_mechanism(name, num_heads=2, head_dim=4, hidden_size=8, **options)) == sinks
 

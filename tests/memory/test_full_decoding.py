@@ -141,20 +141,10 @@ def test_caches_and_positions_are_those_of_unbounded_distances() -> None:
     assert plans[0].scaling != "none"
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "relative": ({"relative": "alibi"}, "leave one of them out"),
-    "exact_length": ({"exact_length": 64}, "leave exact_length out"),
-}
-
-
-@every_case("name", REFUSED)
-def test_options_that_contradict_full_decoding_are_refused(name: str) -> None:
-    changes, message = REFUSED[name]
-    with pytest.raises(OptionError, match=message):
-        build_mechanism("window", num_heads=4, head_dim=16, full_decoding=True, **changes)
-
-
-def test_encoders_and_members_of_a_union_have_no_decoding() -> None:
+def test_options_and_places_without_decoding_refuse_full_decoding() -> None:
+    for changes, message in (({"relative": "alibi"}, "leave one of them out"), ({"exact_length": 64}, "leave exact_length out")):
+        with pytest.raises(OptionError, match=message):
+            build_mechanism("window", num_heads=4, head_dim=16, full_decoding=True, **changes)
     with pytest.raises(OptionError, match="exists only with causal=True with these options, but layer 0 needs causal=False"):
         long_model("bert", None, OPTIONS)
     with pytest.raises(OptionError, match="a member of mechanism 'union' has full_decoding=True; leave it out"):

@@ -345,12 +345,9 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 RECURRENT = {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}
 SHARDED: list[dict[str, Any]] = [
-    {"mechanism": "longformer", "window": 32, "separate_global": True},
-    {"mechanism": "hybrid", "window": 16},
-    {"mechanism": "adaptive_span", "max_span": 40},
-    {"mechanism": "linformer", "rank": 16},
-    RECURRENT,
-]
+    {"mechanism": "longformer", "window": 32, "separate_global": True}, {"mechanism": "hybrid", "window": 16},
+    {"mechanism": "adaptive_span", "max_span": 40}, {"mechanism": "linformer", "rank": 16}, RECURRENT,
+]  # fmt: skip
 TOLERANCE = 1e-8
 
 

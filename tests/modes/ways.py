@@ -323,10 +323,7 @@ WAYS: dict[str, Way] = {
         Way("labels", layout="labels", tolerance=1e-5, apart={"memory": OWN_LOSS, "cache": OWN_LOSS}),
         Way("inference mode", call=in_reused_buffers, apart={"gradient checkpointing": "inference mode has no gradients"}),
         Way(
-            "gradient checkpointing",
-            prepare=checkpointed,
-            call=differentiated,
-            baseline=differentiated,
+            "gradient checkpointing", prepare=checkpointed, call=differentiated, baseline=differentiated,
             apart={"cache": "decoded without gradients", "optimised fp32": "an optimised model has nothing to train"},
         ),
         Way("autocast", call=under_autocast, baseline=under_autocast, dtype=torch.float32, tolerance=COARSE),

@@ -5,22 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from transformers import StaticCache
 
 from tests.cases import every_case
 from tests.grids import grid
-from tests.reference.definitions._streaming import attend_by_formula, attend_from_cache, streaming
+from tests.reference.definitions._streaming import streaming
 from tests.reference.small_models import in_float64, in_one_pass, in_pieces, long_like, plain_model, singly, tokens
 
 SHORT = {"max_position_embeddings": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 3.0, "original_max_position_embeddings": 24}
-TWO_KINDS = {
-    "full_attention": {"rope_type": "default", "rope_theta": 1e5},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
-}
+TWO_KINDS = {f"{kind}_attention": {"rope_type": "default", "rope_theta": base} for kind, base in (("full", 1e5), ("sliding", 1e3))}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
@@ -56,22 +52,6 @@ def assert_equal(found: Tensor, expected: Tensor, what: str, tolerance: float = 
     """Equal up to the rounding of angles, which transformers computes in float32."""
     atol = tolerance * float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, atol=atol, rtol=0, msg=lambda text: f"{what}: {text}")
-
-
-@pytest.mark.parametrize("case", range(30))
-def test_a_cache_with_positions_of_its_own_is_a_query_that_is_turned_for_the_sinks(case: int) -> None:
-    random = Random(case)
-    sinks, window, length = random.randint(0, 6), random.randint(1, 20), random.randint(1, 100)
-    q, k, v = torch.randn(3, 2, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(case))
-    frequencies = 0.3 ** torch.arange(4, dtype=torch.float64)
-
-    def rotate(x: Tensor, places: Tensor) -> Tensor:
-        turn = torch.polar(torch.ones(()).double(), places[:, None] * frequencies)
-        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turn).flatten(-2)
-
-    torch.testing.assert_close(
-        attend_from_cache(q, k, v, rotate, sinks, window, 0.3), attend_by_formula(q, k, v, rotate, sinks, window, 0.3)
-    )
 
 
 CASES = [(name, case) for name in DECODERS for case in range(8)]

@@ -172,18 +172,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED, ids=[sentence for _, _, sentence in REFUSED])
-def test_a_search_for_images_refuses_inputs_and_options_that_do_not_fit(
-    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    values: dict[str, Any] = {
-        "text": image_folder, "image_size": None if "length" in settings else 64, **settings, "output": tmp_path / "design.yaml",
-    }  # fmt: skip
-    with pytest.raises(error, match=sentence):
-        search_design(vit, **values)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path) -> None:
     for model, path, sentence in ((vit, text, "The image .*text.txt cannot be read"), (encoder, image_folder, "is a folder")):
         with pytest.raises(LongAttentionError, match=sentence):
@@ -273,13 +261,16 @@ SOUND_REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "error", "sentence"), SOUND_REFUSED, ids=[sentence for _, _, sentence in SOUND_REFUSED])
-def test_a_search_for_sound_refuses_inputs_and_options_that_do_not_fit(
-    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, wav2vec2: Path, talks: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("model", "settings", "error", "sentence"), [*(("vit", *row) for row in REFUSED), *(("wav2vec2", *row) for row in SOUND_REFUSED)]
+)
+def test_a_search_refuses_inputs_and_options_that_do_not_fit(
+    model: str, settings: dict[str, Any], error: type[LongAttentionError], sentence: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    values: dict[str, Any] = {"text": talks, "output": tmp_path / "design.yaml", **settings}
+    sizes = {"image_size": 64} if model == "vit" and "length" not in settings else {}
+    data = request.getfixturevalue("image_folder" if model == "vit" else "talks")
     with pytest.raises(error, match=sentence):
-        search_design(wav2vec2, **values)
+        search_design(request.getfixturevalue(model), **{"text": data, **sizes, **settings, "output": tmp_path / "design.yaml"})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,15 +36,6 @@ def attend_from_cache(q: Tensor, k: Tensor, v: Tensor, rotate: Rotate, sinks: in
     return torch.cat(rows, 1)
 
 
-def attend_by_formula(q: Tensor, k: Tensor, v: Tensor, rotate: Rotate, sinks: int, window: int, scale: float) -> Tensor:
-    """The same in one pass: keys keep their positions, and for sinks before the window query i is at min(i, sinks + window - 1)."""
-    places = torch.arange(q.shape[1])
-    keys, distance = rotate(k, places), places[:, None] - places
-    near, far = (rotate(q, at) @ keys.mT * scale for at in (places, places.clamp(max=sinks + window - 1)))
-    seen = (distance >= 0) & ((distance < window) | (places < sinks))
-    return torch.where(distance < window, near, far).masked_fill(~seen, float("-inf")).softmax(-1) @ v
-
-
 @contextmanager
 def streaming(model: Any, sizes: Sequence[tuple[int, int]]) -> Iterator[Any]:
     """A model of transformers that attends from such caches to single texts without padding: (sinks, window) of every layer."""
