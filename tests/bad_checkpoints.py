@@ -50,25 +50,19 @@ def shard_elsewhere(source: Path) -> None:
 
 
 INDICES: Cases = {
-    "no JSON": (write(INDEX, "{"), "not valid JSON"),
-    "a list": (write(INDEX, "[]"), "must contain a JSON object"),
+    "no JSON": (write(INDEX, "{"), "not valid JSON"), "a list": (write(INDEX, "[]"), "must contain a JSON object"),
     "must map tensors to": (write(INDEX, "{}"), "must map tensors to"),
-    "weight_map empty": (write(INDEX, '{"weight_map": {}}'), "must map tensors to"),
-    "file a number": (index(a=3), "must map tensors to"),
+    "weight_map empty": (write(INDEX, '{"weight_map": {}}'), "must map tensors to"), "file a number": (index(a=3), "must map tensors to"),
     "shard missing": (lambda source: weights(source).unlink(), "No such file|cannot be loaded"),
-    "shard above": (shard_elsewhere, "of the same folder"),
-    "absolute path": (index(a="/etc/model.safetensors"), "of the same folder"),
+    "shard above": (shard_elsewhere, "of the same folder"), "absolute path": (index(a="/etc/model.safetensors"), "of the same folder"),
     "path upwards": (index(a="../../etc/passwd"), "of the same folder"),
     "Windows path": (index(a="..\\model.safetensors"), "of the same folder|No such file"),
-    "no file name": (index(a=""), "of the same folder"),
-    "two dots": (index(a=".."), "of the same folder"),
+    "no file name": (index(a=""), "of the same folder"), "two dots": (index(a=".."), "of the same folder"),
     "zero in the name": (index(a="model\0.safetensors"), "of the same folder|No such file"),
-    "a pickle": (index(a="pytorch_model.bin"), "of the same folder"),
-    "a folder": (instead(INDEX, Path.mkdir), "is a folder"),
-    "a link to nowhere": (instead(INDEX, dangling), "link"),
-    "a link to itself": (instead(INDEX, loop), "link"),
+    "a pickle": (index(a="pytorch_model.bin"), "of the same folder"), "a folder": (instead(INDEX, Path.mkdir), "is a folder"),
+    "a link to nowhere": (instead(INDEX, dangling), "link"), "a link to itself": (instead(INDEX, loop), "link"),
     "not readable": (unreadable(INDEX), "cannot be read"),
-}
+}  # fmt: skip
 
 
 def big(source: Path) -> None:

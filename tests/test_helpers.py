@@ -103,7 +103,7 @@ def test_every_case_with_code_has_a_quick_value_for_every_code() -> None:
     def test(name: str, size: int) -> None:
         pass
 
-    assert [case["name"] for case in [arguments for _, arguments, slow in test.every_case.cases if not slow]] == ["a", "b", "c"]
+    assert [case["name"] for _, case, slow in test.every_case.cases if not slow] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 3), (2, 2, 2), (30, 3, 2, 2), (4, 1, 7)])

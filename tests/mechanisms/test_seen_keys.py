@@ -18,18 +18,13 @@ from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
 MORE = [
-    ("window", {"window": 16, "num_sinks": 3}),
-    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
-    ("longformer", {"window": 16, "global_tokens": (0, 70)}),
-    ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
+    ("window", {"window": 16, "num_sinks": 3}), ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
+    ("longformer", {"window": 16, "global_tokens": (0, 70)}), ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
     ("block_top_k", {"block_size": 16, "num_blocks": 3, "per": "query_block"}),
-    ("segmented", {"block_size": 24, "integration": "previous"}),
-    ("segmented", {"block_size": 24, "integration": "none"}),
+    ("segmented", {"block_size": 24, "integration": "previous"}), ("segmented", {"block_size": 24, "integration": "none"}),
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
-    ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
-    ("routing", {"num_clusters": 6, "window_per_cluster": 20}),
-    ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
-    ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
+    ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}), ("routing", {"num_clusters": 6, "window_per_cluster": 20}),
+    ("transformer_xl", {"segment_length": 24, "memory_length": 40}), ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 20}),
 ]  # fmt: skip
 SOFT = ("adaptive_span",)
@@ -44,13 +39,10 @@ GRID = Grid((9, 14), prefix=2)
 ORDERED = [
     ("segmented", {"block_size": 16, "integration": "none", "order": "tiles:4x4"}),
     ("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}),
-    ("segmented", {"block_size": 20, "integration": "attention", "order": "hilbert"}),
-    ("window", {"window": 16, "order": "hilbert"}),
-    ("bigbird", {"block_size": 9, "order": "tiles:3x3"}),
-    ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
-    ("top_k", {"num_keys": 9, "order": "hilbert"}),
-    ("window2d", {"window": 4}),
-]
+    ("segmented", {"block_size": 20, "integration": "attention", "order": "hilbert"}), ("window", {"window": 16, "order": "hilbert"}),
+    ("bigbird", {"block_size": 9, "order": "tiles:3x3"}), ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
+    ("top_k", {"num_keys": 9, "order": "hilbert"}), ("window2d", {"window": 4}),
+]  # fmt: skip
 
 
 def built(name: str, options: dict[str, Any], length: int = LENGTH) -> Mechanism:
