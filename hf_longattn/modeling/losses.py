@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..mechanisms.common.capabilities import AddsLoss
+from ..mechanisms.common.masked import has_hooks
 from .family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
@@ -53,6 +55,8 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
 
 
+OPERATORS = "abs add bool contains eq float ge gt int iter le len lt matmul ne neg pow radd rmatmul rmul rpow rsub rtruediv sub"
+"""Python's special methods of tensors, which it looks up in the class."""
 LOGITS_AT_ONCE = 2**28
 """Maximum bytes of the logits that a loss holds at a time. Untuned."""
 
@@ -61,7 +65,7 @@ LOGITS_AT_ONCE = 2**28
 class Logits:
     """Logits ``(…, vocabulary)`` of a language model that are computed when they are read.
 
-    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor.
+    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor, and so do copies.
 
     Args:
         head: the projection to the vocabulary. hidden: its input ``(…, width)``.
@@ -102,11 +106,11 @@ class Logits:
     def contiguous(self) -> Logits:
         return self
 
-    def __mul__(self, factor: Any) -> Logits:
-        return self.then(lambda value: value * factor)
+    def __mul__(self, factor: Any) -> Any:
+        return self.then(lambda value: value * factor) if _is_number(factor) else self.tensor * factor
 
-    def __truediv__(self, divisor: Any) -> Logits:
-        return self.then(lambda value: value / divisor)
+    def __truediv__(self, divisor: Any) -> Any:
+        return self.then(lambda value: value / divisor) if _is_number(divisor) else self.tensor / divisor
 
     def view(self, *shape: int) -> Any:
         if shape != (-1, self.head.out_features):
@@ -114,10 +118,15 @@ class Logits:
         return replace(self, hidden=self.hidden.flatten(0, -2))
 
     def __getattr__(self, name: str) -> Any:
+        if name == "retain_grad" or (name.endswith("_") and not name.endswith("__")):
+            raise AttributeError(f"{name} of logits would change a copy, since they are computed when they are read; use logits.tensor.")
         return getattr(self.tensor, name)
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.tensor[index]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.tensor.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,8 +140,7 @@ class Logits:
             and all(kwargs[name] is None for name in ("weight", "size_average", "reduce"))
         ):
             return args[0].cross_entropy(args[1], kwargs["reduction"], kwargs["ignore_index"])
-        named = {name: value.tensor if isinstance(value, cls) else value for name, value in kwargs.items()}
-        return function(*(value.tensor if isinstance(value, cls) else value for value in args), **named)
+        return function(*_tensors(args), **{name: _tensors(value) for name, value in kwargs.items()})
 
     def cross_entropy(self, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
         """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, as PyTorch's.
@@ -154,6 +162,8 @@ class Logits:
             ignore_index=ignore_index,
             options=nn.LinearCrossEntropyOptions(allow_retain_graph=True, batch_chunk_size=max(1, LOGITS_AT_ONCE // (4 * len(weight)))),
         )
+        if losses.requires_grad:
+            losses.register_hook(_refuse_second_derivatives)
         if reduction == "none":
             return losses.to(self.dtype)
         total = losses.sum(dtype=torch.promote_types(dtype, torch.float32))
@@ -163,17 +173,47 @@ class Logits:
         return total.to(self.dtype)
 
 
+def _of_tensor(name: str) -> Callable[..., Any]:
+    return lambda self, *args: getattr(self.tensor, name)(*_tensors(args))
+
+
+for operator in OPERATORS.split():
+    setattr(Logits, f"__{operator}__", _of_tensor(f"__{operator}__"))
+
+
+def _tensors(value: Any) -> Any:
+    """``value`` with tensors for :class:`Logits`, also in lists."""
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_tensors, value))
+    return value.tensor if isinstance(value, Logits) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
+
+
+def _refuse_second_derivatives(gradient: Tensor) -> None:
+    """Hook of a loss. ``linear_cross_entropy`` computes gradients in its forward pass, so that they seem to be constant."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            "create_graph=True was given, but a loss in pieces of the logits has no second derivatives; call the model without labels, and "
+            "torch.nn.functional.cross_entropy with its logits."
+        )
+
+
 @contextmanager
 def deferred_logits(model: Any) -> Iterator[None]:
     """Within the context, the logits of a causal language model are :class:`Logits` if its head is a plain ``nn.Linear``.
 
-    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs. A head that peft trains is plain.
+    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs, and heads with hooks. A head that peft trains
+    is plain.
     """
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     head: Any = model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
     heads: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
     heads = [layer for layer in heads if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)]
-    heads = [layer for layer in heads if not hasattr(layer.weight, "ds_id")]  # DeepSpeed's parameters are whole in their layer only
+    # DeepSpeed's parameters are whole in their layer only
+    heads = [layer for layer in heads if not (hasattr(layer.weight, "ds_id") or has_hooks(layer))]
     for layer in heads:
         layer.forward = partial(Logits, layer)
     try:

@@ -89,7 +89,8 @@ class LongTrainer(Trainer):
             self.args.train_sampling_strategy = "random"  # evaluations keep the order of the rows
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
-        self.inner, self.head = inner, type(inner).__name__
+        # torch's DataParallel copies a changed head to all devices, and gathers tensors only
+        self.inner, self.head = inner if self.args.n_gpu < 2 else None, type(inner).__name__
         mark_for_zero3(inner)
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_longattn import LongAttentionConfig
+from hf_longattn.errors import InputError
 from hf_longattn.families import (
     FAMILIES,
     LongBertConfig,
@@ -245,8 +248,16 @@ def test_logits_of_training_are_computed_when_they_are_read() -> None:
         assert torch.equal(logits[:, :-1], expected[:, :-1])
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
         assert torch.equal(torch.log_softmax(logits, -1), expected.log_softmax(-1))
+        with pytest.raises(InputError, match="has no second derivatives"):
+            torch.autograd.grad(loss, [model.lm_head.weight], create_graph=True)
         loss.backward(retain_graph=True)
         loss.backward()
+        for written in ("x + 1", "1 - x", "-x", "2 * x", "x ** 2", "x > 0", "x * torch.arange(200)", "len(x)", "torch.stack([x, x])"):
+            assert str(eval(written, {"x": logits, "torch": torch})) == str(eval(written, {"x": expected, "torch": torch}))
+        assert type(copy.copy(logits)) is type(pickle.loads(pickle.dumps(logits))) is torch.Tensor
+        for change in (lambda logits: logits.retain_grad(), lambda logits: logits.zero_()):
+            with pytest.raises(AttributeError, match="would change a copy"):
+                change(logits)
     smoothed = torch.nn.functional.cross_entropy(logits.view(-1, 200), ids.flatten(), label_smoothing=0.1)
     torch.testing.assert_close(smoothed, torch.nn.functional.cross_entropy(expected.flatten(0, 1), ids.flatten(), label_smoothing=0.1))
     without = model(input_ids=ids, labels=torch.full_like(ids, -100), num_items_in_batch=5).loss
@@ -255,6 +266,15 @@ def test_logits_of_training_are_computed_when_they_are_read() -> None:
     compiled = torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, labels=ids, use_cache=False)
     torch.testing.assert_close(compiled.loss, loss)
     assert isinstance(compiled.logits, torch.Tensor)
+    model.lm_head.register_forward_hook(lambda *_: None)
+    assert isinstance(model(input_ids=ids, labels=ids).logits, torch.Tensor)
+
+
+def test_trainings_on_several_devices_by_data_parallel_compute_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LongTrainingArguments, "n_gpu", 2)
+    trainer = LongTrainer(plain_model("llama", "LlamaForCausalLM"), LongTrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+    ids = torch.randint(5, 30, (2, 12))
+    assert isinstance(trainer.mean_loss(trainer.model.train(), {"input_ids": ids, "labels": ids})[1].logits, torch.Tensor)
 
 
 @pytest.mark.thorough
