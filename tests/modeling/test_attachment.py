@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Wav2Vec2Config
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Wav2Vec2Config
 
 import hf_longattn
 import hf_longattn.families as families
@@ -177,8 +177,30 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(base: str, turned: 
     monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
     model = long_model(base, None, {"mechanism": "window", "window": 8, "num_sinks": 2})
     assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
-    assert all("its sinks keep their positions in the text" in message for message in messages)
+    assert all("sinks keep their positions in the text" in message for message in messages)
     assert bool(messages) == warns
+
+
+def test_sinks_keep_the_positions_of_the_text_if_a_further_rotation_gives_others() -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text = {**sizes, "intermediate_size": 32, "head_dim": 8, "pad_token_id": 0}
+    sections = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
+    images = AutoConfig.for_model("qwen2_vl", text_config={**text, **sections}, vision_config=vision)
+    with_images = AutoModelForImageTextToText.from_config(images)
+    norms_after = AutoModelForCausalLM.from_config(AutoConfig.for_model("hunyuan_v1_dense", **text))
+    for model, turned in ((with_images, 0), (with_images.model.language_model, 1), (norms_after, 0)):
+        enable_long_attention(model, {"mechanism": "window", "window": 8, "num_sinks": 2})
+        assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
+
+
+@torch.no_grad()
+def test_hooks_of_turned_sinks_run_in_decoding() -> None:
+    model, shapes = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8, "num_sinks": 2}).eval(), list[int]()
+    mechanism = next(module for module in model.modules() if isinstance(module, Mechanism))
+    mechanism.register_forward_hook(lambda module, args, output: shapes.append(output.shape[2]))
+    model.generate(torch.full((1, 20), 50), max_new_tokens=2, eos_token_id=None)
+    assert shapes == [20, 1]
 
 
 WITH_SINKS = ("flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")

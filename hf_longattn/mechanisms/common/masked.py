@@ -239,7 +239,8 @@ def attend_step(mechanism: Mechanism) -> AttendStep | None:
     """A function that can replace ``forward`` in decoding steps. ``None`` if the mechanism does more than mask, or has hooks."""
     if not isinstance(mechanism, MaskedMechanism) or not (mechanism.definition_is_mask and mechanism.options.is_mask()):
         return None
-    plain = mechanism.options.order is None and (mechanism.relative is not None or not has_hooks(mechanism))
+    by_hook = not isinstance(mechanism.relative, SinkPositions | None)
+    plain = mechanism.options.order is None and (by_hook or not has_hooks(mechanism))
     return mechanism.attend_rows if plain else None
 
 

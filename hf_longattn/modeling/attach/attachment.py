@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -56,10 +57,15 @@ FREQUENCIES = "inv_freq"
 """The buffer of rotary modules with the frequencies. Models with several layer types have one for each: ``full_attention_inv_freq``."""
 ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
 """Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only (SmolLM3, Cohere 2)."""
+SCALES_FEATURES = re.compile(r"^ {8}query_states = (self\.\w+\(|query_states \* query_scale)", re.MULTILINE)
+"""Matches a line that scales features of rotated queries, by a norm's weights (HunYuan) or a vector (Dory). A further rotation would
+have to come before it."""
 RIGHT_ANGLE = "rotate_half"
 """Name of the functions in transformers that rotate ``x`` by a right angle, in the planes of a model's rotation."""
 HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
 """Result of ``rotate_half`` for features 0, 1, 2, 3, if planes pair the two halves, and if they pair neighbouring features."""
+IMAGE_POSITIONS = "get_rope_index"
+"""A method of models in which tokens of images have positions in space, so that positions do not count tokens (Qwen2-VL)."""
 LATER_FEATURES = "qk_rope_head_dim"
 """An attribute of attention modules that rotate the last features of a head (latent attention)."""
 
@@ -252,15 +258,16 @@ class ModelRotation:
 
 def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation | None:
     """:func:`rotation_of`; ``None`` if there is no rotation, or if it cannot be followed, which is logged."""
-    try:
-        return rotation_of(model, site)
-    except OptionError:
-        if getattr(getattr(site.module, "config", None), "rope_parameters", None):
-            logger.warning_once(
-                f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks keep their "
-                "positions in the text there, as with sink_positions='text'."
-            )
-        return None
+    with suppress(OptionError):
+        rotation = rotation_of(model, site)
+        if not any(hasattr(module, IMAGE_POSITIONS) for module in model.modules()):
+            return rotation
+    if getattr(getattr(site.module, "config", None), "rope_parameters", None):
+        logger.warning_once(
+            f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks keep their positions "
+            "in the text there, as with sink_positions='text'."
+        )
+    return None
 
 
 @functools.cache
@@ -268,7 +275,8 @@ def _right_angle(attention_class: type[Any]) -> list[float] | None:
     """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every layer."""
     for base in attention_class.__mro__:
         turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
-        if turn is not None and ROTATES.search(inspect.getsource(base)):
+        rotates = None if turn is None else ROTATES.search(source := inspect.getsource(base))
+        if rotates is not None and SCALES_FEATURES.search(source, rotates.end()) is None:
             with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
                 return thread.submit(lambda turn: turn(torch.arange(4.0, device="cpu")).tolist(), turn).result()
     return None
