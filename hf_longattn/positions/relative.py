@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..engines import dense
+from ..engines import accelerator, dense
 from ..engines.batch import in_graph, no_fused_kernels
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, products, repeat_heads
@@ -300,27 +300,19 @@ class Rotation(NamedTuple):
     frequencies: Tensor
     interleaved: bool = False
 
-    def turned(self, x: Tensor, by: Tensor) -> Tensor:
-        """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
+    def turned(self, x: Tensor, by: Tensor, *, change: bool = False) -> Tensor:
+        """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions; with ``change``, minus ``x``."""
         x = at_least_fp32(x)
-        planes = self._planes(x, by, 0.0)
-        return torch.cat([planes, x[..., planes.shape[-1] :]], -1)
-
-    def change(self, x: Tensor, by: Tensor) -> Tensor:
-        """:meth:`turned` minus ``x``."""
-        x = at_least_fp32(x)
-        planes = self._planes(x, by, 1.0)
-        unchanged = x.shape[-1] - planes.shape[-1]
-        return nn.functional.pad(planes, (0, unchanged)) if unchanged else planes
-
-    def _planes(self, x: Tensor, by: Tensor, less: float) -> Tensor:
-        """The rotated features ``(B, H, N, 2F)``, minus ``less`` times the same features of ``x``."""
         exact = x.dtype if x.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
         angle = by.to(exact)[:, None, :, None] * self.frequencies.to(x.device, exact)
-        cos, sin, turning = (angle.cos() - less).to(x.dtype), angle.sin().to(x.dtype), x[..., : 2 * angle.shape[-1]]
+        cos, sin = (angle.cos() - 1.0 if change else angle.cos()).to(x.dtype), angle.sin().to(x.dtype)
+        turning, unchanged = x[..., : 2 * angle.shape[-1]], x[..., 2 * angle.shape[-1] :]
         first, second = turning.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turning.chunk(2, -1)
         plane = first * cos - second * sin, second * cos + first * sin
-        return torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1)
+        planes = torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1)
+        if change:
+            return nn.functional.pad(planes, (0, unchanged.shape[-1])) if unchanged.shape[-1] else planes
+        return torch.cat([planes, unchanged], -1)
 
 
 class SelfExtend(RelativePositions):
@@ -438,7 +430,7 @@ class SinkPositions(RelativePositions):
 
     def table(self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float) -> Tensor:
         """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``."""
-        turn = self.rotation().change(q, (self.last - rows).clamp(max=0))
+        turn = self.rotation().turned(q, (self.last - rows).clamp(max=0), change=True)
         return products(turn, repeat_heads(at_least_fp32(sinks) * scale, q.shape[1]))
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
@@ -458,7 +450,7 @@ class SinkPositions(RelativePositions):
 
         seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
         """
-        numbers, on_cpu = torch.arange(self.sinks, device=keys.device), q.device.type == "cpu"
+        numbers, on_cpu = torch.arange(self.sinks, device=keys.device), not accelerator.accelerated(q)
         dtype = at_least_fp32(q[:0]).dtype if on_cpu else q.dtype  # kernels for the CPU take a mask in fp32
         hidden = torch.where(seen, q.new_zeros((), dtype=dtype), torch.finfo(dtype).min)
         if on_cpu and not in_graph() and k.shape[2] > self.sinks and bool((keys[:, : self.sinks] == numbers).all()):

@@ -116,8 +116,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "linear": {"mechanism": "linear"},
 }
 CELLS = tuple((cache, padding) for cache in ("dynamic", "static") for padding in ("none", "left"))
-MOST_OF_A_TOKEN = 1.2
-"""Times the base's operations."""
+MOST_OF_A_TOKEN, MOST_WITH_TURNED_SINKS = 1.2, 2.0
+"""Times the base's operations, and the same for sinks that have their positions in a cache."""
 
 
 @contextlib.contextmanager
@@ -202,7 +202,8 @@ def test_a_decoding_step_adds_few_operations_and_no_wait(name: str, caplog: pyte
     model = model_of(PLANS[name])
     for cell in CELLS:
         step, plain = step_of(model, *cell), base()[cell]
-        assert step.operations <= MOST_OF_A_TOKEN * plain.operations, cell
+        most = MOST_WITH_TURNED_SINKS if name == "longformer" else MOST_OF_A_TOKEN
+        assert step.operations <= most * plain.operations, cell
         assert step.waits.total() <= plain.waits.total(), cell
 
 

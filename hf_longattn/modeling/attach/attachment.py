@@ -275,8 +275,8 @@ def _right_angle(attention_class: type[Any]) -> list[float] | None:
     """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every layer."""
     for base in attention_class.__mro__:
         turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
-        rotates = None if turn is None else ROTATES.search(source := inspect.getsource(base))
-        if rotates is not None and SCALES_FEATURES.search(source, rotates.end()) is None:
+        source = "" if turn is None else inspect.getsource(base)
+        if turn is not None and (rotates := ROTATES.search(source)) and SCALES_FEATURES.search(source, rotates.end()) is None:
             with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
                 return thread.submit(lambda turn: turn(torch.arange(4.0, device="cpu")).tolist(), turn).result()
     return None
