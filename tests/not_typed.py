@@ -13,8 +13,11 @@ SERVICE = "needs an account of a service outside"
 NOT_TYPED: dict[str, dict[str, str]] = {
     "README.md": {"make demo": "takes ten minutes", "make test": "is these tests"},
     "CONTRIBUTING.md": {
-        "make install": "installs from an index", "make test": "is these tests", "make format": "changes the clone",
-        ".venv/bin/p": "is for the file that was added, and is these tests", "make docs": "is tests/test_docs.py",
+        "make install": "installs from an index",
+        "make test": "is these tests",
+        "make format": "changes the clone",
+        ".venv/bin/p": "is for the file that was added, and is these tests",
+        "make docs": "is tests/test_docs.py",
         "make release": "builds: tests/scripts/dev/tools/test_tools.py",
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_registry.py",
@@ -35,10 +38,13 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "docs/how-to/evaluate.md": {"python -c": INSTALLED},
     "docs/how-to/gliner.md": {
-        "from gliner": INSTALLED, "longattn convert encoder": INSTALLED, "import hf_longattn": INSTALLED, "model =": INSTALLED,
+        "from gliner": INSTALLED,
+        "longattn convert encoder": INSTALLED,
+        "import hf_longattn": INSTALLED,
+        "model =": INSTALLED,
     },
     "docs/install.md": {"git clone REPOSITORY": SERVICE},
-}  # fmt: skip
+}
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
 
 

@@ -13,9 +13,16 @@ def code_of_family(base: str, *rest: object) -> Hashable:
     """Where a family's positions, stacks, inputs and classes come from; one with code of its own is like no other."""
     one = FAMILIES[base]
     return (
-        one.rope, one.relative, len(one.position_tables), one.two_stacks, one.attention, bool(one.inner), type(one.spec),
-        bool(one.spec.further), one.mixin,
-    )  # fmt: skip
+        one.rope,
+        one.relative,
+        len(one.position_tables),
+        one.two_stacks,
+        one.attention,
+        bool(one.inner),
+        type(one.spec),
+        bool(one.spec.further),
+        one.mixin,
+    )
 
 
 def kind_of_family(base: str, *rest: object) -> Hashable:

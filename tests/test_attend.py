@@ -120,12 +120,19 @@ def test_attend_takes_masks_of_any_dtype(dtype: torch.dtype) -> None:
 PLACES = Grid((12, 12))
 ALL_NAMES = [*list_mechanisms(grid=False), *list_mechanisms(grid=True)]
 CHANGES: dict[str, dict[str, Any]] = {
-    "causal": {}, "padding_mask": {"padding_mask": torch.arange(144)[None] >= 30},
-    "documents": {"documents": torch.arange(144)[None] // 60}, "cu_seqlens": {"cu_seqlens": torch.tensor([0, 60, 144])},
-    "global_mask": {"global_mask": torch.arange(144)[None] % 50 == 7}, "scaling": {"scaling": 0.8}, "dropout_p": {"dropout_p": 0.3},
-    "score_mod": {"score_mod": lambda score, b, h, i, j: score - 0.02 * (i - j).abs()}, "seed": {"seed": 3},
-    "hidden_states": {"hidden_states": torch.randn(1, 144, 16)}, "grid": {"grid": (9, 16)}, "prefix": {"grid": (11, 12), "prefix": 12},
-}  # fmt: skip
+    "causal": {},
+    "padding_mask": {"padding_mask": torch.arange(144)[None] >= 30},
+    "documents": {"documents": torch.arange(144)[None] // 60},
+    "cu_seqlens": {"cu_seqlens": torch.tensor([0, 60, 144])},
+    "global_mask": {"global_mask": torch.arange(144)[None] % 50 == 7},
+    "scaling": {"scaling": 0.8},
+    "dropout_p": {"dropout_p": 0.3},
+    "score_mod": {"score_mod": lambda score, b, h, i, j: score - 0.02 * (i - j).abs()},
+    "seed": {"seed": 3},
+    "hidden_states": {"hidden_states": torch.randn(1, 144, 16)},
+    "grid": {"grid": (9, 16)},
+    "prefix": {"grid": (11, 12), "prefix": 12},
+}
 UNCHANGED = {**{(name, "seed"): "nothing is drawn" for name in ALL_NAMES}}
 """Where an argument may leave the output as it is, as the definition has it."""
 

@@ -35,11 +35,15 @@ def test_no_option_of_a_mechanism_has_the_name_of_a_tower() -> None:
     [
         ("visoin=window", "'visoin' is not a tower; expected text, .* Did you mean 'vision'?"),
         ("text=full,visoin=window:window=4", "'visoin' is not a tower; .* Did you mean 'vision'?"),
-        ("window:window=4", "'window:window' is not a tower"), ("full", "'full' names no tower; write for example"),
-        ("text=full,text=window", "The tower 'text' is given twice"), ("text=,vision=full", "The tower 'text' has no mechanism"),
-        ("text=window=4", "must read MECHANISM"), (" , ", "names no tower"), ("", "names no tower"),
+        ("window:window=4", "'window:window' is not a tower"),
+        ("full", "'full' names no tower; write for example"),
+        ("text=full,text=window", "The tower 'text' is given twice"),
+        ("text=,vision=full", "The tower 'text' has no mechanism"),
+        ("text=window=4", "must read MECHANISM"),
+        (" , ", "names no tower"),
+        ("", "names no tower"),
     ],
-)  # fmt: skip
+)
 def test_read_towers_refuses_text_that_names_no_towers(text: str, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         read_towers(text)

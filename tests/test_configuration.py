@@ -98,8 +98,12 @@ def test_layers_in_turn_need_no_default_and_print() -> None:
         "layers": {"in_turn": [{"mechanism": "window", "window": 8}] * 2 + [{"mechanism": "full"}], "0": {"mechanism": "full"}},
     }
     assert [line.split()[:2] for line in config.table(6).splitlines()[1:]] == [
-        ["0", "full"], ["1", "window"], ["2", "full"], ["3-4", "window"], ["5", "full"],
-    ]  # fmt: skip
+        ["0", "full"],
+        ["1", "window"],
+        ["2", "full"],
+        ["3-4", "window"],
+        ["5", "full"],
+    ]
     as_list = LongAttentionConfig(layers=[{"mechanism": "window", "window": 8}, "window:window=8", "full"])
     assert as_list.for_layer(4) == ("window", {"window": 8})
     assert as_list == LongAttentionConfig(layers="2*window:window=8,full")
@@ -108,12 +112,19 @@ def test_layers_in_turn_need_no_default_and_print() -> None:
 @every_case(
     ("layers", "says"),
     [
-        ("0-5=windw", "Did you mean 'window'"), ("0-5:windo=4", "Did you mean 'window'"), ("0-5:window=-4", "at least 1"),
-        ("5-0:window=4", "must be numbers from 0"), ("first=window", "must read MECHANISM"), ("0-5=", "must read MECHANISM"),
-        ("0-5:window", "must read NAME=VALUE"), ("", "names no mechanism"), ([4], "must be a mapping"), (4, "a list to take in turn"),
+        ("0-5=windw", "Did you mean 'window'"),
+        ("0-5:windo=4", "Did you mean 'window'"),
+        ("0-5:window=-4", "at least 1"),
+        ("5-0:window=4", "must be numbers from 0"),
+        ("first=window", "must read MECHANISM"),
+        ("0-5=", "must read MECHANISM"),
+        ("0-5:window", "must read NAME=VALUE"),
+        ("", "names no mechanism"),
+        ([4], "must be a mapping"),
+        (4, "a list to take in turn"),
         ({"in_turn": 4}, "a list to take in turn"),
     ],
-)  # fmt: skip
+)
 def test_config_refuses_bad_lines_of_layers(layers: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         LongAttentionConfig("window", layers=layers)

@@ -17,24 +17,56 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("errors",), ("files", "names"), ("loading", "reports"), ("engines",), ("positions",), ("mechanisms",), ("configuration", "functional"),
-    ("memory",), ("modeling",), ("families",), ("data",), ("evaluation",), ("inputs",), ("conversion", "training", "hub"), ("inspect",),
-    ("export",), ("search",), ("cli",), ("__main__",),
-)  # fmt: skip
+    ("errors",),
+    ("files", "names"),
+    ("loading", "reports"),
+    ("engines",),
+    ("positions",),
+    ("mechanisms",),
+    ("configuration", "functional"),
+    ("memory",),
+    ("modeling",),
+    ("families",),
+    ("data",),
+    ("evaluation",),
+    ("inputs",),
+    ("conversion", "training", "hub"),
+    ("inspect",),
+    ("export",),
+    ("search",),
+    ("cli",),
+    ("__main__",),
+)
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("settings",), ("adopt",), ("source_models",), ("plan",), ("folders",), ("native",), ("check",), ("check_texts",), ("convert",),
+    ("settings",),
+    ("adopt",),
+    ("source_models",),
+    ("plan",),
+    ("folders",),
+    ("native",),
+    ("check",),
+    ("check_texts",),
+    ("convert",),
     ("__init__",),
-)  # fmt: skip
+)
 # And inside `modeling`.
 MODELING = (
-    ("masks",), ("declared",), ("family",), ("backend",), ("attach",),
-    ("inference", "losses", "memory_argument", "packed_documents", "pruning"), ("mixin",),
-    ("grids", "multimodal", "pipelines", "sounds", "towers"), ("classes",), ("generic",), ("__init__",),
-)  # fmt: skip
+    ("masks",),
+    ("declared",),
+    ("family",),
+    ("backend",),
+    ("attach",),
+    ("inference", "losses", "memory_argument", "packed_documents", "pruning"),
+    ("mixin",),
+    ("grids", "multimodal", "pipelines", "sounds", "towers"),
+    ("classes",),
+    ("generic",),
+    ("__init__",),
+)
 MODELING_LAYER = {module: number for number, modules in enumerate(MODELING) for module in modules}
 CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
 ROOMS = {"conversion": CONVERSION_LAYER, "modeling": MODELING_LAYER}

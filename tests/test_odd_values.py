@@ -47,12 +47,16 @@ TURN: Command = ("convert", "MODEL", "OUT", *CONVERT)
 EXPORT: Command = ("export", "MODEL", "OUT", "--format", "torch")
 
 FILES: dict[tuple[str, str], tuple[Command, ...]] = {
-    ("bert", "config.json"): (INSPECT, PLAN, TURN), ("llama", "config.json"): (INSPECT, PLAN, TURN),
-    ("llama", "model.safetensors.index.json"): (INSPECT, PLAN, TURN), ("llama", "generation_config.json"): (TURN,),
-    ("bert", "tokenizer_config.json"): (TURN,), ("long", "config.json"): (INSPECT, CARD, PUSH),
-    ("long", "tokenizer_config.json"): (INSPECT, CARD, PUSH), ("long", "conversion_report.json"): (CARD, PUSH),
+    ("bert", "config.json"): (INSPECT, PLAN, TURN),
+    ("llama", "config.json"): (INSPECT, PLAN, TURN),
+    ("llama", "model.safetensors.index.json"): (INSPECT, PLAN, TURN),
+    ("llama", "generation_config.json"): (TURN,),
+    ("bert", "tokenizer_config.json"): (TURN,),
+    ("long", "config.json"): (INSPECT, CARD, PUSH),
+    ("long", "tokenizer_config.json"): (INSPECT, CARD, PUSH),
+    ("long", "conversion_report.json"): (CARD, PUSH),
     ("long", "README.md"): (CARD, PUSH),
-}  # fmt: skip
+}
 """(checkpoint, file in it) -> the commands that read it."""
 
 

@@ -26,10 +26,14 @@ PAGES = pages_with_blocks()
 @pytest.mark.parametrize(
     ("shown", "printed", "same"),
     [
-        ("a … c", "a b\nb c", True), ("a …", "a b", True), ("a b", "a\n b", True), ("a c", "a b c", False), ("a … d", "a b c", False),
+        ("a … c", "a b\nb c", True),
+        ("a …", "a b", True),
+        ("a b", "a\n b", True),
+        ("a c", "a b c", False),
+        ("a … d", "a b c", False),
         ("…b", "ab", True),
     ],
-)  # fmt: skip
+)
 def test_matches_compares_output_with_ellipses(shown: str, printed: str, same: bool) -> None:
     assert matches(shown, printed) is same
 

@@ -22,17 +22,26 @@ OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_grou
 """Private by their spelling only (of a namedtuple, of os; of the module in which PyTorch documents TorchDispatchMode), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
 OVERRIDDEN = (
-    "transformers:PreTrainedModel._can_set_attn_implementation", "transformers:PreTrainedModel._can_set_experts_implementation",
-    "transformers:PreTrainedModel._check_and_adjust_attn_implementation", "transformers:PreTrainedModel._initialize_weights",
-    "transformers:GenerationMixin._update_model_kwargs_for_generation", "transformers:GenerationMixin._valid_auto_compile_criteria",
-    "transformers:GenerationMixin._validate_generation_mode", "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
-    "transformers:GenerationMixin._prepare_position_ids_for_generation", "transformers.utils:PushToHubMixin._upload_modified_files",
-)  # fmt: skip
+    "transformers:PreTrainedModel._can_set_attn_implementation",
+    "transformers:PreTrainedModel._can_set_experts_implementation",
+    "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
+    "transformers:PreTrainedModel._initialize_weights",
+    "transformers:GenerationMixin._update_model_kwargs_for_generation",
+    "transformers:GenerationMixin._valid_auto_compile_criteria",
+    "transformers:GenerationMixin._validate_generation_mode",
+    "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
+    "transformers:GenerationMixin._prepare_position_ids_for_generation",
+    "transformers.utils:PushToHubMixin._upload_modified_files",
+)
 """Private methods that subclasses of ours override (``modeling/mixin.py``, ``families/whisper.py``)."""
 DECLARED = (
-    "_keep_in_fp32_modules_strict", "_no_split_modules", "_supports_attention_backend", "_supports_flash_attn", "_supports_flex_attn",
+    "_keep_in_fp32_modules_strict",
+    "_no_split_modules",
+    "_supports_attention_backend",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
     "_supports_sdpa",
-)  # fmt: skip
+)
 """Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
 MARKS = ("_is_hf_initialized", "_dynamo_marked_constant")
 """Attributes that transformers sets on tensors, and torch.compile reads of functions. Nothing has them before."""

@@ -67,9 +67,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     os.mkfifo(root / "pipe")
     (root / "file").write_text("5")
     return {
-        "short": str(root / "short"), "long": str(root / "long"), "FOLDER": str(root / "folder"), "PIPE": str(root / "pipe"),
+        "short": str(root / "short"),
+        "long": str(root / "long"),
+        "FOLDER": str(root / "folder"),
+        "PIPE": str(root / "pipe"),
         "FILE": str(root / "file"),
-    }  # fmt: skip
+    }
 
 
 def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: dict[str, str]) -> list[str]:
@@ -78,9 +81,14 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "argument":
             filled = {
-                "source": places["short"], "model": places[FIRST.get(path[0], "long")], "destination": str(out / "made"),
-                "repo": "writer/x", "name": "window", "text": places["FILE"], "image": None,  # with it, flags for texts are refused
-            }  # fmt: skip
+                "source": places["short"],
+                "model": places[FIRST.get(path[0], "long")],
+                "destination": str(out / "made"),
+                "repo": "writer/x",
+                "name": "window",
+                "text": places["FILE"],
+                "image": None,  # with it, flags for texts are refused
+            }
             typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
     if path[0] == "export":
         typed += ["--format", "torch"]  # which is quicker than ONNX
@@ -142,9 +150,11 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("offline")
 @every_case(
-    ("path", "parameter"), [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))], of=4,
+    ("path", "parameter"),
+    [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))],
+    of=4,
     code=lambda path, parameter: path,
-)  # fmt: skip
+)
 def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
     path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
@@ -176,12 +186,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_case(
     ("line", "option"),
     [
-        ("export {here} out --format torch --opset 20", "--opset"), ("export {here} out --format native --opset 20", "--opset"),
-        ("export {here} out --format native --task fill-mask", "--task"), ("compress {here} out --method int8 --share 0.25", "--share"),
-        ("compress {here} out --method bf16 --share 0.5", "--share"), ("inspect {here} --queries 1024", "--queries"),
+        ("export {here} out --format torch --opset 20", "--opset"),
+        ("export {here} out --format native --opset 20", "--opset"),
+        ("export {here} out --format native --task fill-mask", "--task"),
+        ("compress {here} out --method int8 --share 0.25", "--share"),
+        ("compress {here} out --method bf16 --share 0.5", "--share"),
+        ("inspect {here} --queries 1024", "--queries"),
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
-)  # fmt: skip
+)
 def test_commands_refuse_options_without_effect(
     line: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -241,13 +254,16 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
 @every_case(
     ("text", "sentence"),
     [
-        ("mechanism: [", "cannot be read"), ("just words", "names and values"), ("mechansm: window", "Did you mean 'mechanism'?"),
+        ("mechanism: [", "cannot be read"),
+        ("just words", "names and values"),
+        ("mechansm: window", "Did you mean 'mechanism'?"),
         ("maximum-length: 7", "sets 'maximum_length'"),
         ("mechanism: [window]", "sets 'mechanism' to ['window']; it must be a single value"),
-        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"), (None, "does not exist"),
+        ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
+        (None, "does not exist"),
         ("baesd", "There is no recipe 'baesd'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text or "")
@@ -352,12 +368,17 @@ def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, c
 @every_case(
     "arguments",
     [
-        ["convert"], ["convert", "a", "b", "--option", "window"], ["convert", "a", "b", "--layers", "first=window"],
-        ["convert", "a", "b", "--max-length", "0"], ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
-        ["convert", "a", "b", "--unheard-of"], ["inspect"], ["conjure"],
+        ["convert"],
+        ["convert", "a", "b", "--option", "window"],
+        ["convert", "a", "b", "--layers", "first=window"],
+        ["convert", "a", "b", "--max-length", "0"],
+        ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
+        ["convert", "a", "b", "--unheard-of"],
+        ["inspect"],
+        ["conjure"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")

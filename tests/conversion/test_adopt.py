@@ -36,9 +36,11 @@ VALUES: dict[str, dict[str, Any]] = {
 TEXT = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
 SUMMARY = ("Model", "ForConditionalGeneration", "ForQuestionAnswering")
 HEADS = {
-    "Longformer": TEXT, "BigBird": (*TEXT, "ForPreTraining"), "LED": SUMMARY,
+    "Longformer": TEXT,
+    "BigBird": (*TEXT, "ForPreTraining"),
+    "LED": SUMMARY,
     "BigBirdPegasus": (*SUMMARY, "ForSequenceClassification", "ForCausalLM"),
-}  # fmt: skip
+}
 BASES = {"Longformer": "Roberta", "LED": "Bart"}
 """Stem of the Long class, where it is not the source's."""
 WINDOW = {"mechanism": "longformer", "window": 8, "global_tokens": [], "separate_global": True}

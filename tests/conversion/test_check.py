@@ -314,11 +314,14 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("window", "change", "expected"),
     [
-        (16, None, {"at the old length": "needs training"}), (16, False, {"at the old length": "measured"}),
-        (16, True, {"at the old length": "needs training"}), (128, None, {POSITIONS: "needs training"}),
-        (128, False, {POSITIONS: "measured"}), (128, True, {POSITIONS: "needs training"}),
+        (16, None, {"at the old length": "needs training"}),
+        (16, False, {"at the old length": "measured"}),
+        (16, True, {"at the old length": "needs training"}),
+        (128, None, {POSITIONS: "needs training"}),
+        (128, False, {POSITIONS: "measured"}),
+        (128, True, {POSITIONS: "needs training"}),
     ],
-)  # fmt: skip
+)
 def test_report_asks_for_training_by_a_measured_loss(window: int, change: bool | None, expected: dict[str, str], built: Built) -> None:
     """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it is worse."""
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)

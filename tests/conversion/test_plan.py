@@ -156,8 +156,12 @@ def test_plan_flops_of_a_whole_model_are_those_that_torch_counts(built: Built) -
 # Positions that a conversion drops, replaces with ALiBi, or adds relative ones to.
 
 WITH_TABLES = [
-    "BertForMaskedLM", "RobertaForMaskedLM", "GPT2LMHeadModel", "BartForConditionalGeneration", "PegasusForConditionalGeneration",
-]  # fmt: skip
+    "BertForMaskedLM",
+    "RobertaForMaskedLM",
+    "GPT2LMHeadModel",
+    "BartForConditionalGeneration",
+    "PegasusForConditionalGeneration",
+]
 
 
 def tables(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -87,12 +87,15 @@ def table(folder: Path) -> Tensor:
 @every_case(
     ("base", "pad", "positions"),
     [
-        *(("roberta", pad, "auto") for pad in PADS), ("roberta", 3, "interpolate"), ("roberta", 0, "random"),
-        *((base, 3, "auto") for base in BASES if base != "roberta"), ("esm", 0, "rotary"),
+        *(("roberta", pad, "auto") for pad in PADS),
+        ("roberta", 3, "interpolate"),
+        ("roberta", 0, "random"),
+        *((base, 3, "auto") for base in BASES if base != "roberta"),
+        ("esm", 0, "rotary"),
     ],
     of=4,
     code=lambda base, pad, positions: (base == "roberta", positions),
-)  # fmt: skip
+)
 def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: str, pad: int, positions: str, tmp_path: Path) -> None:
     rotary = {"position_embedding_type": "rotary"} if positions == "rotary" else {}
     source = saved(tmp_path / "short", base, pad, **rotary)

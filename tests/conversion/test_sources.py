@@ -37,11 +37,14 @@ def refusal(folder: Path) -> str:
 
 
 LAYERS = [
-    ("bert", "BertForMaskedLM", "num_hidden_layers"), ("llama", "LlamaForCausalLM", "num_hidden_layers"),
-    ("gpt2", "GPT2LMHeadModel", "n_layer"), ("bart", "BartForConditionalGeneration", "encoder_layers"),
-    ("t5", "T5ForConditionalGeneration", "num_decoder_layers"), ("mixtral", "MixtralForCausalLM", "num_hidden_layers"),
+    ("bert", "BertForMaskedLM", "num_hidden_layers"),
+    ("llama", "LlamaForCausalLM", "num_hidden_layers"),
+    ("gpt2", "GPT2LMHeadModel", "n_layer"),
+    ("bart", "BartForConditionalGeneration", "encoder_layers"),
+    ("t5", "T5ForConditionalGeneration", "num_decoder_layers"),
+    ("mixtral", "MixtralForCausalLM", "num_hidden_layers"),
     ("vit", "ViTForImageClassification", "num_hidden_layers"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.thorough

@@ -32,11 +32,17 @@ from tests.reports import statuses
 
 Checkpoint = Callable[..., Path]
 TOKENIZER_OF = {
-    "BertForMaskedLM": "bert", "GPT2LMHeadModel": "gpt2", "XLMRobertaForSequenceClassification": "xlm-roberta",
-    "CamembertForMaskedLM": "camembert", "AlbertForMaskedLM": "albert", "DebertaV2ForTokenClassification": "deberta-v2",
-    "MPNetForMaskedLM": "mpnet", "EsmForMaskedLM": "esm", "ElectraForPreTraining": "electra",
+    "BertForMaskedLM": "bert",
+    "GPT2LMHeadModel": "gpt2",
+    "XLMRobertaForSequenceClassification": "xlm-roberta",
+    "CamembertForMaskedLM": "camembert",
+    "AlbertForMaskedLM": "albert",
+    "DebertaV2ForTokenClassification": "deberta-v2",
+    "MPNetForMaskedLM": "mpnet",
+    "EsmForMaskedLM": "esm",
+    "ElectraForPreTraining": "electra",
     "DistilBertForQuestionAnswering": "distilbert",
-}  # fmt: skip
+}
 
 
 @pytest.mark.thorough

@@ -84,19 +84,24 @@ WHOLE = {form: encoded(tone(2), form=form)["bytes"] for form in ("WAV", "FLAC", 
     ("source", "sentence"),
     [
         (encoded(not_finite(np.nan), subtype="FLOAT"), "the sound has values that are not finite, the first at second 0.25"),
-        (encoded(not_finite(np.inf), subtype="FLOAT"), "not finite"), (encoded(np.full(RATE, 0.25)), "silent"),
-        (encoded(np.zeros(RATE)), "silent: all of its 1.00 seconds have the value 0"), (encoded(np.zeros(0)), "holds no samples"),
-        (cell(b""), "damaged, cut or not a sound file"), (cell(b"no sound at all " * 100), "not a sound file"),
+        (encoded(not_finite(np.inf), subtype="FLOAT"), "not finite"),
+        (encoded(np.full(RATE, 0.25)), "silent"),
+        (encoded(np.zeros(RATE)), "silent: all of its 1.00 seconds have the value 0"),
+        (encoded(np.zeros(0)), "holds no samples"),
+        (cell(b""), "damaged, cut or not a sound file"),
+        (cell(b"no sound at all " * 100), "not a sound file"),
         (cell(WHOLE["WAV"][: len(WHOLE["WAV"]) // 2]), r"is cut: it ends after 1\.0 of 2\.0 seconds"),
         (cell(WHOLE["AIFF"][: len(WHOLE["AIFF"]) // 2]), "is cut: it ends after 1.0 of 2.0 seconds"),
         (cell(WHOLE["MP3"][: len(WHOLE["MP3"]) // 2]), "is cut"),
         (cell(WHOLE["FLAC"][: len(WHOLE["FLAC"]) // 2]), "damaged, cut or not a sound file"),
-        (cell(WHOLE["FLAC"][:60]), "damaged, cut or not a sound file"), (cell(WHOLE["OGG"][: len(WHOLE["OGG"]) // 2]), "holds no samples"),
+        (cell(WHOLE["FLAC"][:60]), "damaged, cut or not a sound file"),
+        (cell(WHOLE["OGG"][: len(WHOLE["OGG"]) // 2]), "holds no samples"),
         ({"bytes": None, "path": None}, "the sound is not a file"),
-        (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' does not exist; correct its path"), (Path("/"), "is not a file"),
+        (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' does not exist; correct its path"),
+        (Path("/"), "is not a file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_read_audio_refuses_damaged_silent_and_infinite_sound(source: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as error:
         read_audio(source, RATE)

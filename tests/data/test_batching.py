@@ -114,10 +114,12 @@ def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"mechanism": "longformer", "window": 8}, {"mechanism": "linear"}, {"mechanism": "nystrom"},
+        {"mechanism": "longformer", "window": 8},
+        {"mechanism": "linear"},
+        {"mechanism": "nystrom"},
         {"mechanism": "bigbird", "block_size": 4},
     ],
-)  # fmt: skip
+)
 def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None:
     """Bit for bit: the other document's tokens change, and this one's outputs do not."""
     torch.manual_seed(0)

@@ -34,9 +34,11 @@ HOTPOT = {
     "answer": "Ann Lee",
     "supporting_facts": [["Tower", 1], ["Ann Lee", 0]],
     "context": [
-        ["Tower", ["The tower is old.", " It was painted by Ann Lee."]], ["Ann Lee", ["Ann Lee was a painter."]], ["Other", ["Ann Lee."]],
+        ["Tower", ["The tower is old.", " It was painted by Ann Lee."]],
+        ["Ann Lee", ["Ann Lee was a painter."]],
+        ["Other", ["Ann Lee."]],
     ],
-}  # fmt: skip
+}
 
 
 @every_case("form", ["squad.json", "records.json", "data.jsonl", "spans.csv", "data.parquet", "dataset", "splits"])
@@ -203,15 +205,27 @@ def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) ->
 def test_answers_are_found_in_words_and_in_scripts_without_spaces(tmp_path: Path) -> None:
     decomposed = normalize("NFD", "café")
     cases: list[tuple[str, str, list[int]]] = [
-        ("河内是越南首都,越南人", "越南", [3, 8]), ("東京タワーは東京", "東京", [0, 6]), ("ประเทศไทยกรุงเทพมหานคร", "กรุงเทพ", [9]),
-        ("第5章，手机iPhone手机", "5", [1]), ("手机iPhone手机", "iPhone", [2]),
-        ("나는 서울은", "서울", [3]), ("서울은 서울", "서울", [4]),  # whole words come first
-        ("a 5km run", "5", [2]), ("a 15 km run, 5 km walk", "5", [13]),
-        ("US$7", "$7", [2]), ("US$7 or $7", "$7", [8]), ("Foxgloves", "fox", [0]), ("xa a a", "a a", [3]),
-        ("कला कल", "कल", [4]), ("ที่ ที", "ที", [4]), ("ที่", "ที", [0]),  # a vowel sign continues a word
-        (f"un {decomposed}", "café", [3]), ("un café", decomposed, [3]), (f"{decomposed} cafe", "cafe", [6]),
+        ("河内是越南首都,越南人", "越南", [3, 8]),
+        ("東京タワーは東京", "東京", [0, 6]),
+        ("ประเทศไทยกรุงเทพมหานคร", "กรุงเทพ", [9]),
+        ("第5章，手机iPhone手机", "5", [1]),
+        ("手机iPhone手机", "iPhone", [2]),
+        ("나는 서울은", "서울", [3]),
+        ("서울은 서울", "서울", [4]),  # whole words come first
+        ("a 5km run", "5", [2]),
+        ("a 15 km run, 5 km walk", "5", [13]),
+        ("US$7", "$7", [2]),
+        ("US$7 or $7", "$7", [8]),
+        ("Foxgloves", "fox", [0]),
+        ("xa a a", "a a", [3]),
+        ("कला कल", "कल", [4]),
+        ("ที่ ที", "ที", [4]),
+        ("ที่", "ที", [0]),  # a vowel sign continues a word
+        (f"un {decomposed}", "café", [3]),
+        ("un café", decomposed, [3]),
+        (f"{decomposed} cafe", "cafe", [6]),
         ("a \uf914", "\uf914", [2]),  # composed, another character
-    ]  # fmt: skip
+    ]
     for context, answer, starts in cases:
         (record,) = read([{"question": "?", "context": context, "answer": answer}], tmp_path)
         assert record["answers"]["answer_start"] == starts, (context, answer)
@@ -224,9 +238,11 @@ def test_answers_are_found_in_words_and_in_scripts_without_spaces(tmp_path: Path
 
 def test_mrqa_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None:
     qa = {
-        "qid": "q", "question": "?", "answers": ["Fox"],
+        "qid": "q",
+        "question": "?",
+        "answers": ["Fox"],
         "detected_answers": [{"text": "fox", "char_spans": [[4, 6]], "token_spans": [[1, 1]]}],
-    }  # fmt: skip
+    }
     save_qa([{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl")
     (record,) = load_qa(tmp_path / "mrqa.jsonl").to_list()
     assert (record["id"], record["answers"], record["gold"]) == ("q", {"text": ["fox"], "answer_start": [4]}, ["Fox"])
@@ -253,11 +269,13 @@ def test_prepare_triviaqa_makes_a_row_for_each_document_of_a_hub_question(tmp_pa
         "question": "?",
         "question_id": "t1",
         "entity_pages": {
-            "filename": ["a.txt", "b.txt"], "title": ["a", "b"], "wiki_context": ["No such animal.", "The Red Fox; a red fox."],
+            "filename": ["a.txt", "b.txt"],
+            "title": ["a", "b"],
+            "wiki_context": ["No such animal.", "The Red Fox; a red fox."],
         },
         "search_results": {"filename": ["1/1_2.txt"], "title": ["c"], "search_context": ["vulpes"]},
         "answer": {"value": "Red Fox", "aliases": ["Vulpes"], "normalized_aliases": ["red fox", "vulpes"], "normalized_value": "red fox"},
-    }  # fmt: skip
+    }
     empty = {"filename": [], "title": [], "search_context": []}
     Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
     with pytest.raises(DataError, match=r"lacks context; .* \(for TriviaQA and Natural Questions, scripts/ of a clone"):
@@ -274,11 +292,14 @@ TRIVIA = {
     "Data": [
         {
             "Answer": {
-                "Aliases": ["St. Petersburg", "The City of St Petersburg"], "NormalizedAliases": ["st petersburg", "city of st petersburg"],
-                "HumanAnswers": ["Leningrad!"], "Value": "Saint Petersburg",
+                "Aliases": ["St. Petersburg", "The City of St Petersburg"],
+                "NormalizedAliases": ["st petersburg", "city of st petersburg"],
+                "HumanAnswers": ["Leningrad!"],
+                "Value": "Saint Petersburg",
             },
             "EntityPages": [
-                {"Filename": "Neva_River.txt", "DocPartOfVerifiedEval": True}, {"Filename": "Moscow.txt", "DocPartOfVerifiedEval": False},
+                {"Filename": "Neva_River.txt", "DocPartOfVerifiedEval": True},
+                {"Filename": "Moscow.txt", "DocPartOfVerifiedEval": False},
             ],
             "SearchResults": [{"Filename": "26/26_3.txt", "DocPartOfVerifiedEval": True}],
             "Question": "Which city lies on the Neva?",
@@ -287,13 +308,15 @@ TRIVIA = {
         },
         {
             "Answer": {"Aliases": ["Fox"], "NormalizedAliases": ["fox"], "Value": "Fox"},
-            "EntityPages": [{"Filename": "Fox.txt", "DocPartOfVerifiedEval": False}], "Question": "Which animal?", "QuestionId": "tc_4",
+            "EntityPages": [{"Filename": "Fox.txt", "DocPartOfVerifiedEval": False}],
+            "Question": "Which animal?",
+            "QuestionId": "tc_4",
             "QuestionPartOfVerifiedEval": False,
         },
     ],
     "Domain": "Web",
     "VerifiedEval": False,
-}  # fmt: skip
+}
 EVIDENCE = {
     "wikipedia/Neva_River.txt": "The Neva ends in St Petersburg. The City of the St. Petersburg (Leningrad).",
     "wikipedia/Moscow.txt": "Moscow lies elsewhere.",

@@ -310,11 +310,15 @@ def cut(file: Path) -> None:
 @every_case(
     ("name", "damage"),
     [
-        ("train/data-00000-of-00001.arrow", Path.unlink), ("train/data-00000-of-00001.arrow", cut), ("train/state.json", cut),
-        ("train/state.json", lambda file: file.write_text("[]")), ("train/dataset_info.json", Path.unlink), ("dataset_dict.json", cut),
+        ("train/data-00000-of-00001.arrow", Path.unlink),
+        ("train/data-00000-of-00001.arrow", cut),
+        ("train/state.json", cut),
+        ("train/state.json", lambda file: file.write_text("[]")),
+        ("train/dataset_info.json", Path.unlink),
+        ("dataset_dict.json", cut),
         ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
     ],
-)  # fmt: skip
+)
 def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
     rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))

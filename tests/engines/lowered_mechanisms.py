@@ -30,10 +30,16 @@ from .pretended_h100 import Generated, Lowered, fake_tensors, started
 LENGTH, COLUMNS = 2048, 32
 """Tokens, and the columns of a grid of them."""
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "D = 64": {}, "D = 80": {"head_dim": 80}, "D = 128": {"head_dim": 128}, "D = 256": {"head_dim": 256}, "padding": {"padded": True},
-    "documents": {"documents": True}, "grouped heads": {"kv_heads": 2},
-    "padding, grouped heads, D = 128": {"padded": True, "kv_heads": 2, "head_dim": 128}, "gradients": {"grad": True},
-}  # fmt: skip
+    "D = 64": {},
+    "D = 80": {"head_dim": 80},
+    "D = 128": {"head_dim": 128},
+    "D = 256": {"head_dim": 256},
+    "padding": {"padded": True},
+    "documents": {"documents": True},
+    "grouped heads": {"kv_heads": 2},
+    "padding, grouped heads, D = 128": {"padded": True, "kv_heads": 2, "head_dim": 128},
+    "gradients": {"grad": True},
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

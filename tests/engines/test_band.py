@@ -110,9 +110,15 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
     out = run_batch(module, queries, k, v, call, run)
     expected = reference_attend(
-        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None,
+        queries,
+        k,
+        v,
+        module,
+        causal=causal,
+        padding_mask=mask,
+        global_mask=chosen if module.capabilities.takes_globals else None,
         scaling=0.25,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)

@@ -25,12 +25,17 @@ from tests.reference.small_models import long_model
 
 LENGTH, P = 300, 0.2
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "window": ("window", {"window": 64}), "narrow window": ("window", {"window": 6}),
-    "causal window": ("window", {"window": 64, "causal": True}), "longformer": ("longformer", {"window": 32, "globals": 2}),
-    "bidirectional full": ("full", {}), "causal full": ("full", {"causal": True}), "grouped heads": ("window", {"window": 64, "groups": 2}),
-    "bigbird": ("bigbird", {"block_size": 16}), "causal strided": ("strided", {"causal": True}),
+    "window": ("window", {"window": 64}),
+    "narrow window": ("window", {"window": 6}),
+    "causal window": ("window", {"window": 64, "causal": True}),
+    "longformer": ("longformer", {"window": 32, "globals": 2}),
+    "bidirectional full": ("full", {}),
+    "causal full": ("full", {"causal": True}),
+    "grouped heads": ("window", {"window": 64, "groups": 2}),
+    "bigbird": ("bigbird", {"block_size": 16}),
+    "causal strided": ("strided", {"causal": True}),
     "many globals": ("longformer", {"window": 16, "globals": 20}),
-}  # fmt: skip
+}
 """Mechanism, and its options and the call's."""
 
 

@@ -264,16 +264,22 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
 @every_case(
     ("name", "options", "path"),
     [
-        ("window", {"window": 64}, "flex"), ("window", {"window": 64, "dropout_p": 0.1}, "plain"),
+        ("window", {"window": 64}, "flex"),
+        ("window", {"window": 64, "dropout_p": 0.1}, "plain"),
         ("window", {"window": 64, "relative": "shaw"}, "flex"),
-        ("window", {"window": 64, "score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"), ("window", {"window": 2000}, "dense"),
+        ("window", {"window": 64, "score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
+        ("window", {"window": 2000}, "dense"),
         ("window", {"window": 2000, "score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
         ("full", {"score_mod": lambda score, b, h, i, j: score.tanh()}, "flex"),
-        ("full", {"score_mod": lambda score, b, h, i, j: score.tanh(), "dropout_p": 0.1}, "dense"), ("longformer", {"window": 64}, "flex"),
-        ("bigbird", {"block_size": 32}, "flex"), ("segmented", {"block_size": 128}, "flex"), ("segmented", {"block_size": 100}, "flex"),
-        ("block_top_k", {"block_size": 64}, "flex"), ("linear", {}, "plain"),
+        ("full", {"score_mod": lambda score, b, h, i, j: score.tanh(), "dropout_p": 0.1}, "dense"),
+        ("longformer", {"window": 64}, "flex"),
+        ("bigbird", {"block_size": 32}, "flex"),
+        ("segmented", {"block_size": 128}, "flex"),
+        ("segmented", {"block_size": 100}, "flex"),
+        ("block_top_k", {"block_size": 64}, "flex"),
+        ("linear", {}, "plain"),
     ],
-)  # fmt: skip
+)
 def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], path: str) -> None:
     answers: list[str] = []
     q, k, v = inputs(700)

@@ -74,11 +74,21 @@ def tensors(
 
 MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 SHAPES: dict[str, dict[str, Any]] = {
-    "blocks": {}, "more blocks": {"length": 1300}, "two blocks": {"length": 250}, "one block": {"length": 100},
-    "another block": {"length": 77}, "batch 1": {"batch": 1}, "batch 6": {"batch": 6}, "heads": {"heads": 12},
-    "head width": {"head_dim": 64}, "token-major": {"stored": "tokens"}, "packed projection": {"stored": "packed"},
-    "bf16": {"dtype": torch.bfloat16}, "fp16": {"dtype": torch.float16}, "double": {"dtype": torch.float64},
-}  # fmt: skip
+    "blocks": {},
+    "more blocks": {"length": 1300},
+    "two blocks": {"length": 250},
+    "one block": {"length": 100},
+    "another block": {"length": 77},
+    "batch 1": {"batch": 1},
+    "batch 6": {"batch": 6},
+    "heads": {"heads": 12},
+    "head width": {"head_dim": 64},
+    "token-major": {"stored": "tokens"},
+    "packed projection": {"stored": "packed"},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp16": {"dtype": torch.float16},
+    "double": {"dtype": torch.float64},
+}
 
 
 def run_band(mode: str, padded: bool = False, tokens: int | None = None, queries: int | None = None, **shape: Any) -> Tensor:
@@ -96,9 +106,13 @@ def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
 
 
 EXTRAS: dict[str, dict[str, Any]] = {
-    "plain": {}, "padded": {"padded": True}, "one global": {"tokens": 1}, "globals": {"tokens": 4},
-    "two blocks of globals": {"tokens": 70, "padded": True}, "few queries": {"queries": 60},
-}  # fmt: skip
+    "plain": {},
+    "padded": {"padded": True},
+    "one global": {"tokens": 1},
+    "globals": {"tokens": 4},
+    "two blocks of globals": {"tokens": 70, "padded": True},
+    "few queries": {"queries": 60},
+}
 
 
 @pytest.mark.slow
@@ -154,9 +168,11 @@ def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
-                attend(q, k, v, "window", window=160, causal=True), blockwise_attention(q, k, v, PATTERN, AttentionCall()), atol=1e-5,
+                attend(q, k, v, "window", window=160, causal=True),
+                blockwise_attention(q, k, v, PATTERN, AttentionCall()),
+                atol=1e-5,
                 rtol=0,
-            )  # fmt: skip
+            )
     assert [answer.path for answer in answers] == ["flex", "plain", "plain"]
     assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]

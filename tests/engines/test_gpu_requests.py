@@ -255,10 +255,14 @@ def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(n
 
 
 WITHOUT_FLEX = {
-    "linear": "states, by flash-linear-attention or plain products", "linear (chunked WY)": "a state, likewise",
-    "dense": "all pairs of the text", "recurrent": "all pairs of a segment", "low_rank": "products of low rank",
-    "grid_windows": "calls for all windows of an image", "selected": "keys gathered for each query",
-}  # fmt: skip
+    "linear": "states, by flash-linear-attention or plain products",
+    "linear (chunked WY)": "a state, likewise",
+    "dense": "all pairs of the text",
+    "recurrent": "all pairs of a segment",
+    "low_rank": "products of low rank",
+    "grid_windows": "calls for all windows of an image",
+    "selected": "keys gathered for each query",
+}
 """Engines that do not compare tokens by lists of blocks, and what they do."""
 
 

@@ -189,8 +189,11 @@ def test_gradients_of_sink_scores_equal_the_definition(name: str, causal: bool, 
     q, k, v = (x[:1, :, :24].clone().requires_grad_() for x in inputs())
     sinks = SINKS.double().requires_grad_()
     options = {
-        "window": {"window": 8}, "bigbird": {"block_size": 4}, "top_k": {"num_keys": 5}, "block_top_k": {"block_size": 4, "num_blocks": 2},
-    }  # fmt: skip
+        "window": {"window": 8},
+        "bigbird": {"block_size": 4},
+        "top_k": {"num_keys": 5},
+        "block_top_k": {"block_size": 4, "num_blocks": 2},
+    }
     mechanism = build_mechanism(name, num_heads=4, head_dim=8, **options.get(name, {})).eval()
 
     def run(*x: Tensor) -> Tensor:
@@ -238,11 +241,14 @@ def test_packed_documents_with_sink_scores_are_as_alone(causal: bool) -> None:
 
 
 ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
-    "band": ("window", {"window": 32}), "band and columns": ("window", {"window": 32, "num_sinks": 3}),
-    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}), "everything": ("full", {}),
-    "tiles": ("strided", {"window": 16, "stride": 16}), "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
+    "band": ("window", {"window": 32}),
+    "band and columns": ("window", {"window": 32, "num_sinks": 3}),
+    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}),
+    "everything": ("full", {}),
+    "tiles": ("strided", {"window": 16, "stride": 16}),
+    "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
     "selected keys": ("top_k", {"num_keys": 9}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")

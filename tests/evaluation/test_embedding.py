@@ -168,20 +168,27 @@ def test_embed_resumes_and_shares_work_with_the_same_files(
 
 
 ID_ROWS = (
-    ("jsonl", ["1", "2", "-3"], ["1", "2", "-3"]), ("jsonl", ['"007"', '"7"', '"None"'], ["007", "7", "None"]),
-    ("jsonl", ['"007"', "7", '"{x}"'], ["007", "7", "{x}"]), ("jsonl", ['"2020-01-01"', '"2020-01-02"'], ["2020-01-01", "2020-01-02"]),
-    ("jsonl", [str(2**63 - 1)], [str(2**63 - 1)]), ("jsonl", ["1", "null"], "Row 2 of .* has no id in the column 'id'"),
-    ("jsonl", ["null", "null"], "Row 1 of .* has no id"), ("jsonl", ['"a"', '""'], "Row 2 of .* has no id"),
+    ("jsonl", ["1", "2", "-3"], ["1", "2", "-3"]),
+    ("jsonl", ['"007"', '"7"', '"None"'], ["007", "7", "None"]),
+    ("jsonl", ['"007"', "7", '"{x}"'], ["007", "7", "{x}"]),
+    ("jsonl", ['"2020-01-01"', '"2020-01-02"'], ["2020-01-01", "2020-01-02"]),
+    ("jsonl", [str(2**63 - 1)], [str(2**63 - 1)]),
+    ("jsonl", ["1", "null"], "Row 2 of .* has no id in the column 'id'"),
+    ("jsonl", ["null", "null"], "Row 1 of .* has no id"),
+    ("jsonl", ['"a"', '""'], "Row 2 of .* has no id"),
     ("jsonl", [str(2**70), str(2**70 + 1), "5"], [str(2**70), str(2**70 + 1), "5"]),
-    ("csv", [str(2**70), str(2**70 + 1)], [str(2**70), str(2**70 + 1)]), ("csv", ["None", "NA"], ["None", "NA"]),
+    ("csv", [str(2**70), str(2**70 + 1)], [str(2**70), str(2**70 + 1)]),
+    ("csv", ["None", "NA"], ["None", "NA"]),
     ("jsonl", ["1", "1.5"], "Row . of .* has '1.5' in the column 'id', no text or whole number"),
     ("jsonl", ["true", "false"], "has 'True' in the column 'id', no text"),
     ("jsonl", ["[1, 2]", "[3]"], r"has '\[1, 2\]' in the column 'id', no text"),
     ("jsonl", ['{"a": 1}', "7"], r"has .\{'a': 1\}. in the column 'id', no text"),
-    ("jsonl", ["7", '"7"'], "The id '7' is given to two documents"), ("csv", ["007", "7", "1e3"], ["007", "7", "1e3"]),
-    ("csv", ["1.50", "true"], ["1.50", "true"]), ("csv", ["1", "", "3"], "Row 2 of .* has no id"),
+    ("jsonl", ["7", '"7"'], "The id '7' is given to two documents"),
+    ("csv", ["007", "7", "1e3"], ["007", "7", "1e3"]),
+    ("csv", ["1.50", "true"], ["1.50", "true"]),
+    ("csv", ["1", "", "3"], "Row 2 of .* has no id"),
     ("csv", ["1", "2", "1"], "The id '1' is given to two documents"),
-)  # fmt: skip
+)
 """Format of the file, its ids as they stand there, and the ids of the documents or the refusal."""
 
 

@@ -455,8 +455,13 @@ def test_quantised_checkpoint_is_refused_by_export_and_convert(saved: Saved, tmp
 
 def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
     sizes = {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32, "patch_size": 8,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
     with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")

@@ -26,8 +26,12 @@ LENGTH = 300
 WINDOW: dict[str, Any] = {"mechanism": "window", "window": 64}
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 64}
 FORMS: list[dict[str, Any]] = [
-    {}, {"share_att_key": False}, {"pos_att_type": "c2p"}, {"pos_att_type": "p2c"}, {"position_buckets": -1, "max_relative_positions": 60},
-]  # fmt: skip
+    {},
+    {"share_att_key": False},
+    {"pos_att_type": "c2p"},
+    {"pos_att_type": "p2c"},
+    {"position_buckets": -1, "max_relative_positions": 60},
+]
 
 
 def model_of(attention: dict[str, Any], head: str = "Model", **changes: Any) -> Any:

@@ -40,12 +40,14 @@ CASES = {
         "BartForConditionalGeneration",
         "AutoModelForSeq2SeqLM",
         {
-            "mechanism": "longformer", "window": 16, "decoder_long_attention": {"mechanism": "window", "window": 16},
+            "mechanism": "longformer",
+            "window": 16,
+            "decoder_long_attention": {"mechanism": "window", "window": 16},
             "max_decoder_length": 256,
         },
         "gpt2",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

@@ -307,10 +307,17 @@ def test_card_refuses_a_conversion_report_of_odd_types(report: dict[str, object]
 @pytest.mark.parametrize(
     "front",
     [
-        "tags: 5", "5: x", "model-index: text", "model-index: [5]", "- a\n- b", "license", "license: [a]", "language: {a: 1}",
+        "tags: 5",
+        "5: x",
+        "model-index: text",
+        "model-index: [5]",
+        "- a\n- b",
+        "license",
+        "license: [a]",
+        "language: {a: 1}",
         'license: "\\ud800"',
     ],
-)  # fmt: skip
+)
 def test_card_leaves_out_front_matter_of_odd_types_with_a_warning(front: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
@@ -446,12 +453,21 @@ def test_pushed_files_name_no_folder_of_this_machine(
 @every_case(
     ("typed", "shown"),
     [
-        ("squad", "squad"), ("org/data:subset", "org/data:subset"), ("https://host/a/b", "https://host/a/b"),
-        ("/home/a b/q.jsonl", "q.jsonl"), ("file:///home/me/q.jsonl", "q.jsonl"), ("../secret client/bert", "bert"),
-        ("secret client/bert", "bert"), (r"C:\Users\me\q.jsonl", "q.jsonl"), ("topic=classify:/home/a b/q.jsonl", "topic=classify:q.jsonl"),
-        ("moved away/q.jsonl", "q.jsonl"), ("moved-away/q.jsonl", "q.jsonl"), ("org/model-v1.5", "org/model-v1.5"), ("", ""),
+        ("squad", "squad"),
+        ("org/data:subset", "org/data:subset"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("/home/a b/q.jsonl", "q.jsonl"),
+        ("file:///home/me/q.jsonl", "q.jsonl"),
+        ("../secret client/bert", "bert"),
+        ("secret client/bert", "bert"),
+        (r"C:\Users\me\q.jsonl", "q.jsonl"),
+        ("topic=classify:/home/a b/q.jsonl", "topic=classify:q.jsonl"),
+        ("moved away/q.jsonl", "q.jsonl"),
+        ("moved-away/q.jsonl", "q.jsonl"),
+        ("org/model-v1.5", "org/model-v1.5"),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_public_name_of_a_source_has_no_folders(typed: str, shown: str) -> None:
     assert public_name(typed) == shown
 

@@ -129,9 +129,14 @@ def test_push_to_a_branch_leaves_the_main_one(server: Hub, model: Path) -> None:
 
 def test_push_leaves_out_files_of_training(server: Hub, model: Path) -> None:
     unwanted = (
-        "training_args.bin", "trainer_state.json", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events",
+        "training_args.bin",
+        "trainer_state.json",
+        "optimizer.pt",
+        ".env",
+        "checkpoint-10/model.safetensors",
+        "runs/events",
         "nbest_predictions.json",
-    )  # fmt: skip
+    )
     for name in unwanted:
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(b"x")
@@ -172,11 +177,15 @@ def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_p
 @every_case(
     ("repo", "token", "sentence"),
     [
-        (REPO, None, "needs a token"), (REPO, "hf_unknownUNKNOWNunknown", "Invalid user token"), (REPO, READER, "permissions"),
-        (REPO, STRANGER, "permissions"), ("writer/closed", STRANGER, "permissions"), ("a/b/c", WRITER, "Repo id must be in the form"),
+        (REPO, None, "needs a token"),
+        (REPO, "hf_unknownUNKNOWNunknown", "Invalid user token"),
+        (REPO, READER, "permissions"),
+        (REPO, STRANGER, "permissions"),
+        ("writer/closed", STRANGER, "permissions"),
+        ("a/b/c", WRITER, "Repo id must be in the form"),
         (REPO, f"{WRITER}\udce9", "has characters that no token of the Hub has; copy it again."),
     ],
-)  # fmt: skip
+)
 def test_push_without_access_is_one_sentence(
     repo: str, token: str | None, sentence: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,10 +48,12 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "linear": ("linear", {"causal": True}, ["plain"]),
     "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["unchanged", "cpu-band"]),
     "padding of tiles": (
-        "bigbird", {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()}, ["split", "sparse", "tiles", "cpu-gathered"],
+        "bigbird",
+        {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
+        ["split", "sparse", "tiles", "cpu-gathered"],
     ),
     "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
-}  # fmt: skip
+}
 
 
 @every_case("case", CASES)
@@ -187,8 +189,13 @@ def test_paths_are_logged_once() -> None:
 
 def test_explain_gives_a_model_of_images_its_pixels() -> None:
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 64, "patch_size": 4,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 4,
+    }
     model = LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d", "window": 4})).eval()
     pixels = torch.randn(1, 3, 64, 64)
     answers = explain(model, pixels)

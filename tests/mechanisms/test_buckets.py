@@ -23,10 +23,16 @@ from tests.reference.small_models import long_config, plain_model, tokens
 
 OPTIONS = {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8}
 FORMS = [
-    {"shared_qk": True}, {"shared_qk": True, "count_duplicates": True}, {"count_duplicates": True}, {"num_chunks_before": 0},
-    {"num_chunks_after": 1}, {"num_chunks_before": 0, "num_chunks_after": 2, "shared_qk": True}, {"bucket_size": 7, "num_buckets": 64},
-    {"bucket_size": 150, "num_buckets": 4, "num_chunks_before": 0, "shared_qk": True}, {"bucket_size": 1, "num_buckets": 6},
-]  # fmt: skip
+    {"shared_qk": True},
+    {"shared_qk": True, "count_duplicates": True},
+    {"count_duplicates": True},
+    {"num_chunks_before": 0},
+    {"num_chunks_after": 1},
+    {"num_chunks_before": 0, "num_chunks_after": 2, "shared_qk": True},
+    {"bucket_size": 7, "num_buckets": 64},
+    {"bucket_size": 150, "num_buckets": 4, "num_chunks_before": 0, "shared_qk": True},
+    {"bucket_size": 1, "num_buckets": 6},
+]
 
 
 def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = False) -> list[Tensor]:
@@ -127,9 +133,11 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
 
 ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
 ROUTING_FORMS = [
-    {"router": "learned"}, {"num_clusters": 3, "window_per_cluster": 500}, {"num_clusters": 40, "window_per_cluster": 1},
+    {"router": "learned"},
+    {"num_clusters": 3, "window_per_cluster": 500},
+    {"num_clusters": 40, "window_per_cluster": 1},
     {"window_per_cluster": 300},
-]  # fmt: skip
+]
 
 
 def routing_inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -129,9 +129,12 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
 
 @pytest.mark.thorough
 @every_case(
-    ("form", "length"), grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)), of=9,
-    code=lambda form, length: form[0], ids=str,
-)  # fmt: skip
+    ("form", "length"),
+    grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)),
+    of=9,
+    code=lambda form, length: form[0],
+    ids=str,
+)
 def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: tuple[str, bool], length: int) -> None:
     """Scores of ±80 and more: the definition in float64, and near it in float32."""
     name, causal = form
@@ -200,9 +203,12 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
 
 @pytest.mark.thorough
 @every_case(
-    ("name", "causal"), grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
-    of=9, code=engine_of_form, ids=str,
-)  # fmt: skip
+    ("name", "causal"),
+    grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
+    of=9,
+    code=engine_of_form,
+    ids=str,
+)
 def test_written_copied_and_loaded_parameters_of_mechanisms_are_used(name: str, causal: bool) -> None:
     """After a first call, a write to any parameter's data, a copy and a loaded state are seen, however they came about.
 

@@ -26,9 +26,13 @@ from tests.reports import tensor_counts
 
 HEADS, HEAD_DIM, WIDTH = 4, 8, 24
 SIZES: dict[str, Any] = {
-    "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
     "max_position_embeddings": 300,
-}  # fmt: skip
+}
 SEPARATE = {"mechanism": "longformer", "window": 8, "separate_global": True}
 
 

@@ -94,9 +94,12 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 
 
 @every_case(
-    ("name", "option", "turn"), grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]), by="name",
-    of=9, code=lambda name, *rest: name,
-)  # fmt: skip
+    ("name", "option", "turn"),
+    grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
+    by="name",
+    of=9,
+    code=lambda name, *rest: name,
+)
 def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
     for number, value in enumerate(ODD):

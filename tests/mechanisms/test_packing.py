@@ -326,12 +326,17 @@ def masks() -> dict[str, tuple[Tensor, bool]]:
     causal, blocks = places[:, None] >= places, torch.block_diag(torch.ones(5, 5), torch.ones(7, 7)).bool()
     left = padding(1, 12, left=True)[0].bool() & (places >= 4)
     return {
-        "causal": (causal, False), "everything": (torch.ones(12, 12, dtype=torch.bool), False),
-        "window": (causal & (places[:, None] - places < 3), False), "every second": ((places[:, None] - places) % 2 == 0, False),
-        "left padding": (causal & left, False), "right padding": (causal & (places < 7), False), "prefix": (causal | (places < 5), False),
-        "documents": (blocks, True), "causal documents": (blocks & causal, True),
+        "causal": (causal, False),
+        "everything": (torch.ones(12, 12, dtype=torch.bool), False),
+        "window": (causal & (places[:, None] - places < 3), False),
+        "every second": ((places[:, None] - places) % 2 == 0, False),
+        "left padding": (causal & left, False),
+        "right padding": (causal & (places < 7), False),
+        "prefix": (causal | (places < 5), False),
+        "documents": (blocks, True),
+        "causal documents": (blocks & causal, True),
         "documents with padding": (blocks & causal & (places < 10), True),
-    }  # fmt: skip
+    }
 
 
 @every_case("name", masks())

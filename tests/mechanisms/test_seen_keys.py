@@ -30,19 +30,25 @@ MORE = [
 SOFT = ("adaptive_span",)
 """Mechanisms whose weights fade at the edge of what they keep."""
 NOT_A_SELECTION = [
-    ("lsh", {"shared_qk": True}), ("lsh", {"count_duplicates": True}), ("routing", {"router": "learned"}),
-    ("longformer", {"separate_global": True}), ("recurrent_memory", {}),
-]  # fmt: skip
+    ("lsh", {"shared_qk": True}),
+    ("lsh", {"count_duplicates": True}),
+    ("routing", {"router": "learned"}),
+    ("longformer", {"separate_global": True}),
+    ("recurrent_memory", {}),
+]
 
 
 GRID = Grid((9, 14), prefix=2)
 ORDERED = [
     ("segmented", {"block_size": 16, "integration": "none", "order": "tiles:4x4"}),
     ("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}),
-    ("segmented", {"block_size": 20, "integration": "attention", "order": "hilbert"}), ("window", {"window": 16, "order": "hilbert"}),
-    ("bigbird", {"block_size": 9, "order": "tiles:3x3"}), ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
-    ("top_k", {"num_keys": 9, "order": "hilbert"}), ("window2d", {"window": 4}),
-]  # fmt: skip
+    ("segmented", {"block_size": 20, "integration": "attention", "order": "hilbert"}),
+    ("window", {"window": 16, "order": "hilbert"}),
+    ("bigbird", {"block_size": 9, "order": "tiles:3x3"}),
+    ("block_top_k", {"block_size": 16, "num_blocks": 3, "order": "tiles:4x4"}),
+    ("top_k", {"num_keys": 9, "order": "hilbert"}),
+    ("window2d", {"window": 4}),
+]
 
 
 def built(name: str, options: dict[str, Any], length: int = LENGTH) -> Mechanism:
@@ -122,15 +128,22 @@ def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name
 
 EXTENT = 240
 BOUNDED: list[tuple[str, dict[str, Any]]] = [
-    ("window", {"window": 16}), ("window", {"window": 17, "num_sinks": 3}), ("window", {"left": 21, "right": 5}),
-    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}), ("window", {"window": 8, "dilation": 3, "num_sinks": 2}),
-    ("longformer", {"window": 16, "global_tokens": (0, 2)}), ("longformer", {"left": 3, "right": 20, "global_tokens": (0, 2)}),
-    ("bigbird", {"block_size": 8, "num_random_blocks": 0}), ("bigbird", {"block_size": 8, "random_pattern": "hf_eval"}),
-    ("segmented", {"block_size": 24, "integration": "previous"}), ("segmented", {"block_size": 24, "integration": "none"}),
-    ("transformer_xl", {"segment_length": 24, "memory_length": 40}), ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),
+    ("window", {"window": 16}),
+    ("window", {"window": 17, "num_sinks": 3}),
+    ("window", {"left": 21, "right": 5}),
+    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
+    ("window", {"window": 8, "dilation": 3, "num_sinks": 2}),
+    ("longformer", {"window": 16, "global_tokens": (0, 2)}),
+    ("longformer", {"left": 3, "right": 20, "global_tokens": (0, 2)}),
+    ("bigbird", {"block_size": 8, "num_random_blocks": 0}),
+    ("bigbird", {"block_size": 8, "random_pattern": "hf_eval"}),
+    ("segmented", {"block_size": 24, "integration": "previous"}),
+    ("segmented", {"block_size": 24, "integration": "none"}),
+    ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+    ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),
     ("union", {"of": "window:window=16+segmented:block_size=24,integration=none"}),
     ("union", {"of": "segmented:block_size=24,integration=none"}),
-]  # fmt: skip
+]
 UNBOUNDED: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("full", "bigbird", "strided", "fixed", "top_k", "block_top_k", "lsh", "routing", "linear", "nystrom")),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),

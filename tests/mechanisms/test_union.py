@@ -152,13 +152,19 @@ def test_all_ways_to_write_a_union_are_one_config() -> None:
 @every_case(
     ("of", "says"),
     [
-        ([], "needs the mechanisms that it joins"), ("windw", "Did you mean 'window'"), ("window:window=0", "at least 1"),
-        ("window:windo=3", "Did you mean 'window'"), ("segmented:integration=pooled", "not a mask over positions"),
-        ("longformer:separate_global=true", "not a mask over positions"), ([3], "each entry must name a mechanism"),
-        (7, "must be a list of mechanisms"), ("[{", "is not valid JSON"), ("window:window", "must read NAME=VALUE"),
+        ([], "needs the mechanisms that it joins"),
+        ("windw", "Did you mean 'window'"),
+        ("window:window=0", "at least 1"),
+        ("window:windo=3", "Did you mean 'window'"),
+        ("segmented:integration=pooled", "not a mask over positions"),
+        ("longformer:separate_global=true", "not a mask over positions"),
+        ([3], "each entry must name a mechanism"),
+        (7, "must be a list of mechanisms"),
+        ("[{", "is not valid JSON"),
+        ("window:window", "must read NAME=VALUE"),
         ("window:window=3,window=4", "given twice"),
     ],
-)  # fmt: skip
+)
 def test_a_union_refuses_members_that_do_not_fit(of: Any, says: str) -> None:
     with pytest.raises((OptionError, ValueError), match=says):
         LongAttentionConfig("union", of=of)

@@ -204,9 +204,14 @@ def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell 
 
 
 FILLED: list[tuple[dict[str, Any], Cell]] = [
-    ({"window": 4}, (7, 9)), ({"window": 4, "shift": "alternate"}, (7, 9)), ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
-    ({"window": 6}, (3, 4)), ({"window": 4}, (8, 12)), ({"window": 7}, (31,)), ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
-]  # fmt: skip
+    ({"window": 4}, (7, 9)),
+    ({"window": 4, "shift": "alternate"}, (7, 9)),
+    ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
+    ({"window": 6}, (3, 4)),
+    ({"window": 4}, (8, 12)),
+    ({"window": 7}, (31,)),
+    ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
+]
 
 
 @every_case(

@@ -23,11 +23,25 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: 
 
 def test_sinks_of_a_window_stay_visible_and_see_no_more_than_others() -> None:
     assert image(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
-        "#.......", "##......", "###.....", "####....", "##.##...", "##..##..", "##...##.", "##....##",
-    ]  # fmt: skip
+        "#.......",
+        "##......",
+        "###.....",
+        "####....",
+        "##.##...",
+        "##..##..",
+        "##...##.",
+        "##....##",
+    ]
     assert image(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
-        "##......", "###.....", "####....", "#####...", "##.###..", "##..###.", "##...###", "##....##",
-    ]  # fmt: skip
+        "##......",
+        "###.....",
+        "####....",
+        "#####...",
+        "##.###..",
+        "##..###.",
+        "##...###",
+        "##....##",
+    ]
 
 
 def test_a_window_reaches_as_far_as_left_and_right_say() -> None:
@@ -49,8 +63,16 @@ def test_sinks_of_a_window_are_counted_from_the_first_real_token() -> None:
 def test_every_head_of_a_window_has_its_dilation() -> None:
     mask = seen(9, True, window=3, dilation=(1, 2))[0]
     assert image(mask[1]) == [
-        "#........", ".#.......", "#.#......", ".#.#.....", "#.#.#....", ".#.#.#...", "..#.#.#..", "...#.#.#.", "....#.#.#",
-    ]  # fmt: skip
+        "#........",
+        ".#.......",
+        "#.#......",
+        ".#.#.....",
+        "#.#.#....",
+        ".#.#.#...",
+        "..#.#.#..",
+        "...#.#.#.",
+        "....#.#.#",
+    ]
     assert image(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
     assert image(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
@@ -60,11 +82,14 @@ def test_every_head_of_a_window_has_its_dilation() -> None:
 @every_case(
     "options",
     [
-        {"num_sinks": 5}, {"dilation": (3,)}, {"dilation": (1, 4, 2, 4), "num_sinks": 5}, {"left": 40, "right": 3},
+        {"num_sinks": 5},
+        {"dilation": (3,)},
+        {"dilation": (1, 4, 2, 4), "num_sinks": 5},
+        {"left": 40, "right": 3},
         {"left": 0, "right": 17, "dilation": (1, 4, 2, 4), "num_sinks": 5},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_windows_with_sinks_dilation_and_sides_equal_the_definition(options: dict, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
@@ -88,11 +113,14 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
 
 HEADS, GROUPS, WIDTH, FREQUENCIES = 4, 2, 10, torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
 TURNED: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}), "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
-    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}), "one block": (300, 300, {"window": 280, "num_sinks": 3}),
-    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}), "one query": (700, 1, {"window": 24, "num_sinks": 3}),
+    "few pairs": (200, 200, {"window": 24, "num_sinks": 3}),
+    "blocks": (400, 400, {"window": 24, "num_sinks": 3}),
+    "many sinks": (400, 400, {"left": 23, "num_sinks": 12}),
+    "one block": (300, 300, {"window": 280, "num_sinks": 3}),
+    "fewer queries": (700, 150, {"window": 24, "num_sinks": 3}),
+    "one query": (700, 1, {"window": 24, "num_sinks": 3}),
     "leading global tokens": (400, 400, {"left": 23, "global_tokens": (0, 1, 2)}),
-}  # fmt: skip
+}
 
 
 def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -157,14 +185,18 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
 @every_case(
     ("name", "options", "sinks"),
     [
-        ("window", {"num_sinks": 4}, 4), ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
-        ("window", {"num_sinks": 4, "dilation": 2}, 0), ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
-        ("longformer", {"global_tokens": (0, 1)}, 2), ("longformer", {"global_tokens": (1, 2)}, 0),
+        ("window", {"num_sinks": 4}, 4),
+        ("window", {"num_sinks": 4, "sink_positions": "text"}, 0),
+        ("window", {"num_sinks": 4, "dilation": 2}, 0),
+        ("window", {"num_sinks": 4, "relative": "alibi"}, 0),
+        ("longformer", {"global_tokens": (0, 1)}, 2),
+        ("longformer", {"global_tokens": (1, 2)}, 0),
         ("longformer", {"global_tokens": (0, 1), "separate_global": True}, 0),
-        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0), ("full", {}, 0),
+        ("longformer", {"global_tokens": (0, 1), "global_token_ids": (5,)}, 0),
+        ("full", {}, 0),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, Any], sinks: int) -> None:
     assert leading_sinks(build_mechanism(name, num_heads=2, head_dim=4, hidden_size=8, **options)) == sinks
 
@@ -173,11 +205,14 @@ def test_leading_sinks_whose_positions_may_change(name: str, options: dict[str, 
 @every_case(
     "options",
     [
-        {"window": 3, "num_sinks": 4}, {"window": 4, "num_sinks": 9}, {"window": 2, "dilation": (2,)}, {"left": 5, "right": 2},
+        {"window": 3, "num_sinks": 4},
+        {"window": 4, "num_sinks": 9},
+        {"window": 2, "dilation": (2,)},
+        {"left": 5, "right": 2},
         {"left": 2, "right": 5, "dilation": (2,)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: dict, causal: bool) -> None:
     mechanism = build_mechanism("window", num_heads=2, head_dim=4, **options)
     for length in range(1, 16):

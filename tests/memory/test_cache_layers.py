@@ -56,10 +56,14 @@ def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: st
 @pytest.mark.parametrize(
     ("mechanism", "cache"),
     [
-        ("linear", "dynamic"), ("linear", "static"), ("taylor", "dynamic"), ("window", "static"), ("longformer", "static"),
+        ("linear", "dynamic"),
+        ("linear", "static"),
+        ("taylor", "dynamic"),
+        ("window", "static"),
+        ("longformer", "static"),
         ("top_k", "static"),
     ],
-)  # fmt: skip
+)
 def test_decoding_refuses_a_cache_layer_that_attention_never_reads(mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where transformers passes the cache in a way that this package does not know."""
     plain = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)

@@ -123,9 +123,11 @@ TERM_CASES = [*grid(DRAWN, quick), ("full", "self_extend:window=12,group=5", "ll
 
 
 @every_case(
-    ("form", "kind", "base"), TERM_CASES, of=9,
+    ("form", "kind", "base"),
+    TERM_CASES,
+    of=9,
     code=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
-)  # fmt: skip
+)
 def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str, kind: str, base: str) -> None:
     """Left padding, a prompt, several tokens at once, single ones, and sequences that change places."""
     longer = model_with_terms(base, form, kind)

@@ -25,12 +25,17 @@ GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "max_new_tok
 WINDOW = {"mechanism": "window", "window": 32}
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 PLANS: dict[str, dict[str, Any]] = {
-    "window": WINDOW, "window and sinks": {**WINDOW, "num_sinks": 4},
-    "window, full decoding": {**WINDOW, "num_sinks": 4, "full_decoding": True}, "longformer": {**LONGFORMER, "global_tokens": (0, 7)},
-    "linear": {"mechanism": "linear"}, "full": {"mechanism": "full"}, "alibi": {**WINDOW, "relative": "alibi"},
-    "window, full": {**WINDOW, "layers": {1: {"mechanism": "full"}}}, "window, linear": {**WINDOW, "layers": {1: {"mechanism": "linear"}}},
+    "window": WINDOW,
+    "window and sinks": {**WINDOW, "num_sinks": 4},
+    "window, full decoding": {**WINDOW, "num_sinks": 4, "full_decoding": True},
+    "longformer": {**LONGFORMER, "global_tokens": (0, 7)},
+    "linear": {"mechanism": "linear"},
+    "full": {"mechanism": "full"},
+    "alibi": {**WINDOW, "relative": "alibi"},
+    "window, full": {**WINDOW, "layers": {1: {"mechanism": "full"}}},
+    "window, linear": {**WINDOW, "layers": {1: {"mechanism": "linear"}}},
     "longformer, hybrid": {**LONGFORMER, "layers": {1: {"mechanism": "hybrid", "window": 16}}},
-}  # fmt: skip
+}
 CAUSAL = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 ONE_GRAPH = {
     "fixed", "full", "hedgehog", "hybrid", "linear", "longformer", "performer", "strided", "taylor", "transformer_xl", "union", "window",

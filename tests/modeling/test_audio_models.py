@@ -68,9 +68,11 @@ def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: P
 
 
 @every_case(
-    ("base", "mechanism"), itertools.product(BASES, MECHANISMS), of=3,
+    ("base", "mechanism"),
+    itertools.product(BASES, MECHANISMS),
+    of=3,
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
-)  # fmt: skip
+)
 def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """Outputs and gradients of every parameter, in float64, with a padded batch."""
     head = base_model(base)
@@ -247,10 +249,12 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
         r"shape \(1, 2, 16000\), but must be \(batch, samples\); mix stereo down to one channel",
     ),
     "integers": (
-        {"input_values": SOUND.to(torch.int16)}, "input_values are int16 numbers; give floats as the model's feature extractor does",
+        {"input_values": SOUND.to(torch.int16)},
+        "input_values are int16 numbers; give floats as the model's feature extractor does",
     ),
     "a mask of frames": (
-        {"input_values": SOUND, "attention_mask": torch.ones(1, 49)}, r"has shape \(1, 49\), but must be \(batch, samples\) = \(1, 16000\)",
+        {"input_values": SOUND, "attention_mask": torch.ones(1, 49)},
+        r"has shape \(1, 49\), but must be \(batch, samples\) = \(1, 16000\)",
     ),
     "padding before the sound": (
         {"input_values": SOUND, "attention_mask": (torch.arange(16_000) >= 500)[None].float()},
@@ -270,7 +274,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
         )
         for name in TEXT_ARGUMENTS
     },
-}  # fmt: skip
+}
 
 
 def test_wav2vec2_refuses_sounds_masks_and_arguments_that_do_not_fit(tmp_path: Path) -> None:

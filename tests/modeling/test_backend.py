@@ -307,10 +307,16 @@ LENGTH = 40
 FILLS = (float("-inf"), -3.4e38, -1e30, -1e9, -65504.0, -1e4, -2e3)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MECHANISMS: dict[str, dict[str, Any]] = {
-    "window": {"window": 8}, "sinks": {"mechanism": "window", "window": 8, "num_sinks": 2}, "longformer": {"window": 8},
-    "bigbird": {"block_size": 4}, "fixed": {"block_size": 8, "num_summary": 2}, "strided": {"window": 8, "stride": 8},
-    "block_top_k": {"block_size": 4, "num_blocks": 3}, "top_k": {"num_keys": 8}, "linear": {},
-}  # fmt: skip
+    "window": {"window": 8},
+    "sinks": {"mechanism": "window", "window": 8, "num_sinks": 2},
+    "longformer": {"window": 8},
+    "bigbird": {"block_size": 4},
+    "fixed": {"block_size": 8, "num_summary": 2},
+    "strided": {"window": 8, "stride": 8},
+    "block_top_k": {"block_size": 4, "num_blocks": 3},
+    "top_k": {"num_keys": 8},
+    "linear": {},
+}
 
 
 def attended(mechanism: str, mask: Tensor | None, causal: bool) -> Tensor:

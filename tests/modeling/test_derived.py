@@ -27,12 +27,16 @@ from tests.reference.small_models import plain_model, tokens
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("hy_v4", "an indexer beside its attention chooses the keys"), ("deepseek_v4", "its layers append compressed keys"),
-        ("bloom", "does not use transformers' AttentionInterface"), ("gemma3", "reads other inputs than a text"),
-        ("t5", "no position table.*no rotary positions"), ("gpt-sw3", "the classes of another base, such as GPT2Model"),
-        ("siglip_text_model", "no single model class without a head"), ("lama", r"no model type 'lama'; expected one such as 'llama'"),
+        ("hy_v4", "an indexer beside its attention chooses the keys"),
+        ("deepseek_v4", "its layers append compressed keys"),
+        ("bloom", "does not use transformers' AttentionInterface"),
+        ("gemma3", "reads other inputs than a text"),
+        ("t5", "no position table.*no rotary positions"),
+        ("gpt-sw3", "the classes of another base, such as GPT2Model"),
+        ("siglip_text_model", "no single model class without a head"),
+        ("lama", r"no model type 'lama'; expected one such as 'llama'"),
     ],
-)  # fmt: skip
+)
 def test_a_base_without_a_family_is_refused_with_the_reason(base: str, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         derive(base)

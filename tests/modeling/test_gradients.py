@@ -340,14 +340,23 @@ def test_tracing_shows_the_error_of_an_engine_as_it_is(monkeypatch: pytest.Monke
 
 
 SETTINGS: dict[str, Any] = {
-    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 256, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
-}  # fmt: skip
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
 RECURRENT = {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}
 SHARDED: list[dict[str, Any]] = [
-    {"mechanism": "longformer", "window": 32, "separate_global": True}, {"mechanism": "hybrid", "window": 16},
-    {"mechanism": "adaptive_span", "max_span": 40}, {"mechanism": "linformer", "rank": 16}, RECURRENT,
-]  # fmt: skip
+    {"mechanism": "longformer", "window": 32, "separate_global": True},
+    {"mechanism": "hybrid", "window": 16},
+    {"mechanism": "adaptive_span", "max_span": 40},
+    {"mechanism": "linformer", "rank": 16},
+    RECURRENT,
+]
 TOLERANCE = 1e-8
 
 

@@ -59,9 +59,12 @@ def test_images_with_full_attention_are_the_base_at_every_size(base: str, head: 
 
 
 @every_case(
-    ("base", "mechanism"), [(base, mechanism) for base in BASES for mechanism in MECHANISMS],
-    ids=lambda value: value if isinstance(value, str) else value["mechanism"], of=4, code=lambda base, mechanism: mechanism["mechanism"],
-)  # fmt: skip
+    ("base", "mechanism"),
+    [(base, mechanism) for base in BASES for mechanism in MECHANISMS],
+    ids=lambda value: value if isinstance(value, str) else value["mechanism"],
+    of=4,
+    code=lambda base, mechanism: mechanism["mechanism"],
+)
 def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """With the gradients of every parameter, in float64."""
     head, size = base_model(base), (40, 64)

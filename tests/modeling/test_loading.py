@@ -197,18 +197,22 @@ RELATIVE = ("t5_buckets", "shaw:clip=4", "transformer_xl")
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)),
     *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).about.sample and name not in SIZED),
-    *(("window", {"relative": relative}) for relative in RELATIVE), ("hybrid", {"mixing": 0.5}),
-    ("hybrid", {"features": "taylor:feature_dim=4"}), ("hybrid", {"features": "taylor:feature_dim=8"}),
+    *(("window", {"relative": relative}) for relative in RELATIVE),
+    ("hybrid", {"mixing": 0.5}),
+    ("hybrid", {"features": "taylor:feature_dim=4"}),
+    ("hybrid", {"features": "taylor:feature_dim=8"}),
     ("linformer", {"rank": 4, "projection": "convolution"}),
     *(("linformer", {"rank": 4, "sharing": sharing}) for sharing in ("headwise", "key-value", "layerwise")),
-    ("longformer", {"separate_global": True}), ("nystrom", {"num_landmarks": 4, "conv_kernel": 3}),
-    ("performer", {"num_features": 8, "kernel": "relu"}), ("routing", {"num_clusters": 4, "router": "learned"}),
+    ("longformer", {"separate_global": True}),
+    ("nystrom", {"num_landmarks": 4, "conv_kernel": 3}),
+    ("performer", {"num_features": 8, "kernel": "relu"}),
+    ("routing", {"num_clusters": 4, "router": "learned"}),
     ("taylor", {"feature_dim": 4}),
     *(("synthesizer", {"variant": kind}) for kind in ("dense", "factorized_dense", "random", "factorized_random")),
     ("synthesizer", {"variant": "random+dot_product", "trainable": False}),
     ("synthesizer", {"variant": "factorized_random", "trainable": False}),
     ("recurrent_memory", {"segment_length": 32, "num_memory_tokens": 4}),
-]  # fmt: skip
+]
 SEED = 7
 SHORT_SHAPE = Shape(tokens=256)
 
@@ -409,9 +413,13 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
 
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
     "max_position_embeddings": 128,
-}  # fmt: skip
+}
 SHARED = {"mechanism": "linformer", "rank": 16, "sharing": "layerwise"}
 
 

@@ -106,8 +106,15 @@ SIZES = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 34,
 }  # fmt: skip
 GPT2 = {
-    "vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-}  # fmt: skip
+    "vocab_size": 32,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 32,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 CASES = [
     (LongBertForMaskedLM, LongBertConfig, SIZES, "tokens"),
     (LongBertForSequenceClassification, LongBertConfig, SIZES, "classes"),

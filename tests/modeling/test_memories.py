@@ -86,11 +86,17 @@ def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None) -> None
 
 
 HEADED = [
-    ("bert", "BertForQuestionAnswering"), ("bert", "BertForSequenceClassification"), ("bert", "BertForMaskedLM"),
-    ("bert", "BertForMultipleChoice"), ("roberta", "RobertaForSequenceClassification"), ("gpt2", "GPT2LMHeadModel"),
-    ("gpt2", "GPT2ForSequenceClassification"), ("opt", "OPTForCausalLM"), ("llama", "LlamaForCausalLM"),
+    ("bert", "BertForQuestionAnswering"),
+    ("bert", "BertForSequenceClassification"),
+    ("bert", "BertForMaskedLM"),
+    ("bert", "BertForMultipleChoice"),
+    ("roberta", "RobertaForSequenceClassification"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("gpt2", "GPT2ForSequenceClassification"),
+    ("opt", "OPTForCausalLM"),
+    ("llama", "LlamaForCausalLM"),
     ("llama", "LlamaForTokenClassification"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.thorough

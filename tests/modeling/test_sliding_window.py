@@ -30,9 +30,12 @@ WIDTH = 24
 LAST = {"sliding_window": WIDTH, "use_sliding_window": True, "max_window_layers": 1}
 GEMMA = {"sliding_window": WIDTH, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 SOME: dict[str, tuple[dict[str, Any], list[int]]] = {
-    "qwen2": (LAST, [1, 2]), "qwen3": (LAST, [1, 2]), "gemma2": (GEMMA, [0, 2]), "gemma3_text": (GEMMA, [0, 2]),
+    "qwen2": (LAST, [1, 2]),
+    "qwen3": (LAST, [1, 2]),
+    "gemma2": (GEMMA, [0, 2]),
+    "gemma3_text": (GEMMA, [0, 2]),
     "smollm3": ({"sliding_window": WIDTH, "use_sliding_window": True, "no_rope_layer_interval": 2}, [1]),
-}  # fmt: skip
+}
 """Base -> what gives some of its layers a window, and which."""
 ALL = ("mistral", "phi3")
 CASES = {**{base: changes for base, (changes, _) in SOME.items()}, **{base: {"sliding_window": WIDTH} for base in ALL}}
@@ -196,11 +199,15 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "another mechanism": ("mistral", {"sliding_window": 24}, {"mechanism": "longformer", "window": 8}, {"sliding_window": None}),
     "full": ("phi3", {"sliding_window": 24}, {"mechanism": "full"}, {"sliding_window": None}),
     "no field in the base": (
-        "llama", {}, {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}},
+        "llama",
+        {},
+        {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}},
         {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True},
     ),
     "last layers": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, {"layers": "0=full;1=window:window=6"},
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        {"layers": "0=full;1=window:window=6"},
         {"sliding_window": 6, "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
     ),
     "two widths": ("qwen2", LAST, {"mechanism": "window", "window": 8}, {**MIXED, "max_window_layers": 2, "layer_types": None}),
@@ -208,7 +215,7 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "an encoder": ("roberta", {}, {"mechanism": "longformer", "window": 9}, {"attention_window": [8, 8]}),
     "an encoder with two": ("bert", {}, {"layers": "window:window=4,longformer:window=6"}, {"attention_window": [4, 6]}),
     "another encoder": ("bert", {}, {"mechanism": "bigbird"}, {}),
-}  # fmt: skip
+}
 
 
 @every_case("case", TOLD)
@@ -347,12 +354,16 @@ def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: st
 @every_case(
     ("base", "attention"),
     [
-        ("bert", {"mechanism": "longformer", "window": 6}), ("bert", {"mechanism": "window", "window": 6, "num_sinks": 2}),
-        ("bert", {"mechanism": "window", "window": 6, "relative": "alibi"}), ("bert", {"mechanism": "window", "left": 3, "right": 1}),
-        ("bert", {"mechanism": "window", "window": 6, "dilation": 2}), ("t5", {"mechanism": "window", "window": 6}),
-        ("albert", {"mechanism": "window", "window": 6}), ("bart", {"mechanism": "window", "window": 6}),
+        ("bert", {"mechanism": "longformer", "window": 6}),
+        ("bert", {"mechanism": "window", "window": 6, "num_sinks": 2}),
+        ("bert", {"mechanism": "window", "window": 6, "relative": "alibi"}),
+        ("bert", {"mechanism": "window", "left": 3, "right": 1}),
+        ("bert", {"mechanism": "window", "window": 6, "dilation": 2}),
+        ("t5", {"mechanism": "window", "window": 6}),
+        ("albert", {"mechanism": "window", "window": 6}),
+        ("bart", {"mechanism": "window", "window": 6}),
     ],
-)  # fmt: skip
+)
 def test_flash_attention_is_refused_for_more_than_plain_windows(base: str, attention: dict[str, Any]) -> None:
     for implementation in FLASHES:
         with pytest.raises(BackendError, match=f"'{implementation}' does not compute the mechanism .*use_base_attention"):

@@ -69,8 +69,13 @@ def test_a_config_shorter_than_the_checkpoint_is_refused(tmp_path: Path) -> None
 def test_known_length_leaves_out_rows_that_are_no_positions(architecture: str, longest: int) -> None:
     """Longformer's table of 514 rows is for 512 tokens."""
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 50, "pad_token_id": 1,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 50,
+        "pad_token_id": 1,
+    }
     config = getattr(transformers, f"{architecture}Config")(max_position_embeddings=100, **sizes)
     model = getattr(transformers, f"{architecture}Model")(config).eval()
     assert known_length(config, None, model) == longest

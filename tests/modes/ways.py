@@ -323,16 +323,22 @@ WAYS: dict[str, Way] = {
         Way("labels", layout="labels", tolerance=1e-5, apart={"memory": OWN_LOSS, "cache": OWN_LOSS}),
         Way("inference mode", call=in_reused_buffers, apart={"gradient checkpointing": "inference mode has no gradients"}),
         Way(
-            "gradient checkpointing", prepare=checkpointed, call=differentiated, baseline=differentiated,
+            "gradient checkpointing",
+            prepare=checkpointed,
+            call=differentiated,
+            baseline=differentiated,
             apart={"cache": "decoded without gradients", "optimised fp32": "an optimised model has nothing to train"},
         ),
         Way("autocast", call=under_autocast, baseline=under_autocast, dtype=torch.float32, tolerance=COARSE),
         Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache"), ONE_FUNCTION)),
         Way("save and reload", prepare=reloaded, tolerance=1e-8),
         Way(
-            "cache", call=decoding, in_pieces=True, lacks=lambda row: None if decodes(row) else "no decoder",
+            "cache",
+            call=decoding,
+            in_pieces=True,
+            lacks=lambda row: None if decodes(row) else "no decoder",
             apart={"attentions": "a step has the weights of the keys that the cache holds"},
         ),
         Way("compiled", call=compiled, lacks=not_compiled, slow=True, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION}),
     )
-}  # fmt: skip
+}

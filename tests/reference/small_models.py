@@ -19,13 +19,18 @@ COMMON = {**TOKENS, "initializer_range": 0.2, "init_std": 0.2, "num_key_value_he
 WIDE_HEADS = {"head_dim": 24}
 FULL_LAYERS = {"sliding_window": 32, "layer_types": ["full_attention"] * 3}
 OWN: dict[str, dict[str, Any]] = {
-    "esm": {"token_dropout": True}, "modernbert": {"local_attention": 8}, "opt": {"word_embed_proj_dim": 24},
-    "mistral": {"sliding_window": None}, "qwen3": WIDE_HEADS, "gemma": {**WIDE_HEADS, "num_key_value_heads": 1},
+    "esm": {"token_dropout": True},
+    "modernbert": {"local_attention": 8},
+    "opt": {"word_embed_proj_dim": 24},
+    "mistral": {"sliding_window": None},
+    "qwen3": WIDE_HEADS,
+    "gemma": {**WIDE_HEADS, "num_key_value_heads": 1},
     "gemma2": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
-    "gemma3_text": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20}, "smollm3": {"no_rope_layer_interval": 2},
+    "gemma3_text": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20},
+    "smollm3": {"no_rope_layer_interval": 2},
     "starcoder2": {"residual_dropout": 0.1},
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 2.0},
-}  # fmt: skip
+}
 """What makes a base harder to follow than its default config does; the others need nothing here."""
 APART = ("deberta-v2", "mpnet")
 """Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows, takes no global tokens,

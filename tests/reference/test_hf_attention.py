@@ -315,10 +315,18 @@ TOLERANCE = 1e-4
 
 def config(**changes: Any) -> transformers.NystromformerConfig:
     values = {
-        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
-        "max_position_embeddings": NYSTROM_LENGTH, "segment_means_seq_len": NYSTROM_LENGTH, "num_landmarks": 32, "conv_kernel_size": 33,
-        "initializer_range": 0.1, "hidden_dropout_prob": 0.0,
-    }  # fmt: skip
+        "vocab_size": 300,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": NYSTROM_LENGTH,
+        "segment_means_seq_len": NYSTROM_LENGTH,
+        "num_landmarks": 32,
+        "conv_kernel_size": 33,
+        "initializer_range": 0.1,
+        "hidden_dropout_prob": 0.0,
+    }
     return transformers.NystromformerConfig(**{**values, **changes})
 
 

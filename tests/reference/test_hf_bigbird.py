@@ -38,9 +38,15 @@ def theirs(length: int, mask: Tensor, hidden: Tensor) -> tuple[Any, Tensor]:
 
 def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
     mechanism = build_mechanism(
-        "bigbird", num_heads=HEADS, head_dim=DIM, max_length=4096, block_size=BLOCK, num_random_blocks=RANDOM, blocks_over="input",
+        "bigbird",
+        num_heads=HEADS,
+        head_dim=DIM,
+        max_length=4096,
+        block_size=BLOCK,
+        num_random_blocks=RANDOM,
+        blocks_over="input",
         **options,
-    ).eval()  # fmt: skip
+    ).eval()
     q, k, v = (projection(hidden).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for projection in (module.query, module.key, module.value))
     return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
@@ -139,8 +145,12 @@ def test_bigbird_reads_short_texts_fully_as_transformers_does(tmp_path: Path) ->
 def test_bigbird_with_blocks_over_the_text_reads_a_padded_text_as_alone(tmp_path: Path) -> None:
     model = adopted("BigBirdModel", tmp_path)[0]
     attention = {
-        "mechanism": "bigbird", "block_size": BLOCK, "num_random_blocks": RANDOM, "random_pattern": "hf_eval", "blocks_over": "text",
-    }  # fmt: skip
+        "mechanism": "bigbird",
+        "block_size": BLOCK,
+        "num_random_blocks": RANDOM,
+        "random_pattern": "hf_eval",
+        "blocks_over": "text",
+    }
     longer = families.LongBigBirdModel.from_pretrained(tmp_path, long_attention=attention).eval()
     inputs = texts("BigBirdModel", 300)
     with torch.no_grad():

@@ -79,10 +79,18 @@ def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Longformer with another window in each layer, trained on masked words for a few steps, and its tokenizer."""
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
-        vocab_size=1000, hidden_size=64, num_hidden_layers=len(WINDOWS), num_attention_heads=4, intermediate_size=128,
-        attention_window=WINDOWS, max_position_embeddings=LENGTH + 2, pad_token_id=1, sep_token_id=SEP, bos_token_id=CLS,
+        vocab_size=1000,
+        hidden_size=64,
+        num_hidden_layers=len(WINDOWS),
+        num_attention_heads=4,
+        intermediate_size=128,
+        attention_window=WINDOWS,
+        max_position_embeddings=LENGTH + 2,
+        pad_token_id=1,
+        sep_token_id=SEP,
+        bos_token_id=CLS,
         initializer_range=0.1,
-    )  # fmt: skip
+    )
     model = transformers.LongformerForMaskedLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(STEPS):

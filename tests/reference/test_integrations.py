@@ -124,9 +124,15 @@ def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> 
         return made | {"labels": torch.tensor([row["labels"] for row in batch])}
 
     arguments = TrainingArguments(
-        str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True,
-        save_strategy="no", logging_strategy="no",
-    )  # fmt: skip
+        str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+    )
     result = Trainer(model, arguments, train_dataset=data, data_collator=collate).train()
     assert math.isfinite(result.training_loss)
     assert len(seen) == 2
@@ -176,9 +182,24 @@ def test_a_converted_model_answers_questions_on_long_contexts(tmp_path: Path) ->
 def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     words = [
-        "the", "mechanism", "decides", "which", "keys", "a", "query", "can", "see", "while", "the", "river", "runs", "on", "to", "the",
+        "the",
+        "mechanism",
+        "decides",
+        "which",
+        "keys",
+        "a",
+        "query",
+        "can",
+        "see",
+        "while",
+        "the",
+        "river",
+        "runs",
+        "on",
+        "to",
+        "the",
         "sea",
-    ]  # fmt: skip
+    ]
     tokenizer = tokenizer_of("bert", 512, texts=[" ".join(words)] * 50)  # each word is one piece
     plain_bert("BertModel").save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
@@ -276,9 +297,12 @@ def test_a_long_model_exports_for_any_length(strict: bool) -> None:
     model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=1, return_dict=False)
     length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
     exported = torch.export.export(
-        model, (), kwargs={"input_ids": tokens(2, 300), "attention_mask": padding(2, 300)},
-        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}}, strict=strict,
-    ).module()  # fmt: skip
+        model,
+        (),
+        kwargs={"input_ids": tokens(2, 300), "attention_mask": padding(2, 300)},
+        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}},
+        strict=strict,
+    ).module()
     for n in (300, 257, 450):
         inputs = {"input_ids": tokens(2, n), "attention_mask": padding(2, n)}
         with torch.no_grad():

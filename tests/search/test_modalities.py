@@ -226,8 +226,11 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.thorough
 def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
-        "mechanism": "auto", "audio_seconds": 16, "budget": "0.6", "search_input": recording(tmp_path / "a.wav", 17),
-    }  # fmt: skip
+        "mechanism": "auto",
+        "audio_seconds": 16,
+        "budget": "0.6",
+        "search_input": recording(tmp_path / "a.wav", 17),
+    }
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
     assert report.verified
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]

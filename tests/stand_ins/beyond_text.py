@@ -28,12 +28,14 @@ page(
     "docs/how-to/classify.md",
     Setting(
         instead={
-            **ONE_EPOCH, "--data reviews.csv": "--data reviews.csv --max-length 128",
-            "--augmentation none": "--augmentation none --epochs 1", "label=topic": "label=topic --epochs 1",
+            **ONE_EPOCH,
+            "--data reviews.csv": "--data reviews.csv --max-length 128",
+            "--augmentation none": "--augmentation none --epochs 1",
+            "label=topic": "label=topic --epochs 1",
         },
         slow=True,
     ),
-)  # fmt: skip
+)
 page(
     "docs/how-to/multitask.md",
     Setting(instead={"--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128"}, slow=True),

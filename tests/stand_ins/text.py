@@ -292,13 +292,15 @@ page(
     "docs/how-to/adapt.md",
     Setting(
         instead={
-            **FEW_STEPS, "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2",
+            **FEW_STEPS,
+            "--num_processes 4": "--num_processes 2",
+            "--num_processes 8": "--num_processes 2",
             "llama-merged --minutes 20": "llama-merged --minutes 0 --length 128 --measured 512 --texts 1",
             "--max-minutes 20": "--max-steps 1",
         },
         slow=True,
     ),
-)  # fmt: skip
+)
 page("docs/how-to/train.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
     "docs/how-to/search.md",

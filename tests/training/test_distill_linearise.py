@@ -56,8 +56,12 @@ def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path
     teacher = checkpoint(kind, tmp_path / "teacher", tokenizer)
     convert_checkpoint(teacher, tmp_path / "long", mechanism="window", window=256, max_length=128, verify=False)
     given = {
-        "model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [texts], "teacher": teacher, "method": "tinybert",
-    }  # fmt: skip
+        "model": str(tmp_path / "long"),
+        "output_dir": str(tmp_path / "out"),
+        "data": [texts],
+        "teacher": teacher,
+        "method": "tinybert",
+    }
     log = start_task("distill", **given, **FAST, max_steps=1, max_train_samples=4)
     assert log["input_length"] == 64
     dropout = kind == "mlm"

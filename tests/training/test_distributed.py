@@ -30,9 +30,13 @@ from tests.training.conftest import ROOT, checkpoint, converted, losses
 from tests.training.kills import run_rank
 
 SHAPE = {
-    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
     "max_position_embeddings": 256,
-}  # fmt: skip
+}
 ROUTING = {"mechanism": "routing", "num_clusters": 4, "window_per_cluster": 48, "decay": 0.9}
 
 

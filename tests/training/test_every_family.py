@@ -146,8 +146,13 @@ def small_checkpoint(folder: Path, base: str, name: str, tokenizer: PreTrainedTo
 
 
 ALIKE = {
-    "distill masked": "mlm", "linearise": "clm", "multitask": "qa", "tokens": "classify", "embed reranker": "classify", "distill": "embed",
-}  # fmt: skip
+    "distill masked": "mlm",
+    "linearise": "clm",
+    "multitask": "qa",
+    "tokens": "classify",
+    "embed reranker": "classify",
+    "distill": "embed",
+}
 """Tasks whose inputs and outputs are made as those of another task: the quick test has each kind of family with one of them."""
 
 

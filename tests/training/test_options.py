@@ -119,9 +119,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         long[kind, mechanism] = str(folder / f"{kind}-{mechanism}")
         convert_checkpoint(short[kind], long[kind, mechanism], mechanism=mechanism, max_length=128, verify=False, **options)
     return {
-        **dict.fromkeys(DATA, long["mlm", "window"]), "clm": long["clm", "window"], "seq2seq": bart(folder, tokenizer),
-        "ctc": speech_checkpoint(folder / "ctc"), "linearise": long["mlm", "hedgehog"], "short": short["mlm"],
-    }  # fmt: skip
+        **dict.fromkeys(DATA, long["mlm", "window"]),
+        "clm": long["clm", "window"],
+        "seq2seq": bart(folder, tokenizer),
+        "ctc": speech_checkpoint(folder / "ctc"),
+        "linearise": long["mlm", "hedgehog"],
+        "short": short["mlm"],
+    }
 
 
 @pytest.fixture

@@ -142,8 +142,12 @@ def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, 
 
     rows = Dataset.from_json(data)
     plain = {
-        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "weight_decay": 0.01, "use_cpu": True, "save_strategy": "no",
-    }  # fmt: skip
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "weight_decay": 0.01,
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
     arguments = TrainingArguments(str(tmp_path / "plain"), **settings, **plain, report_to=[])
     trainer = Trainer(model, arguments, train_dataset=rows.map(encode, remove_columns=rows.column_names), processing_class=tokenizer)
     trainer.train()

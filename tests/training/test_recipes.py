@@ -160,10 +160,16 @@ def gpt2(ids: dict[str, Any]) -> PreTrainedModel:
 
 
 CHECKPOINTS: dict[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
-    "FacebookAI/roberta-base": roberta, "allenai/longformer-base-4096": longformer, "google/bigbird-roberta-base": big_bird,
-    "facebook/bart-base": bart, "facebook/bart-large": bart, "google/pegasus-large": pegasus, "meta-llama/Meta-Llama-3-8B": llama,
-    "meta-llama/Meta-Llama-3-8B-Instruct": llama, "openai-community/gpt2-medium": gpt2,
-}  # fmt: skip
+    "FacebookAI/roberta-base": roberta,
+    "allenai/longformer-base-4096": longformer,
+    "google/bigbird-roberta-base": big_bird,
+    "facebook/bart-base": bart,
+    "facebook/bart-large": bart,
+    "google/pegasus-large": pegasus,
+    "meta-llama/Meta-Llama-3-8B": llama,
+    "meta-llama/Meta-Llama-3-8B-Instruct": llama,
+    "openai-community/gpt2-medium": gpt2,
+}
 
 
 def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -275,11 +281,14 @@ def save_data(name: str) -> None:
 # Sizes
 
 SIZES = {
-    "FacebookAI/roberta-base": "--max-length 256 --option window=32", "facebook/bart-large": "--max-length 2048",
-    "facebook/bart-base": "--max-length 2048 --max-decoder-length 2048", "google/pegasus-large": "--max-length 2048",
-    "meta-llama/Meta-Llama-3-8B": "--max-length 512", "meta-llama/Meta-Llama-3-8B-Instruct": "--max-length 1024",
+    "FacebookAI/roberta-base": "--max-length 256 --option window=32",
+    "facebook/bart-large": "--max-length 2048",
+    "facebook/bart-base": "--max-length 2048 --max-decoder-length 2048",
+    "google/pegasus-large": "--max-length 2048",
+    "meta-llama/Meta-Llama-3-8B": "--max-length 512",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "--max-length 1024",
     "openai-community/gpt2-medium": "--max-length 768",
-}  # fmt: skip
+}
 """Overrides of a conversion, by its source."""
 STEPS = """--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2 --gradient-accumulation-steps 1 --max-steps 2
     --save-strategy no"""

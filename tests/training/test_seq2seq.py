@@ -161,10 +161,11 @@ def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(tmp_path: Pa
         (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
         (OptionError, "--language has no effect on a model that reads texts", {"language": "en"}),
         (
-            CheckpointError, "BertConfig'> for this kind of AutoModel: AutoModelForSeq2SeqLM",
+            CheckpointError,
+            "BertConfig'> for this kind of AutoModel: AutoModelForSeq2SeqLM",
             {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)},
         ),
-    ]  # fmt: skip
+    ]
     for error, words, more in cases:
         with pytest.raises(error, match=words):
             start_task("seq2seq", **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more})

@@ -161,26 +161,30 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
     (tmp_path / "a.ner").write_text("word O\n")
     cases = [
         (
-            DataError, "Row 2 .* has 2 words and 1 tags; give a tag for every word",
+            DataError,
+            "Row 2 .* has 2 words and 1 tags; give a tag for every word",
             [write_rows([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")],
         ),
         (DataError, "All rows .* have the label 'O'", [write_rows([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
         (DataError, "has no rows", [str(tmp_path / "empty.conll")]),
         (OptionError, "only one row", [write_rows(good[:1], tmp_path / "5.jsonl")]),
         (
-            DataError, "Row 2 .* in the column 'tokens'",
+            DataError,
+            "Row 2 .* in the column 'tokens'",
             [write_rows([*good[:1], {"tokens": [None], "ner_tags": ["O"]}], tmp_path / "6.jsonl")],
         ),
         (
-            DataError, "Row 1 .* in the column 'ner_tags', no list of names or whole numbers",
+            DataError,
+            "Row 1 .* in the column 'ner_tags', no list of names or whole numbers",
             [write_rows([{"tokens": ["a"], "ner_tags": [0.5]}], tmp_path / "9.jsonl")],
         ),
         (
-            DataError, "Row 2 .* no list of names",
+            DataError,
+            "Row 2 .* no list of names",
             [write_rows([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O", ""]}], tmp_path / "10.jsonl")],
         ),
         (DataError, "no format that is read.*.conll, .iob, .bio", [str(tmp_path / "a.ner")]),
-    ]  # fmt: skip
+    ]
     for error, words, data in cases:
         with pytest.raises(error, match=words):
             read_tagged(TokenDataArguments(data=data), seed=0)

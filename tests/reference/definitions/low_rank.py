@@ -168,7 +168,11 @@ def define_synthesizer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call:
 def draw_options_synthesizer(random: Random, length: int) -> dict[str, Any]:
     kinds = ("dense", "factorized_dense", "random", "factorized_random", "dot_product")
     return {
-        "variant": tuple(random.sample(kinds, random.randint(1, 3))), "longest_of_the_model": length + random.choice((0, 20)),
-        "max_length": random.choice((None, None, length + random.randint(0, 20))), "hidden": random.choice((None, 1, 5)),
-        "factor": random.choice((None, 1, 4)), "rank": random.choice((1, 3, 8)), "trainable": random.choice((True, False)),
-    }  # fmt: skip
+        "variant": tuple(random.sample(kinds, random.randint(1, 3))),
+        "longest_of_the_model": length + random.choice((0, 20)),
+        "max_length": random.choice((None, None, length + random.randint(0, 20))),
+        "hidden": random.choice((None, 1, 5)),
+        "factor": random.choice((None, 1, 4)),
+        "rank": random.choice((1, 3, 8)),
+        "trainable": random.choice((True, False)),
+    }

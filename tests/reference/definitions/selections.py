@@ -141,10 +141,15 @@ def hashes(module: nn.Module, x: Tensor) -> Tensor:
 
 def draw_options_lsh(random: Random, length: int) -> dict[str, Any]:
     return {
-        "num_hashes": random.randint(1, 3), "bucket_size": random.randint(1, length // 2 + 2),
-        "num_buckets": random.choice((None, 1, 2, 4, 6, 64)), "shared_qk": random.random() < 0.5, "num_chunks_before": random.randint(0, 2),
-        "num_chunks_after": random.randint(0, 2), "count_duplicates": random.random() < 0.3, "seed": random.randint(0, 9),
-    }  # fmt: skip
+        "num_hashes": random.randint(1, 3),
+        "bucket_size": random.randint(1, length // 2 + 2),
+        "num_buckets": random.choice((None, 1, 2, 4, 6, 64)),
+        "shared_qk": random.random() < 0.5,
+        "num_chunks_before": random.randint(0, 2),
+        "num_chunks_after": random.randint(0, 2),
+        "count_duplicates": random.random() < 0.3,
+        "seed": random.randint(0, 9),
+    }
 
 
 SINKHORN_STEPS = 8

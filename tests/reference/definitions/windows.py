@@ -187,11 +187,14 @@ def drawn_blocks(module: nn.Module, counts: list[int], causal: bool, seed: int) 
 def draw_options_bigbird(random: Random, length: int) -> dict[str, Any]:
     pattern = random.choice(("seeded", "hf_eval"))
     return {
-        "block_size": random.randint(1, max(1, length // random.choice((2, 8, 12)))), "num_random_blocks": random.randint(0, 3),
+        "block_size": random.randint(1, max(1, length // random.choice((2, 8, 12)))),
+        "num_random_blocks": random.randint(0, 3),
         "num_window_blocks": random.choice((1, 3, 5)) if pattern == "seeded" else 3,
-        "num_global_blocks": random.randint(0, 2) if pattern == "seeded" else 1, "seed": random.randint(0, 9), "random_pattern": pattern,
+        "num_global_blocks": random.randint(0, 2) if pattern == "seeded" else 1,
+        "seed": random.randint(0, 9),
+        "random_pattern": pattern,
         "blocks_over": random.choice(("text", "text", "input")),
-    }  # fmt: skip
+    }
 
 
 def define_adaptive_span(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:

@@ -31,12 +31,16 @@ TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 COMMON = {**TOKENS, "forced_eos_token_id": None, "num_key_value_heads": 2}
 SLIDING = {"query_pre_attn_scalar": 1, "sliding_window": 3}
 OWN: dict[str, dict[str, Any]] = {
-    "modernbert": {"local_attention": 4}, "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
+    "modernbert": {"local_attention": 4},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
-    "opt": {"word_embed_proj_dim": 20}, "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
-    "gemma2": SLIDING, "gemma3_text": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
-    "smollm3": {"no_rope_layer_interval": 2}, "esm": {"mask_token_id": 4, "position_embedding_type": "rotary"},
-}  # fmt: skip
+    "opt": {"word_embed_proj_dim": 20},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "gemma2": SLIDING,
+    "gemma3_text": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "esm": {"mask_token_id": 4, "position_embedding_type": "rotary"},
+}
 """What the suite should meet and the default config of a base has not."""
 WITHOUT_LOSS = (
     "ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification", "ModelWithProjection",

@@ -110,13 +110,16 @@ def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--against", "spda"], "Did you mean 'sdpa'?"), (["--mechanism", "windw"], "Did you mean 'window'?"),
-        (["--option", "window"], "NAME=VALUE"), (["--option", "windw=4"], "Did you mean 'window'?"),
+        (["--against", "spda"], "Did you mean 'sdpa'?"),
+        (["--mechanism", "windw"], "Did you mean 'window'?"),
+        (["--option", "window"], "NAME=VALUE"),
+        (["--option", "windw=4"], "Did you mean 'window'?"),
         (["--lengths", "a lot"], "lengths from 1 to 16777216 tokens, separated by commas, not 'a lot'"),
-        (["--dtype", "fp8"], "choose one of fp32"), (["--lengths", "0"], "lengths from 1 to"),
+        (["--dtype", "fp8"], "choose one of fp32"),
+        (["--lengths", "0"], "lengths from 1 to"),
         (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
     ],
-)  # fmt: skip
+)
 def test_attention_benchmark_refuses_bad_input_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     start = [] if "--lengths" in arguments else ["--lengths", "8"]
     done = CliRunner().invoke(app, ["attention", *start, *arguments, "--output-dir", str(tmp_path)])

@@ -92,8 +92,11 @@ def test_distributions_hold_the_files_that_they_should() -> None:
 def test_release_names_files_that_are_missing_foreign_or_too_large() -> None:
     packed = {"a.py": 10, "weights.bin": 2 * 10**6}
     assert release.differences(packed, {"a.py", "b.py"}, size=5, largest=4) == [
-        "lacks b.py", "has weights.bin, which nobody expects", "has weights.bin of 2000000 bytes", "has 5 bytes, more than 4",
-    ]  # fmt: skip
+        "lacks b.py",
+        "has weights.bin, which nobody expects",
+        "has weights.bin of 2000000 bytes",
+        "has 5 bytes, more than 4",
+    ]
 
 
 def test_citation_changelog_and_security_name_the_version() -> None:
@@ -185,14 +188,18 @@ def test_the_stored_table_has_every_mode() -> None:
 def test_operations_and_waits_are_those_of_a_gpu() -> None:
     x, mask = torch.randn(4, 4), torch.eye(4, dtype=torch.bool)
     cases = {
-        "views": (lambda: x.view(16)[None].detach(), 0, 0), "two operations": (lambda: (x + 1).sum(), 2, 0),
-        "a number": (lambda: x.sum().item(), 1, 1), "a condition": (lambda: bool((x > 9).any()), 2, 1),
+        "views": (lambda: x.view(16)[None].detach(), 0, 0),
+        "two operations": (lambda: (x + 1).sum(), 2, 0),
+        "a number": (lambda: x.sum().item(), 1, 1),
+        "a condition": (lambda: bool((x > 9).any()), 2, 1),
         "a list": (lambda: x.tolist(), 0, 1),
         "a copy, whose list and sum are on the host": (lambda: (x.detach().cpu()[0].tolist(), x.to("cpu").sum().item()), 0, 2),
         "a copy that returns": (lambda: x.cpu().to(x.device).add(1), 2, 1),
-        "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0), "rows by a mask": (lambda: x[mask], 1, 1),
-        "places of a mask": (lambda: mask.nonzero(), 1, 1), "rows by places": (lambda: x[torch.arange(2)], 2, 0),
-    }  # fmt: skip
+        "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0),
+        "rows by a mask": (lambda: x[mask], 1, 1),
+        "places of a mask": (lambda: mask.nonzero(), 1, 1),
+        "rows by places": (lambda: x[torch.arange(2)], 2, 0),
+    }
     for name, (run, operations, waits) in cases.items():
         counted, _ = launches(run)
         assert (counted.operations, counted.waits.total()) == (operations, waits), (name, counted.waits)
