@@ -81,6 +81,7 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def only_pickles(name: str) -> str:
+    """The message for a folder or repository without safetensors. Its weights may be .bin files."""
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; give a folder "
         "with model.safetensors or all files of its index, or add --allow-pickle (allow_pickle=True) to longattn convert, which then reads "

@@ -394,8 +394,8 @@ def chosen_for_decoder(
     if None not in own_windows(base):
         return None, {"reason": f"Every layer keeps its own window; {search}."}
     window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
-    kept = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
-    reason = f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant size{kept}; {search}."
+    exception = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
+    reason = f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant size{exception}; {search}."
     return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
 
 

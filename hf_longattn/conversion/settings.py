@@ -168,6 +168,7 @@ class ConversionConfig(Settings):
                 raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
 
     def without_search(self) -> ConversionConfig:
+        """The settings without ``mechanism="auto"`` and the settings of its search."""
         return replace(self, mechanism=None, budget=None, search_input=None)
 
     @property

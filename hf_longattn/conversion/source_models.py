@@ -351,6 +351,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
+    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is none."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 

@@ -68,6 +68,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 
 def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
+    """The kernels that a machine may lack, by path."""
     return {
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),

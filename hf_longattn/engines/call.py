@@ -66,6 +66,7 @@ class Pattern:
 
     @property
     def bounded(self) -> bool:
+        """Whether the band is finite on both sides."""
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
@@ -153,6 +154,7 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
+    """The inverse of the permutations ``order (…, N)``."""
     index = torch.arange(order.shape[-1], device=order.device)
     return torch.empty_like(order).scatter_(-1, order, index.expand(order.shape))
 

@@ -171,6 +171,7 @@ def prefiltered_topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: 
 
 
 def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
+    """:func:`prefiltered_topk_keys` for batch items and heads that are scored at once."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     offset, columns = kv_len - length, torch.arange(kv_len, device=q.device)
 

@@ -86,9 +86,9 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     losses = torch.full(target.shape, float("nan"))
     positions = (target != IGNORED).any(0).nonzero().flatten()
     selects = causal and "logits_to_keep" in inspect.signature(model.forward).parameters
-    kept = {"logits_to_keep": positions.to(shown.device)} if selects else {}
+    selection = {"logits_to_keep": positions.to(shown.device)} if selects else {}
     with deferred_logits(model) if selects else nullcontext():
-        returned = model(input_ids=shown, return_dict=True, **kept)
+        returned = model(input_ids=shown, return_dict=True, **selection)
     logits, target = returned["logits"] if "logits" in returned else returned["prediction_logits"], target[:, positions]
     loss_of = partial(functional.cross_entropy, reduction="none", ignore_index=IGNORED)
     if isinstance(logits, Logits):

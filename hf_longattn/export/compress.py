@@ -120,6 +120,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
 
 def heads_of_model(model: Any) -> list[str]:
+    """Names of the modules outside the base model: heads and output layers, which are not quantised."""
     base = model.base_model
     if base is model:  # a model without a head, or one with its stacks and its linear head side by side (T5)
         headless = type(model).__name__.endswith(WITHOUT_HEAD)

@@ -174,10 +174,12 @@ class CompressionInput:
 
 
 def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
+    """Load a model from safetensors files. A pooler that is not in the files is removed."""
     model, info = load_weights(model_class, folder, local_files_only=True, output_loading_info=True, **arguments)
     without_random_pooler(model, info["missing_keys"])
     return model.eval()
 
 
 def predicts_tokens(model: Any) -> bool:
+    """Whether the model is a masked or causal language model, and not an encoder-decoder."""
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder

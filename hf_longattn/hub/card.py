@@ -260,6 +260,7 @@ def next_step(step: Mapping[str, Any], name: str) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
+    """The report of the conversion that made a folder; empty if there is none."""
     return read_json_object(folder / CONVERSION_REPORT) if (folder / CONVERSION_REPORT).exists() else {}
 
 

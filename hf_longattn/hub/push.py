@@ -152,6 +152,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
 
 
 def chosen_files(folder: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
+    """Relative paths of the files to upload, and of all other files. ``patterns``: names to leave out."""
     uploaded: list[str] = []
     left_out: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):

@@ -55,6 +55,7 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are tensors, and all of their values are finite."""
     filled = (value for value in tensors.values() if value.numel())  # the extremes of NaN are NaN, and take a tenth of isfinite's time
     return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
 

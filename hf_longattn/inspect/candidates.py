@@ -101,6 +101,7 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates without duplicates. The first of several candidates with the same text stays."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(str(candidate), candidate)

@@ -71,6 +71,7 @@ class Inspection(WithTowers):
 
     @cached_property
     def states(self) -> tuple[DecodeState, ...]:
+        """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
         if not (self.shape.causal and self.max_length):
             return ()
         if self.generic:  # a plain class caches every token

@@ -118,6 +118,7 @@ class Segmented(GatheredMechanism):
         """Number of blocks that a query sees on each side of its block."""
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """The keys that have a weight. With summaries, these are all keys (all earlier ones when causal)."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -150,6 +151,7 @@ class Segmented(GatheredMechanism):
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
+        """Mask of the visible keys and of the visible summaries, which follow the keys."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

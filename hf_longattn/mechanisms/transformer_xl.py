@@ -171,6 +171,7 @@ class TransformerXL(GatheredMechanism):
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
+        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def joint(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

@@ -123,6 +123,7 @@ class Union(GatheredMechanism):
         return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
         mods = [member.mask_mod(causal, global_mask) for member in self.mechanisms]
         return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
 

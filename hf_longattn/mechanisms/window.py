@@ -18,7 +18,7 @@ al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several 
 - its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row or document;
 - the next turn of a conversation is a prompt again;
 - training and evaluation without a cache use the window throughout. The authors train with full attention for the answer's tokens;
-- ``generate`` refuses ``use_cache=False`` and assisted decoding, whose calls cannot be told from prompts. Stock models do not check this.
+- Long classes refuse ``generate`` with ``use_cache=False`` or an assistant, because their calls look like prompts; stock models do not.
 
 Tokens at the same position modulo d attend to each other in a plain window, so dilation costs nothing extra.
 """

@@ -162,6 +162,7 @@ def mechanism_mask(
 
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
+    """Whether the modeling file for a config uses transformers' AttentionInterface."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
@@ -186,7 +187,7 @@ def longattn_attention_forward(
     """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers' attention functions.
 
     Args:
-        module: the attention module. Without a :class:`DeclaredMask`, ``module.is_causal`` decides whether later keys are hidden.
+        module: the attention module; ``module.is_causal`` says whether later keys are hidden, unless the mask is a :class:`DeclaredMask`.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or

@@ -363,6 +363,7 @@ def attend_as_declared(
 
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
+    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
     bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()

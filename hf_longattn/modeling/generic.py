@@ -48,6 +48,7 @@ class GenericConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
         check_config(config_dict)
         return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
 

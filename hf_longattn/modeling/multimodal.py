@@ -119,6 +119,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def embedded(self) -> dict[str, Any]:
+        """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
         given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
 

@@ -141,6 +141,7 @@ class SearchText(TextIds):
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
+        """Pieces with the labels of their predictions: every next token, or masked ones."""
         pieces = self.pieces(length, count)
         return [(piece, piece) if causal else masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
 

@@ -79,7 +79,7 @@ class DataArguments:
         named: role -> column named by ``--columns``.
         choices: argument -> its values, besides "" for the default.
         only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
-        scored_rows: number of evaluation rows, ``n``, and number of those that also occur in training, ``trained``. Set by the split.
+        scored_rows: ``n``, the number of evaluation rows, and ``trained``, how many of them are training rows too. Set by the split.
     """
 
     _argument_group_name: ClassVar[str] = "data"

@@ -165,6 +165,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its state, which is the file that Trainer writes last."""
     try:
         return "global_step" in json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -367,6 +368,7 @@ def metric_of(name: str) -> str | None:
 
 
 def shown(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the scores to report: scores in per cent, or else the loss."""
     names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
     return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
 

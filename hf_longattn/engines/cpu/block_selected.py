@@ -25,6 +25,7 @@ MAX_OWN_QUERIES = 4096
 
 
 def why_not(context: DispatchContext) -> str | None:
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     return "the blocks are those of a table" if context.block_size else why_not_tiles(context)
 
 

@@ -38,6 +38,7 @@ PAIRS_PER_COLUMN_CALL = 4096
 
 
 def why_not(context: DispatchContext) -> str | None:
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context)) is not None:
         return why
     if "cpu-distances" in context.call.term.engines:
@@ -272,6 +273,7 @@ class Distances(BandSource):
                 yield some
 
     def _add_far_gradients(self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor) -> None:
+        """Add the gradients of a part with global tokens. ``p`` and ``e`` are those of the part's queries and keys."""
         of_p, of_e = terms.backward(of_scores, p, e, self.tables, self.of_tables)
         part.queries.add(self.dp[item.by_query], of_p)
         if of_e is not None and self.key_sums is not None:

@@ -42,6 +42,7 @@ MAX_TILE_PAIRS = 1 << 20
 flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
 """PyTorch's fused attention kernel for the CPU, and its backward pass."""
 Gradients = tuple[Tensor, Tensor, Tensor]
+"""The gradients of q, k and v."""
 
 
 def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:
@@ -70,6 +71,7 @@ def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | Non
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
+    """The dtype of the kernel's masks and log-sum-exps."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 

@@ -80,6 +80,7 @@ class Chunk(NamedTuple):
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
+    """Whether some listed query is an empty slot."""
 
 
 class Limits(NamedTuple):
@@ -250,6 +251,7 @@ BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
 
 
 def why_not(context: DispatchContext) -> str | None:
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_not_tiles(context, drops=drops_in_tiles(context))
 
 

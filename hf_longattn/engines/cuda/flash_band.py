@@ -331,6 +331,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: Sequence[Tensor], part: Part,
     settings: Settings, windowed: bool, causal: bool,
 ) -> Any:  # fmt: skip
+    """Gradients of q, k and v, from the output and log-sum-exp of the whole softmax."""
     return flash_backward(
         grad, q, k, v, out, lse, part.queries, part.keys, *part.longest, settings.dropout, causal, *state, **settings.keywords(windowed)
     )

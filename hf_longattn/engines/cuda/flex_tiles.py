@@ -286,6 +286,7 @@ def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
 
 
 def rows_per_block(tile: GatherTile, size: int) -> int:
+    """Number of rows per block of ``size`` query slots."""
     rows, width = tile.queries.shape[2:]
     return max(1, min(rows, size // width))
 

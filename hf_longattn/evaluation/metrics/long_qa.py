@@ -69,6 +69,7 @@ def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
 
 
 def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 against the best of ``answers``, all of them normalised."""
     if not answers:
         right = float(not prediction)
         return right, right

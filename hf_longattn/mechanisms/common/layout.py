@@ -150,6 +150,7 @@ def full_pairs(length: int, causal: bool) -> int:
 
 
 def band_pairs(length: int, left: int, right: int) -> int:
+    """Number of pairs with ``-right <= query - key <= left``."""
     return length + _clipped_sum(left, length) + _clipped_sum(right, length)
 
 

@@ -216,6 +216,7 @@ COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, ORDE
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields. Cached, since annotations are strings and slow to evaluate."""
     return typing.get_type_hints(cls)
 
 

@@ -235,6 +235,7 @@ def input_in_words(name: str) -> str:
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
+    """Description of the options with which a mechanism equals full attention."""
     if (covering := cls.about.covering) is None:
         return "never"
     if cls.capabilities.needs_grid:

@@ -260,7 +260,7 @@ def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation |
     """:func:`rotation_of`; ``None`` if there is no rotation, or if it cannot be followed, which is logged."""
     with suppress(OptionError):
         rotation = rotation_of(model, site)
-        if not any(hasattr(module, IMAGE_POSITIONS) for module in model.modules()):
+        if not any(hasattr(type(module), IMAGE_POSITIONS) for module in model.modules()):
             return rotation
     if getattr(getattr(site.module, "config", None), "rope_parameters", None):
         logger.warning_once(

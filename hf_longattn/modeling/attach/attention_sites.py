@@ -34,6 +34,7 @@ CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg"
 
 
 def is_causal(attention: nn.Module) -> bool:
+    """Whether an attention module is causal, by its attribute or by its calls."""
     config = getattr(attention, "config", None)
     model_type = getattr(config, "base_model_type", getattr(config, "model_type", None))
     return bool(getattr(attention, "is_causal", False)) or model_type in CAUSAL_BY_CALL
@@ -59,6 +60,7 @@ class AttentionSite:
 
     @property
     def decoding(self) -> bool:
+        """Whether the layer belongs to a decoder that is causal or has cross-attention."""
         return self.causal or self.cross
 
     @property

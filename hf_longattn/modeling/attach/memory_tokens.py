@@ -223,7 +223,7 @@ def _run_segment(
     """The base's outputs for a segment between the memory tokens, and the memory after it.
 
     Args:
-        keep: whether the memory is used again. If so, a decoder writes it behind the segment, and an encoder in front of it.
+        keep: whether the memory is used again. If so, a decoder writes it after the segment, and an encoder before it.
         first: whether this is the text's first segment. In an encoder, later segments begin with the text's first token.
     """
     count, size = memory.shape[1], segment.real.shape[1]

@@ -94,6 +94,7 @@ def drop_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def freeze_tables(model: PreTrainedModel, family: Family) -> None:
+    """Freeze position tables that are computed or unused."""
     tables = family.position_tables
     if not tables or (all(table.learned for table in tables) and model.config.position_extension not in DROPPED):
         return

@@ -162,9 +162,11 @@ the attention of {base} instead.
         return outputs_of(self.front(config), length)
 
     def length(self, seconds: float) -> int:
+        """The length of an input of this duration."""
         return round(seconds * self.rate)
 
     def seconds(self, length: int) -> float:
+        """The duration, in seconds, of an input of this length."""
         return length / self.rate
 
     def output_rows(self, config: Any, length: int) -> int:

@@ -238,6 +238,7 @@ class Family:
         return next((table for table in self.position_tables if re.search(table.pattern, name)), None)
 
     def model_class(self, name: str) -> type[Any]:
+        """The Long class ``name``, or the Long class of the base's class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
 
     def base_class(self, name: str) -> type[Any]:

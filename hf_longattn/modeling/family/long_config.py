@@ -160,6 +160,7 @@ class LongConfig(_Base):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 

@@ -151,6 +151,7 @@ def output_frames(model: Any, length: int) -> int:
 
 
 def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint. Its padding must be the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:

@@ -108,6 +108,7 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
+    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}
