@@ -1,4 +1,4 @@
-"""A new family is one file, and so is a new modality: the examples of CONTRIBUTING.md, put in place in a copy of the package."""
+"""A new family is one file, and so is a new modality: examples/extend/, put in place in a copy of the package."""
 
 from __future__ import annotations
 
@@ -50,12 +50,8 @@ print(AutoConfig.from_pretrained(folder / "long").model_type)
 @pytest.fixture
 def checkout(tmp_path: Path, repository: Path) -> Path:
     """A copy of the package with the example in place; everything else is the repository's."""
-    code = re.search(
-        r"## Add a family.*?```python\n(.*?)```", (repository / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-    assert code is not None
     shutil.copytree(repository / "hf_longattn", tmp_path / "hf_longattn", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "hf_longattn" / "families" / "ernie.py").write_text(code[1], encoding="utf-8")
+    shutil.copy(repository / "examples" / "extend" / "ernie.py", tmp_path / "hf_longattn" / "families")
     for name in ("tests", "pyproject.toml", "configs", "scripts", "model_cards", "docs"):
         if (repository / name).exists():
             (tmp_path / name).symlink_to(repository / name)
@@ -184,9 +180,9 @@ print(inspect_checkpoint(folder / "long").longest_input)
 
 
 def test_the_example_of_a_new_modality_converts_a_checkpoint(checkout: Path, repository: Path) -> None:
-    page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a modality")[2]
-    modality, spec = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[:2]
-    (checkout / "hf_longattn" / "inputs" / "genome_inputs.py").write_text(modality, encoding="utf-8")
+    page = (repository / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a modality")[2]
+    spec = page.partition("```python\n")[2].partition("```")[0]
+    shutil.copy(repository / "examples" / "extend" / "genome_inputs.py", checkout / "hf_longattn" / "inputs")
     family = checkout / "hf_longattn" / "families" / "ernie.py"
     entry = "FAMILY = Family(LongErnieConfig,"
     code = family.read_text(encoding="utf-8").replace(entry, f"{spec}\n\n{entry} spec=GenomeSpec(),")
