@@ -1,4 +1,4 @@
-"""What the registry takes: mechanisms as one file, as CONTRIBUTING.md shows; what cannot work is refused in one sentence with file and line."""
+"""What the registry takes: mechanisms as one file. What cannot work is refused in one sentence with file and line."""
 
 from __future__ import annotations
 
