@@ -27,7 +27,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         ".venv/bin/p": "is for the file that was added, and is these tests",
         "from hf_longattn.modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
     },
-    "docs/performance.md": {
+    "docs/results/speed.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,
         "python -m scripts.dev.benchmarks model": TIMES,
         "python -m scripts.dev.benchmarks.gpu_check": "needs a GPU: tests/scripts/dev/benchmarks runs it without one",

@@ -10,8 +10,6 @@ import json
 import os
 import random
 import re
-import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics  # the language reference, in every Python installation
@@ -90,14 +88,6 @@ def diary_reader(folder: str, steps: int = 500) -> None:
         outputs = model(**inputs, position_ids=positions, start_positions=places, end_positions=places)
         _step(outputs.loss, model, optimiser, schedule)
     _save(folder, model, tokenizer)
-
-
-def published_encoder(folder: str) -> None:
-    """all-MiniLM-L6-v2 itself, no stand-in: a clone's `make install` has installed it."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone
-    from scripts.dev.real import real_checkpoint
-
-    shutil.copytree(real_checkpoint(), folder)
 
 
 STRIPES = ("horizontal", "vertical", "chequered")

@@ -335,7 +335,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
         raise CheckpointError(
-            f"{source.name!r} is one backbone with embedders and heads of several kinds of input, which this command does not read; load "
+            f"{source.name!r} is a multitask model with several kinds of input, which this command does not read; load "
             "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
         )
     if family is None:

@@ -100,7 +100,7 @@ class CompressionInput:
             model = _load(model_class, source.folder, dtype=torch.float32)
         if model.main_input_name != "input_ids":
             raise OptionError(
-                f"{class_name} reads {model.main_input_name}, and compressions are measured on texts; load it and call "
+                f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model and call "
                 'model.optimize_for_inference("int8"), or with dtype=torch.bfloat16.'
             )
         tokenizer = load_tokenizer(source.folder, model.config)

@@ -140,7 +140,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
 def costs(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
 ) -> tuple[int, ...]:  # fmt: skip
-    """Number of query–key products per head for each candidate. If it is not applicable, the number for full attention."""
+    """Query–key products per head for each candidate; those of full attention for a candidate that is not applicable."""
     pairs = []
     for candidate in candidates:
         if str(candidate) in reasons:

@@ -124,7 +124,7 @@ class Hybrid(Mechanism, Stateful):
             return out, {**after, "keys": k[:, :, leaving:], "values": v[:, :, leaving:], "real": mask[:, leaving:]}
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall) -> Tensor:
-        """The output. ``sums`` covers the keys before ``k``."""
+        """The output for ``q``. ``sums``: state of the linear mechanism after the keys before ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)

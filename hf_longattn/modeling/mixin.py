@@ -356,7 +356,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
 
 class LongGenerationMixin(_Base):
-    """Mixin before the other mixins in models that generate."""
+    """Mixin for models that generate. It comes before the other mixins."""
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
         """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts do."""

@@ -46,7 +46,3 @@ def test_server_reach_names_words_that_a_server_does_not_read(reads: str, route:
     with serving_embeddings(lambda text: [1.0, float(zlib.crc32(" ".join(text.split()[first:last]).encode()))]) as address:
         done = run_fresh(EXAMPLE, address + route, 1024, "small")
     assert (done.stdout, done.returncode) == (sentence, int(reads != "everything")), done.stderr
-
-
-def test_page_on_server_reach_shows_the_script(repository: Path) -> None:
-    assert f"```python\n{EXAMPLE.read_text()}```" in (repository / "docs" / "how-to" / "server_reach.md").read_text()

@@ -463,7 +463,7 @@ def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
         "patch_size": 8,
     }
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
-    with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
+    with pytest.raises(OptionError, match=r"reads pixel_values, and a compression is measured on text; load the model and call"):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
     with pytest.raises(CheckpointError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"):
         export_checkpoint(tmp_path / "long", tmp_path / "small", format="torch")

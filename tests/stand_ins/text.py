@@ -287,7 +287,7 @@ served = serving_embeddings(lambda text: [float(len(text)), float(hash(text))], 
 served.__enter__()
 """
 """A server of embeddings that reads every word."""
-page("docs/how-to/server_reach.md", Setting(before=SERVED, instead={"server_reach.py http": f"{ROOT}/examples/server_reach.py http"}))
+page("docs/how-to/server_reach.md", Setting(before=SERVED))
 page(
     "docs/how-to/adapt.md",
     Setting(

@@ -426,14 +426,6 @@ def rows_of(mode: str) -> list[dict[str, Any]]:
     ]
 
 
-BRIEF = (
-    "window", "window, packed", "window, padding right", "longformer", "longformer, packed", "longformer, padding right",
-    "longformer, dropout", "longformer, dropout, elsewhere", "bigbird", "bigbird, padding left", "lsh", "LongBert, stock, padding",
-    "LongBert, longformer, padding", "decode, stock", "decode, bigbird",
-)  # fmt: skip
-"""Modes in the table of docs/results/gpu.md. All others stand in scripts/dev/results/launches.md."""
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each mode: operations, Python calls and waits, of the first layer and of a later one."""
     lines: dict[str, list[str]] = {}

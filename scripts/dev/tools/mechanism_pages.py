@@ -25,7 +25,7 @@ FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirection
 
 def pages() -> dict[str, str]:
     """The file name of every page, and what it says."""
-    return {page_of(name): f"{MADE}\n\n{_section(name)}\n" for name in list_mechanisms()}
+    return {page_of(name): f"{MADE}\n{_section(name)}\n" for name in list_mechanisms()}
 
 
 def page_of(name: str) -> str:
@@ -66,8 +66,7 @@ def _section(name: str) -> str:
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "It has no options."
     facts = {
         "when": info.when,
-        "cost": info.cost,
-        "forms": FORMS[info.causal],
+        "forms": f"{FORMS[info.causal]}; cost {info.cost}",
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",

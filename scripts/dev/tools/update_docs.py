@@ -17,7 +17,7 @@ import typer
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES, Family
-from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
+from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
@@ -38,30 +38,6 @@ def stored(name: str) -> dict[str, Any]:
     """A stored result by the stem of its file."""
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return record
-
-
-SPEEDS = {
-    "BERT of base width, inference": "model-longformer-window512-fp32",
-    "the same, a training step": "train-longformer-window512-fp32",
-    "attention alone, both directions": "attention-window-window512-fp32",
-    "attention alone, causal": "attention-window-window512-causal-fp32",
-}
-"""Row of the table of :func:`speed_in_brief` -> the benchmark that it is from."""
-
-
-def speed_in_brief() -> str:
-    """How many times as fast as PyTorch's full attention a window of 512 is, by length."""
-    records = {row: stored(name) for row, name in SPEEDS.items()}
-    lengths = sorted({length for record in records.values() for length in record["lengths"]})
-    rows = []
-    for row, record in records.items():
-        faster = {one["length"]: f"{one['times_faster']:.1f}×" for one in record["ratios"] if one["implementation"] == "sdpa"}
-        rows.append([row, *(faster.get(length, "–") for length in lengths)])
-    machines: dict[str, list[str]] = {}
-    for row, record in records.items():
-        machines.setdefault(where(record["machine"]), []).append(row)
-    lines = [f"*{machine}*" if len(machines) == 1 else f"*{'; '.join(measured)}: {machine}.*" for machine, measured in machines.items()]
-    return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", "\n\n".join(lines)])
 
 
 def measured(name: str, table: Callable[[dict[str, Any]], str]) -> str:
@@ -157,14 +133,23 @@ def _positions(family: Family) -> str:
     return "; ".join(sorted(kinds)) or "relative"
 
 
-READS = {"text": "texts", "grid": "images", "sound": "sound", "towers": "several inputs"}
+READS = {"grid": "images", "sound": "sound", "towers": "several inputs"}
+
+
+def _reads(family: Family) -> str:
+    """The input of a family; for texts also whether it has an encoder, a decoder or both."""
+    if family.spec.reads != "text":
+        return READS[family.spec.reads]
+    decodes = any(name.endswith(CAUSAL_LANGUAGE_MODELS) for name in family.model_classes)
+    masked = any(name.endswith("ForMaskedLM") for name in family.model_classes)  # BERT has a causal head, too
+    return f"texts: {'encoder-decoders' if family.two_stacks else 'decoders' if decodes and not masked else 'encoders'}"
 
 
 def families() -> str:
     """All families, grouped by what they read and by how positions are encoded."""
     groups: dict[tuple[str, str], list[str]] = {}
     for base, family in sorted(FAMILIES.items()):
-        groups.setdefault((READS[family.spec.reads], _positions(family)), []).append(f"`{base}`")
+        groups.setdefault((_reads(family), _positions(family)), []).append(f"`{base}`")
     rows = [[reads, positions, ", ".join(names)] for (reads, positions), names in sorted(groups.items())]
     return left(markdown_table(["reads", "positions", "model types"], rows))
 
@@ -173,14 +158,14 @@ def derived_families() -> str:
     """How many families ``check_derived`` verified, and those whose rotary positions cannot be scaled."""
     table: Any = stored("derived_families")
     unscaled = [f"`{base}`" for base, result in sorted(table["families"].items()) if result != VERIFIED]
-    return f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further (`rope:none`).\n"
+    return f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further (`rope:none`)."
 
 
 def refused_families() -> str:
     """Why the other models of texts have no family: the reason, and their model types."""
     bases: dict[str, list[str]] = {}
     for base, reason in stored_facts()["refused"].items():
-        bases.setdefault(reason, []).append(f"`{base}`")
+        bases.setdefault(reason.partition(", such as ")[0], []).append(f"`{base}`")
     return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
 
 
@@ -244,10 +229,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
     "stock-windows-brief": lambda: stock_windows_brief(stored("stock_windows")),
     "benchmarks": benchmarks,
-    "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
-    "launches-brief": lambda: launches.table([row for row in stored("launches")["rows"] if row["mode"] in launches.BRIEF]),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
