@@ -320,7 +320,6 @@ page("docs/how-to/linearise.md", Setting(instead=TWO_STEPS, before=MEMORY, slow=
 page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True))
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/export.md", Setting(slow=True))
-page("docs/index.md", Setting(slow=True))  # has the commands of README.md
 page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
 page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))

@@ -57,20 +57,15 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [
-        [f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help]
-        for o in [option for option in info.options if option.name not in SHARED]
-    ]
-    if shared := ", ".join(f"`{one}`" for one in _shared_options(name)):
-        rows.append([shared, "", "", "", "as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) have"])
-    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "It has no options."
+    rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in info.options if o.name not in SHARED]
+    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
     facts = {
         "when": info.when,
         "forms": f"{FORMS[info.causal]}; cost {info.cost}",
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
-        "input": input_in_words(name),
+        "input": f"{input_in_words(name)} ([options of most mechanisms](../mechanisms.md#options-of-most-mechanisms))",
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
