@@ -16,7 +16,7 @@ from ..files import RERANKER, check_destination, sentence_class
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.masked import SINK_POSITIONS, TEXT, leading_sinks, needs_training_by
+from ..mechanisms.common.masked import SINK_POSITIONS, TEXT, has_sinks_in_text, leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
 from ..mechanisms.common.registry import mechanism_class, prototype
 from ..mechanisms.common.shared_options import why_not_in_full
@@ -328,7 +328,7 @@ class ConversionPlan(WithTowers):
             "long_attention": attention,
             "old_length": self.old_length,
             "new_length": self.new_length,
-            "input": new if old == new else f"{old} → {new}",
+            "input": f"{old} → {new}" if old != new else new if self.looks_back is None else f"{new} in training",
             **sizes,
             "positions": self.positions,
             **{name: value for name, value in {**optional, "warnings": [*map(str, self.warnings)]}.items() if value},
@@ -484,8 +484,7 @@ def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
     with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
     if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):
         return bool(causal)
-    mechanisms = attached_mechanisms(architecture.skeleton(config))
-    return None if any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms) else True
+    return None if has_sinks_in_text(attached_mechanisms(architecture.skeleton(config))) else True
 
 
 def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:

@@ -208,7 +208,8 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
     if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor
     alias = tensor.view_as(tensor)
-    alias._long_attention = known or {}  # type: ignore[attr-defined]
+    alias._long_attention = PassCache()  # type: ignore[attr-defined]
+    alias._long_attention._cache.update(known or {})  # type: ignore[attr-defined]
     return alias
 
 
@@ -219,30 +220,18 @@ def on_host(x: Tensor) -> Tensor:
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
     """The result of ``make()``, cached on a tensor from :func:`for_one_pass`, for all layers that share it. Not cached on other tensors."""
-    known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
-    if known is None or in_graph():
-        return make()
-    if key not in known:  # made outside of inference mode, since calls that need gradients may use it too
-        with torch.inference_mode(False), torch.no_grad():
-            known[key] = make()
-    return known[key]
-
-
-def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
-    """A new tensor in the memory layout of ``like (B, H, N, D)``: head by head or token by token. It holds zeros, or is uninitialised
-    if all of it will be ``filled``."""
-    new = like.new_empty if filled else like.new_zeros
-    if like.dim() != 4 or like.stride(1) >= like.stride(2):
-        return new(tuple(shape))
-    batch, heads, length, width = shape
-    return new(batch, length, heads, width).transpose(1, 2)
+    shared: PassCache | None = getattr(tensor, "_long_attention", None)
+    return make() if shared is None else shared.cached(key, make)
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
-    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. It has the memory layout of the first part."""
+    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. It has the memory layout of the first part: head by head or
+    token by token."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(part is not None for part in parts)
-    total = laid_out_as(like, shape, filled)
+    by_token = like.dim() == 4 and like.stride(1) < like.stride(2)
+    total = (like.new_empty if filled else like.new_zeros)([shape[axis] for axis in ((0, 2, 1, 3) if by_token else range(like.dim()))])
+    total = total.transpose(1, 2) if by_token else total
     for (row, start, stop), part in zip(spans, parts, strict=True):
         if part is not None:
             total[row : row + 1].narrow(dim, start, stop - start).copy_(part)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ..engines.batch import first_real
+from ..engines.batch import Batch, first_real
 from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import Stateful
-from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.masked import NO_TOKEN, RETAINED, Columns, MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND, TESTED, warn_missing
 from .key_cache import ReservedLayer, compact
@@ -155,6 +155,8 @@ class SparseCacheLayer(AttentionCacheLayer):
         self.mechanism, self.options = mechanism, options
         self.cumulative_length = 0
         self.columns: Any = None  # until the first tokens
+        self.step = Batch()
+        """Holds columns, positions and masks of this step, for all layers of the cache with equal options."""
         self.computes_attention = False
         self._clean_size = 0
 
@@ -162,11 +164,18 @@ class SparseCacheLayer(AttentionCacheLayer):
         """Append the new tokens, and return all keys and values of the layer. Unneeded keys are dropped first, if due."""
         if self.columns is None:
             self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
-        if self.columns.shape[1] >= self._clean_size + SLACK:
-            self._prune()
-        new = torch.arange(self.cumulative_length, self.cumulative_length + key_states.shape[2], device=key_states.device)
-        self.columns = torch.cat([self.columns, new.expand(key_states.shape[0], -1)], 1)
-        self.cumulative_length += key_states.shape[2]
+        key = (self.cumulative_length, *self.columns.shape, self.columns.device)
+        if self.columns.shape[1] >= self._clean_size + SLACK and self._all_started:  # before, positions are unknown
+            order, self.columns = self.step.cached(("pruned", *key), self._pruned)
+            slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
+            self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
+            self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
+            self.computes_attention, self._clean_size = True, self.columns.shape[1]
+        columns, first, count = self.columns, self.cumulative_length, key_states.shape[2]
+        self.columns = self.step.cached(
+            key, lambda: torch.cat([columns, torch.arange(first, first + count, device=columns.device).expand(len(columns), -1)], 1)
+        )
+        self.cumulative_length += count
         return super().update(key_states, value_states)
 
     def positions(self) -> Tensor:
@@ -174,10 +183,9 @@ class SparseCacheLayer(AttentionCacheLayer):
         assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
-    def _prune(self) -> None:
-        """Drop the keys that no later token sees, and pack the other slots to the left in order."""
-        if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
-            return
+    def _pruned(self) -> tuple[Tensor, Tensor]:
+        """The slots of the keys that later tokens see, packed to the left in order, and their columns, ``(B, S)``."""
+        assert self.starts is not None
         positions = self.positions()
         upcoming = (self.cumulative_length - self.starts[:, None]).clamp(min=0)
         mechanism = prototype(self.mechanism, self.options)
@@ -187,34 +195,32 @@ class SparseCacheLayer(AttentionCacheLayer):
         selected = visible_later & (positions >= 0)  # (B, S)
         size = int(selected.sum(1).max())
         order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
-        self.columns = torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
-        slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
-        self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
-        self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
-        self.computes_attention, self._clean_size = True, self.columns.shape[1]
+        return order, torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
 
     def attend(
         self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(mechanism, MaskedMechanism)
-        assert self.starts is not None
         refuse_restricted_pairs(call)
-        columns, k_positions = self.columns, self.positions()
-        real = k_positions >= 0
-        if call.key_mask is not None:
-            real = real & call.key_mask.gather(1, columns.clamp(min=0))
-        total = self.cumulative_length
-        q_positions = torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None]
-        positions = (q_positions, k_positions, real)
-        call = call.replace(causal=True)
-        out = mechanism.attend_retained(q, k, v, *positions, call)
+        mask, total = call.key_mask, self.cumulative_length
+
+        def find() -> tuple[Tensor, Tensor]:
+            assert self.starts is not None
+            keys = self.positions()
+            real = keys >= 0 if mask is None else (keys >= 0) & mask.gather(1, self.columns.clamp(min=0))
+            return torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None], torch.where(real, keys, NO_TOKEN)
+
+        columns = Columns((RETAINED, k.shape[2]), find)
+        call = call.replace(causal=True, batch=self.step, global_mask=None)
+        out = mechanism.attend_rows(q, k, v, call, columns)
         if not weights_wanted:
             return out, None
 
         # With one-hot values of each key's column, the outputs are the weights.
-        one_hot = torch.eye(total, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
+        real = find()[1] < NO_TOKEN
+        one_hot = torch.eye(total, dtype=v.dtype, device=v.device)[self.columns.clamp(min=0)] * real[..., None]
         one_hot = one_hot[:, None].expand(-1, k.shape[1], -1, -1)
-        return out, mechanism.attend_retained(q, k, one_hot, *positions, call.replace(dropout=0.0))
+        return out, mechanism.attend_rows(q, k, one_hot, call.replace(dropout=0.0), columns)
 
     def unused(self) -> int:
         """Number of leading columns without a stored key."""

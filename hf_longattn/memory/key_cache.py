@@ -7,7 +7,7 @@ Memory of a static layer is reserved once and shapes never change, so every deco
 cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the device. A static window
 is a ring buffer: the token of column c is in slot c modulo w, and a new token overwrites the token that left the window.
 :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for exactly
-these tokens (:func:`~hf_longattn.mechanisms.common.masked.attend_step`).
+these tokens (``attend_rows`` of :mod:`~hf_longattn.mechanisms.common.masked`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ..errors import BackendError, InputError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
-from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, attend_step
+from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, steps_by_mask
 from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
@@ -435,7 +435,9 @@ def _attend_by_cache(
         tokens = kwargs.get("global_attention_mask")
         if tokens is not None and mechanism.capabilities.takes_globals:
             width = kv_len if call.key_mask is None else call.key_mask.shape[1]
-            call = call.replace(global_mask=nn.functional.pad(tokens != 0, (0, width - tokens.shape[1])))
+            missing = width - tokens.shape[1]
+            globals_of_slots = cached_on(tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing))))
+            call = call.replace(global_mask=globals_of_slots)
         return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len)), None
     layer.note_padding(call.key_mask)
     if not layer.computes_attention:
@@ -448,9 +450,9 @@ def _attend_by_cache(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use ``attend_step`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are requested."""
+    """Whether new tokens use ``attend_rows`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are requested."""
     return (
-        attend_step(mechanism) is not None
+        steps_by_mask(mechanism)
         and call.causal
         and call.dropout == 0
         and (call.batch is None or call.batch.documents is None)

@@ -19,7 +19,7 @@ from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
-from ..mechanisms.common.masked import attend_step
+from ..mechanisms.common.masked import has_sinks_in_text, steps_by_mask
 from ..mechanisms.common.options import FULL_DECODING
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
@@ -350,9 +350,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(
-            layer.capabilities.recursion is None and (isinstance(layer, Stateful) or attend_step(layer) is not None) for layer in decoding
-        )
+        return all(layer.capabilities.recursion is None and (isinstance(layer, Stateful) or steps_by_mask(layer)) for layer in decoding)
 
 
 class LongGenerationMixin(_Base):
@@ -390,7 +388,8 @@ class LongGenerationMixin(_Base):
     @property
     def _has_no_end(self) -> bool:
         """Whether mechanisms run that let texts be of any length (:func:`~.family.rotary.positions_without_end`)."""
-        return self.runs_mechanisms and positions_without_end(self.family, self.config) is not None
+        bounded = self.runs_mechanisms and positions_without_end(self.family, self.config) is not None
+        return bounded and not has_sinks_in_text(layer_mechanisms(self))
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..engines import accelerator, dense
 from ..engines.batch import in_graph, no_fused_kernels
+from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, products, repeat_heads
 from ..engines.score_terms import ColumnTerm, DistanceBias, DistanceTerm, ScoreTerm
@@ -300,19 +301,29 @@ class Rotation(NamedTuple):
     frequencies: Tensor
     interleaved: bool = False
 
-    def turned(self, x: Tensor, by: Tensor, *, change: bool = False) -> Tensor:
-        """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions; with ``change``, minus ``x``."""
+    def factors(self, by: Tensor, dtype: torch.dtype, scale: float = 1.0, *, change: bool = False) -> tuple[Tensor, Tensor]:
+        """Factors ``(B or 1, 1, N, 2F)`` of :meth:`combined` for a rotation by ``by (B or 1, N)`` further positions, times ``scale``.
+
+        change: whether the result is the rotated vector minus the vector itself.
+        """
+        exact = torch.float32 if by.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
+        angle = by.to(exact)[:, None, :, None] * self.frequencies.to(by.device, exact)
+        cos, sin, beside = angle.cos(), angle.sin(), -1 if self.interleaved else -2
+        cos = cos - 1.0 if change else cos
+        pairs = torch.stack([cos, cos], beside), torch.stack([-sin, sin], beside)
+        return tuple((pair.flatten(-2) * scale).to(dtype) for pair in pairs)  # type: ignore[return-value]
+
+    def combined(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The first 2F features of ``x (B, H, N, D)`` times ``cos``, plus the other feature of each one's plane times ``sin``."""
+        x = at_least_fp32(x)[..., : cos.shape[-1]]
+        others = x.unflatten(-1, (-1, 2)).flip(-1) if self.interleaved else x.unflatten(-1, (2, -1)).flip(-2)
+        return torch.addcmul(x * cos, others.flatten(-2), sin)
+
+    def turned(self, x: Tensor, by: Tensor) -> Tensor:
+        """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
         x = at_least_fp32(x)
-        exact = x.dtype if x.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
-        angle = by.to(exact)[:, None, :, None] * self.frequencies.to(x.device, exact)
-        cos, sin = (angle.cos() - 1.0 if change else angle.cos()).to(x.dtype), angle.sin().to(x.dtype)
-        turning, unchanged = x[..., : 2 * angle.shape[-1]], x[..., 2 * angle.shape[-1] :]
-        first, second = turning.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turning.chunk(2, -1)
-        plane = first * cos - second * sin, second * cos + first * sin
-        planes = torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1)
-        if change:
-            return nn.functional.pad(planes, (0, unchanged.shape[-1])) if unchanged.shape[-1] else planes
-        return torch.cat([planes, unchanged], -1)
+        planes = self.combined(x, *self.factors(by, x.dtype))
+        return torch.cat([planes, x[..., planes.shape[-1] :]], -1)
 
 
 class SelfExtend(RelativePositions):
@@ -428,10 +439,14 @@ class SinkPositions(RelativePositions):
         # A caller's global tokens keep the positions of the text. A graph for export is for all lengths.
         return call.causal and call.global_mask is None and (torch.compiler.is_exporting() or kv_len > self.last + 1)
 
-    def table(self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float) -> Tensor:
+    def table(self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``."""
-        turn = self.rotation().turned(q, (self.last - rows).clamp(max=0), change=True)
-        return products(turn, repeat_heads(at_least_fp32(sinks) * scale, q.shape[1]))
+        rotation = self.rotation()
+        if factors is None:
+            factors = rotation.factors((self.last - rows).clamp(max=0), at_least_fp32(q[:0]).dtype, scale, change=True)
+        change = rotation.combined(q, *factors)
+        grouped = change.unflatten(1, (sinks.shape[1], -1)).flatten(2, 3)  # all queries of a key head
+        return products(grouped, sinks[..., : change.shape[-1]]).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         is_sink = (keys >= 0) & (keys < self.sinks)
@@ -445,21 +460,29 @@ class SinkPositions(RelativePositions):
         sinks = k.index_select(2, torch.arange(self.sinks, device=k.device).clamp(max=kv_len - 1))  # a slice would bound a graph's lengths
         return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], sinks, rows, scale), (0, 0, first, 0)), offset)
 
-    def mask(self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
+    def mask(self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float, call: AttentionCall) -> Tensor:
         """The additive mask ``(B, H, Nq, S)`` with the term, for keys at positions ``keys (B or 1, S)`` in any order.
+
+        A query that is turned has all sinks among its keys. What depends on the other arguments than ``q`` and ``k`` is made once for all
+        layers that pass the same tensors.
 
         seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
         """
-        numbers, on_cpu = torch.arange(self.sinks, device=keys.device), not accelerator.accelerated(q)
-        dtype = at_least_fp32(q[:0]).dtype if on_cpu else q.dtype  # kernels for the CPU take a mask in fp32
-        hidden = torch.where(seen, q.new_zeros((), dtype=dtype), torch.finfo(dtype).min)
-        if on_cpu and not in_graph() and k.shape[2] > self.sinks and bool((keys[:, : self.sinks] == numbers).all()):
-            return hidden + nn.functional.pad(self.table(q, k[:, :, : self.sinks], rows, scale), (0, k.shape[2] - self.sinks))
-        at = keys[:, None] == numbers[:, None]  # (B or 1, sinks, S)
-        slots = at.int().argmax(-1)[:, None, :, None].expand(len(k), k.shape[1], -1, k.shape[3])
-        term = self.table(q, k.gather(2, slots), rows, scale) * at.any(-1)[:, None, None]
-        index = slots[:, :1, :, 0][:, :, None].expand(term.shape)
-        return hidden.expand(*term.shape[:3], -1).scatter_add(3, index, term.to(dtype))
+        rotation, precise = self.rotation(), at_least_fp32(q[:0]).dtype
+        dtype = q.dtype if accelerator.accelerated(q) else precise  # kernels for the CPU take a mask in fp32
+        sources = (seen, rows, keys, rotation.frequencies)
+
+        def make() -> tuple[Any, ...]:
+            hidden = torch.where(seen, torch.zeros((), dtype=dtype, device=q.device), torch.finfo(dtype).min)
+            at = keys[:, None] == torch.arange(self.sinks, device=keys.device)[:, None]  # (B or 1, sinks, S)
+            factors = rotation.factors((self.last - rows).clamp(max=0), precise, scale, change=True)
+            return sources, hidden, at.int().argmax(-1)[:, None], factors
+
+        name = ("sinks", self.sinks, self.last, rotation.interleaved, scale, dtype, *map(id, sources), tensor_version(sources[3]))
+        _, hidden, slots, factors = call.cached(name, make)  # the sources stay in the cache, so that no other tensors get their ids
+        sinks = k.gather(2, slots[..., None].expand(len(k), k.shape[1], -1, k.shape[3]))
+        term = self.table(q, sinks, rows, scale, factors)
+        return hidden.expand(*term.shape[:3], -1).scatter_add(3, slots[:, :, None].expand(term.shape), term.to(dtype))
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}

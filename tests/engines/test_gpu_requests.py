@@ -116,7 +116,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "linear": {"mechanism": "linear"},
 }
 CELLS = tuple((cache, padding) for cache in ("dynamic", "static") for padding in ("none", "left"))
-MOST_OF_A_TOKEN, MOST_WITH_TURNED_SINKS = 1.2, 2.0
+MOST_OF_A_TOKEN, MOST_WITH_TURNED_SINKS = 1.2, 1.5
 """Times the base's operations, and the same for sinks that have their positions in a cache."""
 
 

@@ -17,7 +17,7 @@ from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
 from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import attention_weights
-from hf_longattn.mechanisms.common.masked import attend_step
+from hf_longattn.mechanisms.common.masked import MaskedMechanism, steps_by_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
 from tests.grids import pairwise
@@ -178,8 +178,8 @@ def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_l
     whole = attend(q, k, v, mechanism, causal=True, sink_scores=SINKS)
     last = attend(q[:, :, -q_len:], k, v, mechanism, causal=True, sink_scores=SINKS)
     assert (last - whole[:, :, -q_len:]).abs().max() < 1e-9
-    if (attend_last := attend_step(mechanism)) is not None:
-        step = attend_last(q[:, :, -q_len:], k, v, AttentionCall(causal=True, sink_scores=SINKS))
+    if isinstance(mechanism, MaskedMechanism) and steps_by_mask(mechanism):
+        step = mechanism.attend_rows(q[:, :, -q_len:], k, v, AttentionCall(causal=True, sink_scores=SINKS))
         assert (step - last).abs().max() < 1e-9
 
 

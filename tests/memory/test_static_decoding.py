@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.capabilities import Stateful
-from hf_longattn.mechanisms.common.masked import attend_step
+from hf_longattn.mechanisms.common.masked import steps_by_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
 from hf_longattn.modeling import backend
 from tests.cases import every_case
@@ -135,7 +135,7 @@ def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: 
     expected = model.generate(tokens(3, LENGTH), attention_mask=mask, **GREEDY)[:, LENGTH:]
     built = prototype(mechanism, dict(options))
     cache = StaticCache(config=model.config, max_cache_len=ROOM)
-    if (attend_step(built) is not None or isinstance(built, Stateful)) and built.capabilities.recursion is None:
+    if (steps_by_mask(built) or isinstance(built, Stateful)) and built.capabilities.recursion is None:
         counts, found = decoded(model, cache, mask, fullgraph=True)
         assert counts == graphs_of_base()
         assert torch.equal(found, expected)

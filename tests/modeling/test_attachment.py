@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Wav2Vec2Config
+from transformers.generation import stopping_criteria
 
 import hf_longattn
 import hf_longattn.families as families
@@ -179,6 +180,18 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(base: str, turned: 
     assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
     assert all("sinks keep their positions in the text" in message for message in messages)
     assert bool(messages) == warns
+
+
+@every_case(("base", "head", "endless"), [("llama", "LlamaForCausalLM", True), ("smollm3", "SmolLM3ForCausalLM", False)])
+def test_texts_have_an_end_where_sinks_keep_the_positions_of_the_text(
+    base: str, head: str, endless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(stopping_criteria.logger, "warning_once", warnings.append)
+    model = long_model(base, head, {"mechanism": "window", "window": 8, "num_sinks": 2}).eval()
+    model.config.max_position_embeddings = 16
+    model.generate(torch.full((1, 20), 50), max_new_tokens=2, eos_token_id=None)
+    assert any("maximum length (16)" in warning for warning in warnings) == (not endless)
 
 
 def test_sinks_keep_the_positions_of_the_text_if_a_further_rotation_gives_others() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...engines import accelerator
-from ...engines.batch import Derived, first_real, in_graph, no_fused_kernels
+from ...engines.batch import Batch, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
 from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
@@ -30,6 +31,8 @@ from .shared_options import KeysOrWeights, relative_of, with_relative
 
 SINK_POSITIONS, CACHE, TEXT = "sink_positions", "cache", "text"
 """The option for the positions of sinks in rotary decoders, and its values."""
+RETAINED = "retained"
+"""Layout of a cache that has dropped the keys that no query can see any more. It decodes by positions, without a key mask."""
 NO_TOKEN = 1 << 40
 """Column of a slot without a token. It lies after every query, so that causality hides the slot."""
 
@@ -41,19 +44,11 @@ class Columns(NamedTuple):
         columns in a forward pass. In the layout named ``"all"``, key s is in column s.
     find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
         a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal layout and options reuse the results.
+        In the layout :data:`RETAINED` it returns positions in each row's sequence instead, ``(B, Nq)`` and ``(B, S)``.
     """
 
     layout: tuple[str, int]
     find: Callable[[], tuple[Tensor, Tensor]]
-
-
-AttendStep = Callable[..., Tensor]
-"""``step(q, k, v, call, columns=None)``: causal attention of the tokens of a decoding step.
-
-``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)`` cover all
-columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are columns 0 … S - 1,
-and the queries are in the last Nq of them. Returns ``(B, H, Nq, D)``; outputs at padding are finite and arbitrary.
-"""
 
 
 class MaskedMechanism(Mechanism):
@@ -117,8 +112,14 @@ class MaskedMechanism(Mechanism):
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """A decoding step by :meth:`mask_mod` (:data:`AttendStep`). The mask is cached for all layers with equal options."""
-        relative = relative_of(self, k, call)
+        """Causal attention of the tokens of a decoding step, by :meth:`mask_mod`. Layers with equal options share the mask.
+
+        ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)``
+        cover all columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are
+        columns 0 … S - 1, and the queries are in the last Nq of them. Returns ``(B, H, Nq, D)``; outputs at padding are arbitrary.
+        """
+        retained = columns is not None and columns.layout[0] == RETAINED
+        relative = self.relative if retained else relative_of(self, k, call)  # of the keys, only some are retained
         plain = relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
@@ -129,22 +130,18 @@ class MaskedMechanism(Mechanism):
                 ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
             )
         drawn = self.layer if self.drawn_by_layer else 0
-        name = ("step", type(self), self.options, self.training, self.num_heads, drawn, len(q), q.shape[2], columns.layout)
-
-        def make() -> Tensor:
-            seen = self._visible_columns(k, call, columns)
-            if not additive:
-                return seen
-            return torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, torch.finfo(q.dtype).min)
-
-        seen = _made_once((*name, additive and q.dtype, q.device), call, make)
+        name = ("step", type(self), self.options, self.training, self.num_heads, drawn, len(q), q.shape[2], q.device, columns.layout)
+        dtype = q.dtype if additive else torch.bool
+        seen = call.cached((*name, dtype), partial(self._visible_columns, k, call, columns, dtype))
         if plain:
-            return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
+            return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+
+        def positions() -> tuple[Tensor, ...]:
+            found, start = columns.find(), self._starts(call)
+            return *found, *(x.view(-1, x.shape[-1]) if start is None else x - start for x in found)
 
         # Relative positions use the mechanism's positions. A score term gets columns.
-        q_columns, k_columns = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
-        start = self._starts(call)
-        rows, keys = (x[None] if start is None else x - start for x in (q_columns, k_columns))
+        q_columns, k_columns, rows, keys = call.cached((*name, "positions"), positions)
         if call.score_mod is None:
             return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
@@ -155,25 +152,28 @@ class MaskedMechanism(Mechanism):
         scores = call.score_mod(scores, *index)
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
-    def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
-        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
+    def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns, dtype: torch.dtype) -> Tensor:
+        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)``: bool, or added to scores in another ``dtype``."""
         rows, keys = columns.find()
         mask, tokens = call.key_mask, call.global_mask
         real = None
         if mask is not None:
             in_mask = keys.clamp(max=mask.shape[1] - 1)
             real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, in_mask]
-        hidden, start = keys > rows[:, None], self._starts(call)
-        rows, keys = (x[None] if start is None else x - start for x in (rows, keys))
+        hidden, start = (keys[..., None, :] > rows[..., None]).unsqueeze(-3), self._starts(call)
+        rows, keys = (x.view(-1, x.shape[-1]) if start is None else x - start for x in (rows, keys))
         if tokens is not None and start is not None:
             tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
-        if self.capabilities.takes_globals:
+        if self.capabilities.takes_globals and columns.layout[0] != RETAINED:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
             rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
         b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
-        return seen if real is None else seen & real[:, None, None, :]
+        seen = seen if real is None else seen & real[:, None, None, :]
+        if dtype == torch.bool:
+            return seen
+        return torch.zeros(seen.shape, dtype=dtype, device=k.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def _starts(self, call: AttentionCall) -> Tensor | None:
         """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are columns."""
@@ -188,25 +188,6 @@ class MaskedMechanism(Mechanism):
         """
         return None
 
-    def attend_retained(
-        self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
-    ) -> Tensor:
-        """Attention over the keys that a cache retains.
-
-        Args:
-            q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
-            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order. ``real (B, S)`` is False for slots to be hidden.
-        Returns:
-            ``(B, H, Nq, D)``.
-        """
-        b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
-        rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
-        seen = self.mask_mod(call.causal, None)(b, h, rows, columns) & real[:, None, None, :]
-        seen = seen & (columns <= rows) if call.causal else seen
-        if self.relative is not None:
-            return self.attend_with_terms(q, k, v, seen, q_positions, k_positions, call)
-        return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
-
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall) -> Tensor:
         """Attention over the keys ``seen``, with relative positions.
 
@@ -215,10 +196,11 @@ class MaskedMechanism(Mechanism):
         assert self.relative is not None
         scale, size = call.scale_for(self.head_dim), max(1, MAX_SCORES // (len(q) * q.shape[1] * k.shape[2]))
         if q.shape[2] > size and not in_graph():  # the mask has numbers for every head
+            call = call.replace(batch=Batch(), global_mask=None)  # no other layer has the same pieces
             pieces = zip(q.split(size, 2), seen.split(size, 2), rows.split(size, 1), strict=True)
             return torch.cat([self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2)
         if isinstance(self.relative, SinkPositions):
-            mask = self.relative.mask(q, k, seen, rows, keys, scale)
+            mask = self.relative.mask(q, k, seen, rows, keys, scale, call)
             return fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
         term = self.relative.term(q, k, rows, keys, call.causal, scale)
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
@@ -228,20 +210,12 @@ class MaskedMechanism(Mechanism):
         return out.to(dtype)
 
 
-def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
-    """``make()``, cached in the call's batch. Without a batch, cached for the process, except in a graph or with global tokens."""
-    if call.batch is not None:
-        return call.batch.cached((*name, id(call.global_mask)), make)
-    return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
-
-
-def attend_step(mechanism: Mechanism) -> AttendStep | None:
-    """A function that can replace ``forward`` in decoding steps. ``None`` if the mechanism does more than mask, or has hooks."""
+def steps_by_mask(mechanism: Mechanism) -> bool:
+    """Whether ``attend_rows`` can replace ``forward`` in decoding steps: the mechanism only masks, and has no hooks."""
     if not isinstance(mechanism, MaskedMechanism) or not (mechanism.definition_is_mask and mechanism.options.is_mask()):
-        return None
+        return False
     by_hook = not isinstance(mechanism.relative, SinkPositions | None)
-    plain = mechanism.options.order is None and (by_hook or not has_hooks(mechanism))
-    return mechanism.attend_rows if plain else None
+    return mechanism.options.order is None and (by_hook or not has_hooks(mechanism))
 
 
 class SparseMechanism(MaskedMechanism):
@@ -331,6 +305,11 @@ def leading_sinks(mechanism: Mechanism) -> int:
     local = mechanism.locality(True)
     fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
     return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
+
+
+def has_sinks_in_text(mechanisms: Iterable[Mechanism]) -> bool:
+    """Whether sinks keep the positions of the text in layers of a rotary decoder, because no rotation could be followed."""
+    return any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms)
 
 
 def furthest_position(mechanism: Mechanism, causal: bool) -> int | None:

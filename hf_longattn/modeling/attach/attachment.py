@@ -20,7 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
-from ...engines.batch import differentiated
+from ...engines.batch import Batch, differentiated, in_graph
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
@@ -28,6 +28,7 @@ from ...mechanisms.common.masked import SparseMechanism, leading_sinks
 from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
 from ...mechanisms.transformer_xl import TransformerXL
+from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import find_cache
 from ...names import LOGGER
 from ...positions.relative import Rotation, SelfExtend
@@ -158,13 +159,21 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function. ``None`` if another layer's cache has its keys (Gemma 3n)."""
+    """Forward pre-hook: pass the layer's cache to the attention function. ``None`` if another layer's cache has its keys (Gemma 3n).
+
+    Cache layers that retain equal keys share what the first of them computes in a step.
+    """
     cache = find_cache((*args, *kwargs.values()))
     if cache is None:
         return None
     layers = getattr(cache, "self_attention_cache", cache).layers
     index = getattr(module, "layer_idx", None)
-    return args, {**kwargs, CACHE_LAYER: layers[index] if isinstance(index, int) and index < len(layers) else None}
+    layer = layers[index] if isinstance(index, int) and index < len(layers) else None
+    if isinstance(layer, SparseCacheLayer):
+        alike = (other for other in layers if isinstance(other, SparseCacheLayer) and other.mechanism == layer.mechanism)
+        first = next(other for other in alike if other.options == layer.options)
+        layer.step = Batch() if first is layer and not in_graph() else first.step
+    return args, {**kwargs, CACHE_LAYER: layer}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
