@@ -110,14 +110,14 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """Table with one line per run of equal layers, with all options, defaults included. Options that are None are left out."""
+        """Table with one line per run of equal layers, with all options, defaults included. Options without effect are left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
             full = check_options(name, options)
-            infos = {info.name: info for info in full.infos()}
-            in_force = {key: value for key, value in full.to_dict().items() if value is not None}
-            text = f"{name:<14}" + "  ".join(f"{key}={infos[key].readable(value)}" for key, value in in_force.items())
+            infos, values = {info.name: info for info in full.infos()}, full.to_dict()
+            in_force = [key for key, value in values.items() if value is not None and values.get(infos[key].detail_of, True)]
+            text = f"{name:<14}" + "  ".join(f"{key}={infos[key].readable(values[key])}" for key in in_force)
             if rows and rows[-1][2] == text:
                 rows[-1] = (rows[-1][0], index, text)
             else:

@@ -27,11 +27,11 @@ def test_config_of_attention_is_equal_after_json() -> None:
 
 
 def test_config_of_attention_prints_a_table_of_layers() -> None:
-    config = LongAttentionConfig("window", window=256, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
+    config = LongAttentionConfig("window", window=256, layers={0: {"window": 64, "num_sinks": 4}, 11: {"mechanism": "full"}})
     assert config.table(12).splitlines() == [
         "layers  mechanism     options",
-        "0       window        window=64  num_sinks=0  sink_positions=cache  dilation=1",
-        "1-10    window        window=256  num_sinks=0  sink_positions=cache  dilation=1",
+        "0       window        window=64  num_sinks=4  sink_positions=cache  dilation=1",
+        "1-10    window        window=256  num_sinks=0  dilation=1",
         "11      full",
     ]
     assert "'11': {'mechanism': 'full'}" in str(config)

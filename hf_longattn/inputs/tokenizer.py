@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..evaluation.token_loss import PARAGRAPHS
 from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
+from ..modeling.family.definition import UNLIMITED_LENGTH
 from ..reports import FAILED, PASSED, SKIPPED, Check
 from .modality import InputSize
 
@@ -116,9 +117,10 @@ def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = 
         )
         return [Check(name, FAILED, advice)]
     limit, length = written.model_max_length, plan.tokenizer_length
-    detail = f"token ids equal to the source's, model_max_length {limit}"
+    found, planned = (f"model_max_length {number}" if number < UNLIMITED_LENGTH else "no maximum length" for number in (limit, length))
+    detail = f"token ids equal to the source's, {found}"
     if length and limit != length:
-        return [Check(name, FAILED, f"{detail} instead of {length}")]
+        return [Check(name, FAILED, f"{detail} instead of {planned}")]
     if not 0 < length <= MAX_TRUNCATED:
         return [Check(name, PASSED, detail)]
     longer = " ".join([start] * (length // max(1, len(token_ids(written, start, special_tokens=False))) + 2))

@@ -75,6 +75,7 @@ class WindowOptions(BandOptions):
         "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, their distance in "
         "the text",
         choices=(CACHE, TEXT),
+        detail_of="num_sinks",
     )
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
     full_decoding: bool | None = option(None, "whether decoding sees all keys, and only the prompt is read by window and sinks (SWAA)")

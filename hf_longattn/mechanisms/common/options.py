@@ -63,6 +63,8 @@ class OptionInfo:
     default: Any
     help: str
     unit: str
+    detail_of: str = ""
+    """The number that must be set for the option to have an effect, if there is one."""
 
     @property
     def type_in_words(self) -> str:
@@ -91,6 +93,7 @@ def option(
     most: int = LARGEST,
     even: bool = False,
     choices: Sequence[str] = (),
+    detail_of: str = "",
 ) -> Any:
     """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted values.
 
@@ -99,8 +102,9 @@ def option(
             the input length: a typo is then refused at once. The default is the largest number that the engines' indices allow.
         even: whether a number must be even and at least 2.
         choices: the permitted strings.
+        detail_of: the option without which this one has no effect. Tables then leave it out.
     """
-    limits = {"least": least, "most": most, "even": even, "choices": tuple(choices)}
+    limits = {"least": least, "most": most, "even": even, "choices": tuple(choices), "detail_of": detail_of}
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, **limits})
 
 
@@ -134,7 +138,7 @@ class Options:
         """Describe every option, in declaration order. Options shared by all mechanisms come last."""
         hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
         return tuple(
-            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+            OptionInfo(f.name, _type_name(hints[f.name]), f.default, *(f.metadata.get(key, "") for key in ("help", "unit", "detail_of")))
             for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
         )
 
