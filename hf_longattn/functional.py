@@ -271,11 +271,12 @@ def run_batch(
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
     by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
-    in_full = functools.partial(run_mechanism, full, run=None if run is None else getattr(full, run.__name__), per_sequence=per_sequence)
-    return by_length(
-        lambda q, k, v, call: in_full(q, k, v, call.for_full_attention()), by_mechanism, full.sizes.max_length,
-        needs_whole_batch(mechanism), q, k, v, call,
-    )  # fmt: skip
+
+    def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        run_full = None if run is None else getattr(full, run.__name__)
+        return run_mechanism(full, q, k, v, call.for_full_attention(), run_full, per_sequence=per_sequence)
+
+    return by_length(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(

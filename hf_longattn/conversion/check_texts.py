@@ -191,19 +191,15 @@ class LanguageLoss:
         special = self.text.special if chunk < read or number else ([], [])
         return token_losses(model, *in_chunks(ids, target, chunk, special), causal=causal)
 
-    def judge(self, old: Tensor, new: Tensor) -> Check:
-        """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""
-        plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
-        old, new = torch.atleast_2d(old), torch.atleast_2d(new)
-        (texts, count), chunk, causal = old.shape, lengths.chunk, plan.shape.causal
-        # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
-        same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
-        edges = [0, same or (max(1, count // 8) if lengths.at_once else chunk)]
-        if causal and count > SMALLEST_BUCKET:
+    def buckets(self, old: Tensor, new: Tensor, same: int) -> list[dict[str, Any]]:
+        """Mean losses by position. The first bucket has the ``same`` tokens that cannot differ, if there are any."""
+        count = old.shape[1]
+        edges = [0, same or (max(1, count // 8) if self.lengths.at_once else self.lengths.chunk)]
+        if self.plan.shape.causal and count > SMALLEST_BUCKET:
             edges = [0, SMALLEST_BUCKET]
         while edges[-1] * 2 < count:
             edges.append(edges[-1] * 2)
-        buckets = [
+        return [
             {
                 "from": low,
                 "to": high,
@@ -214,6 +210,15 @@ class LanguageLoss:
             for low, high in pairwise(sorted({*edges, count}))
             if not new[:, low:high].isnan().all()
         ]
+
+    def judge(self, old: Tensor, new: Tensor) -> Check:
+        """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""
+        plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
+        old, new = torch.atleast_2d(old), torch.atleast_2d(new)
+        (texts, count), chunk, causal = old.shape, lengths.chunk, plan.shape.causal
+        # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
+        same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
+        buckets = self.buckets(old, new, same)
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
         shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
         how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"

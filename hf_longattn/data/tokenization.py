@@ -73,10 +73,12 @@ def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     Documents without a token to predict are left out.
     """
     special = set(tokenizer.all_special_ids)
-    return data.map(
-        lambda rows: {"input_ids": [ids for ids in document_ids(rows["text"], tokenizer) if len(ids) > 1 and not special.issuperset(ids)]},
-        batched=True, batch_size=200, remove_columns=data.column_names,
-    )  # fmt: skip
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        documents = document_ids(rows["text"], tokenizer)
+        return {"input_ids": [ids for ids in documents if len(ids) > 1 and not special.issuperset(ids)]}
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:

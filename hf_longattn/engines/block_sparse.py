@@ -36,9 +36,16 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    if call.batch is not None and call.batch.documents is not None:
-        return _of_documents(q, k, v, pattern, call)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    if call.batch is not None and call.batch.documents is not None:
+        out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
+        if out is not None:
+            return out
+
+        def of_document(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+            return block_sparse_attention(q, k, v, pattern, call)
+
+        return attend_per_sequence(of_document, q, k, v, call, path, clears_padding=True)
     out, path = try_path("band", context, {} if context.device == "cpu" else _kernels(q, k, v, pattern, call))
     if out is not None:
         return out
@@ -73,16 +80,6 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
     }
-
-
-def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
-    out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
-    if out is not None:
-        return out
-    return attend_per_sequence(
-        lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, path, clears_padding=True
-    )
 
 
 def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:

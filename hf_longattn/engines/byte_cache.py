@@ -83,9 +83,8 @@ class ByteCache:
                 return value
             self.drop(entry_key)  # an entry of freed tensors that had the same addresses
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
-        return self.get(
-            entry_key, lambda: (tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors), make()), lambda entry: size(entry[1])
-        )[1]
+        references = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
+        return self.get(entry_key, lambda: (references, make()), lambda entry: size(entry[1]))[1]
 
     def drop(self, key: Hashable) -> None:
         with self._lock:

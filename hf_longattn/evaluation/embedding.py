@@ -118,8 +118,11 @@ def embed_documents(
     state = PartialState(cpu=not torch.accelerator.is_available())  # without an accelerator, processes communicate on the CPU
     network = load_sentence_model(loader, model, complete=True, device=str(state.device))
     embed = reader_of(network, chosen, task, model)
-    if task == "query":
-        check_queries(network, data["text"])
+    longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
+    for query in data["text"] if task == "query" and longest else ():
+        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
+        if tokens > longest:
+            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
     folder = Path(output)
     if state.is_main_process:
         settings = {"model": model, "weights": _digest(network), "vectors": str(chosen), "task": task, "documents": len(data)}
@@ -154,15 +157,6 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
         if not row["text"].strip():
             raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
-
-
-def check_queries(network: Any, queries: Sequence[str]) -> None:
-    """Raise :class:`DataError` for queries that the model would truncate."""
-    longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
-    for query in queries:
-        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
-        if longest and tokens > longest:
-            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:

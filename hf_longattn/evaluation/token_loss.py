@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..data.tokenization import IGNORED, between
@@ -82,7 +81,7 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
         causal: whether a token is predicted at the position before it.
     """
     if causal:
-        target = functional.pad(target[:, 1:], (0, 1), value=IGNORED)
+        target = F.pad(target[:, 1:], (0, 1), value=IGNORED)
     losses = torch.full(target.shape, float("nan"))
     positions = (target != IGNORED).any(0).nonzero().flatten()
     selects = causal and "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -90,7 +89,7 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     with deferred_logits(model) if selects else nullcontext():
         returned = model(input_ids=shown, return_dict=True, **selection)
     logits, target = returned["logits"] if "logits" in returned else returned["prediction_logits"], target[:, positions]
-    loss_of = partial(functional.cross_entropy, reduction="none", ignore_index=IGNORED)
+    loss_of = partial(F.cross_entropy, reduction="none", ignore_index=IGNORED)
     if isinstance(logits, Logits):
         predicted = loss_of(logits.view(-1, logits.shape[-1]).float(), target.flatten().to(shown.device)).cpu()
     else:
@@ -98,7 +97,7 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
         pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
         predicted = torch.cat([loss_of(rows.float(), labels) for rows, labels in pieces])
     losses[:, positions] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
-    return functional.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
+    return F.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 
 
 def in_chunks(shown: Tensor, target: Tensor, chunk: int, special: tuple[Sequence[int], Sequence[int]] = ((), ())) -> tuple[Tensor, Tensor]:

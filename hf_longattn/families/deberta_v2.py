@@ -214,15 +214,12 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
             for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
         )
-        return disentangled(query, key, by_query, by_key, scaling, self._buckets(query.device))
-
-    def _buckets(self, device: torch.device) -> Tensor:
-        """Buckets of the distances -f, …, f, where f is ``max_relative_positions`` or, if greater, ``pos_ebd_size``."""
         furthest = max(self.max_relative_positions, self.pos_ebd_size)
-        distance = torch.arange(-furthest, furthest + 1, device=device)
+        bucket = torch.arange(-furthest, furthest + 1, device=query.device)  # of each distance
         if self.position_buckets > 0 and self.max_relative_positions > 0:
-            distance = make_log_bucket_position(distance, self.position_buckets, self.max_relative_positions).long()
-        return (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
+            bucket = make_log_bucket_position(bucket, self.position_buckets, self.max_relative_positions).long()
+        buckets = (bucket + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
+        return disentangled(query, key, by_query, by_key, scaling, buckets)
 
 
 class DebertaV2OnTheBackend(GlobalsInTheMask):

@@ -18,6 +18,7 @@ at their true positions.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,7 +136,9 @@ class TransformerXL(GatheredMechanism):
             positions = torch.arange(length, device=q.device).view(1, 1, -1, 1)
             out = dense_attention(q, k, v, joint_call, mask_mod=self._joint_mask_mod(length, causal), q_idx=positions)
         else:
-            out = gathered_attention(q, k, v, self._joint_parts(length, causal, q.device), joint_call)
+            name = (TransformerXL, "stopping parts", self.options, length, causal, q.device)
+            parts = BYTE_CACHE.get(name, partial(self._joint_parts, length, causal, q.device))
+            out = gathered_attention(q, k, v, parts, joint_call)
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
@@ -162,13 +165,9 @@ class TransformerXL(GatheredMechanism):
 
     def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p + ``length``."""
-
-        def make() -> tuple[GatherTile, ...]:
-            blocks, memory = self._rows(length, device)
-            own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
-            return as_fixed((*own, *earlier))
-
-        return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
+        blocks, memory = self._rows(length, device)
+        own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
+        return as_fixed((*own, *earlier))
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
         """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""

@@ -75,12 +75,6 @@ class Region(NamedTuple):
     batch: Batch | None = None
     cross: bool = False
 
-    def is_one_call(self, queries: int) -> bool:
-        """Whether one call of scaled_dot_product_attention without a mask, causal or not, is enough."""
-        aligned = queries in (1, self.keys) or not self.pattern.causal
-        any_length = torch.compiler.is_exporting() and self.pattern.bounded  # no window covers every length
-        return self.batch is None and aligned and not any_length and self.pattern.covers(queries, self.keys)
-
 
 class DeclaredMask(PassCache):
     """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would build.
@@ -339,15 +333,17 @@ def attend_as_declared(
     # mask of a different key sequence; an engine, for a band; blocks of query-key pairs, for everything else.
     if region is None or terms["bias"] is not None or terms["softcap"] is not None or with_weights:
         return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=with_weights)
-    if region.is_one_call(q_len) and not OBSERVERS and not (dropout and query.device.type == "cpu"):
+    pattern, aligned = region.pattern, q_len in (1, region.keys) or not region.pattern.causal
+    any_length = torch.compiler.is_exporting() and pattern.bounded  # no window covers every length
+    one_call = region.batch is None and aligned and not any_length and pattern.covers(q_len, region.keys)
+    if one_call and not OBSERVERS and not (dropout and query.device.type == "cpu"):
         key, value = key[:, :, : region.keys], value[:, :, : region.keys]
-        output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
+        output = fused_attention(query, key, value, is_causal=pattern.causal and q_len > 1, **settings)
         return output.transpose(1, 2).contiguous(), None
     few = not torch.compiler.is_exporting() and q_len <= FEW_QUERIES  # an exported graph takes any number of queries
     few = few and (documents is None or region.keys == kv_len)
     if mask is not None and not OBSERVERS and (few or (region.cross and region.batch is not None)):
         return _attend_pairs(query, key, value, mask, settings, **terms)
-    pattern = region.pattern
     scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
     key, value = key[:, :, : region.keys], value[:, :, : region.keys]
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs

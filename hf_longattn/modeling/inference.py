@@ -117,8 +117,13 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
         _replace(model, Int8Linear if precision == "int8" else PackedLinear)
     elif any(parameter.is_floating_point() and parameter.element_size() < torch.float32.itemsize for parameter in model.parameters()):
         _cast(model, torch.float32)
-    if precision == "int8":
-        _run_in_pieces(model)
+    if precision == "int8":  # a token's result depends on no other token; a product in bf16 may depend on its number of rows
+        for module in model.modules():
+            if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
+                setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
+                output = getattr(getattr(module, "attention", None), "output", None)  # the layer before it
+                if isinstance(output, nn.Module):
+                    output.forward = partial(_in_pieces, output.forward)
     setattr(model, PRECISION_ATTRIBUTE, precision)
     if precision != "fp32":
         setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
@@ -202,20 +207,6 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
             replacement = PackedLinear(weight, bias, transposed=transposed)
         for parent, name in owners:
             setattr(parent, name, replacement)
-
-
-def _run_in_pieces(model: nn.Module) -> None:
-    """Run the feed-forward block and the output layer before it on some tokens at a time.
-
-    Applies to transformers models with ``feed_forward_chunk``. In 8 bits a token's result depends on no other token, so results do not
-    change. A product in bf16 may depend on its number of rows.
-    """
-    for module in model.modules():
-        if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
-            setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
-            output = getattr(getattr(module, "attention", None), "output", None)
-            if isinstance(output, nn.Module):
-                output.forward = partial(_in_pieces, output.forward)
 
 
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
