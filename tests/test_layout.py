@@ -168,7 +168,7 @@ REGISTRIES = {
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {
     "names.py": "public names on first use, the modules of registries, and private modules of libraries",
-    "modeling/mixin.py": "the upload of a model",
+    "modeling/mixin.py": "the upload of a model, and the file for trust_remote_code",
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",

@@ -149,7 +149,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
     config, dtype = read_json_object(stage / "config.json"), source.config.get("dtype") or source.config.get("torch_dtype")
-    code = config.pop("auto_map", None)  # the code file is not copied
+    code = None if any(stage.glob("modeling_long_*.py")) else config.pop("auto_map", None)  # code of the source is not copied
     retyped = plan is not None and dtype not in (None, config.get("dtype"))  # load with the same dtype as the source
     if code is not None or retyped:
         write_json(stage / "config.json", {**config, "dtype": dtype} if retyped else config)

@@ -33,7 +33,7 @@ from .attach.global_mask import check_globals, global_token_ids, global_tokens_o
 from .attach.memory_tokens import attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared_parameters
 from .backend import COLLECT_WEIGHTS, attentions_collected
-from .family.definition import Family
+from .family.definition import Family, module_name
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
 from .family.rotary import positions_without_end
@@ -267,20 +267,24 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             warn_of_overflow(model)
         return loaded
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
-        overwritten it with the tokenizer's."""
+        overwritten it with the tokenizer's. A model loaded from a folder with the file of `--remote-code` is saved with such a file."""
         tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
         counting: list[Any] = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
         counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
-        if counted is None:
-            return super().save_pretrained(*args, **kwargs)
         config: Any = self.config
-        padding, config.pad_token_id = config.pad_token_id, counted
+        padding, source = getattr(config, "pad_token_id", None), config.name_or_path
+        if counted is not None:
+            config.pad_token_id = counted
         try:
-            return super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            config.pad_token_id = padding
+            if counted is not None:
+                config.pad_token_id = padding
+        had_code = bool(source) and Path(source, f"modeling_{module_name(config.model_type)}.py").is_file()
+        if had_code and kwargs.get("is_main_process", True):
+            importlib.import_module("hf_longattn.hub.push").write_remote_code(save_directory)
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:

@@ -37,7 +37,7 @@ model = load({repo!r}, trust_remote_code=True).eval()
 assert "hf_longattn" in sys.modules
 assert type(model).__module__.startswith("hf_longattn."), type(model)
 model.save_pretrained("saved")
-assert not list(Path("saved").glob("*.py"))
+assert [file.name for file in Path("saved").glob("*.py")] == [file.name for file in Path({repo!r}).glob("*.py")]
 again = load("saved").eval()
 ids = torch.tensor({ids})
 with torch.no_grad():
@@ -112,12 +112,26 @@ def test_conversion_with_remote_code_writes_its_file(converted: Callable[[str], 
     assert "trust_remote_code=True" in (long / "README.md").read_text()
 
 
-def test_imported_package_goes_before_remote_code(converted: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("trusted", [None, False, True])
+def test_imported_package_goes_before_remote_code(trusted: bool | None, converted: Callable[[str], Path], tmp_path: Path) -> None:
     repo = with_code(converted, tmp_path, "bert")
-    model = transformers.AutoModelForMaskedLM.from_pretrained(repo)
+    (repo / "modeling_long_bert.py").write_text("raise RuntimeError('it ran')")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(repo, trust_remote_code=trusted)
     assert type(model) is LongBertForMaskedLM
-    model.save_pretrained(tmp_path / "saved")
-    assert not json.loads((tmp_path / "saved" / "config.json").read_text()).get("auto_map"), "it would name files that are not there"
+
+
+def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = with_code(converted, tmp_path, "bert")
+    model = LongBertForMaskedLM.from_pretrained(repo)
+    for folder, settings in (("saved", {}), ("elsewhere", {"is_main_process": False})):
+        model.save_pretrained(tmp_path / folder, **settings)
+    assert not (tmp_path / "elsewhere" / "modeling_long_bert.py").exists()
+    assert (tmp_path / "saved" / "modeling_long_bert.py").read_bytes() == (repo / "modeling_long_bert.py").read_bytes()
+    maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (repo, tmp_path / "saved")]
+    assert maps[0] == maps[1]
+    (repo / "modeling_long_bert.py").unlink()
+    LongBertForMaskedLM.from_pretrained(repo).save_pretrained(tmp_path / "without")
+    assert "auto_map" not in json.loads((tmp_path / "without" / "config.json").read_text()), "it would name files that are not there"
 
 
 def test_writing_remote_code_again_replaces_its_file_alone(converted: Callable[[str], Path], tmp_path: Path) -> None:

@@ -45,12 +45,14 @@ PIPELINES = {
 
 
 def register_configs(configuration_auto: ModuleType) -> None:
-    mapping, config_names, families = configuration_auto.CONFIG_MAPPING, configuration_auto.CONFIG_MAPPING_NAMES, _families()
-    for names in _family_entries():
-        config_names[names.model_type] = names.config
-        enter_config(mapping, names.module, families)
-    config_names[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
-    enter_config(mapping, MULTIMODAL_TYPE, families)
+    mapping, families = configuration_auto.CONFIG_MAPPING, _families()
+    if not hasattr(mapping, "_modules"):
+        warn_missing("lazy_mapping")
+        return
+    entries = [(names.model_type, names.config, names.module) for names in _family_entries()]
+    for model_type, config, module in (*entries, (MULTIMODAL_TYPE, f"{MULTIMODAL}Config", MULTIMODAL_TYPE)):
+        configuration_auto.CONFIG_MAPPING_NAMES[model_type] = config
+        mapping._modules[module] = families
 
 
 def register_models(modeling_auto: ModuleType) -> None:
@@ -265,15 +267,6 @@ def lazy_mappings(module: ModuleType) -> list[Any]:
     if len(known) < len(tables):
         warn_missing("lazy_mapping")
     return known
-
-
-def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
-    """Make ``CONFIG_MAPPING`` find a config in ``module``."""
-    if not hasattr(mapping, "_modules"):
-        warn_missing("lazy_mapping")
-        return False
-    mapping._modules[module_name] = module
-    return True
 
 
 def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
