@@ -8,6 +8,7 @@ from __future__ import annotations
 SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in place: "
 TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it on less"
 INSTALLED = "needs a package that only this page installs: tests/test_pages.py types it"
+SERVED = "needs a server in an environment of its own: tests/hub/test_servers.py"
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
@@ -39,6 +40,11 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",
     },
     "docs/how-to/evaluate.md": {"python -c": INSTALLED},
+    "docs/how-to/serve.md": {
+        "from sentence_transformers": SERVED,
+        "INFINITY_MODEL_WARMUP": SERVED,
+        "python server_reach.py": SERVED,
+    },
     "docs/how-to/gliner.md": {
         "from gliner": INSTALLED,
         "longattn convert encoder": INSTALLED,

@@ -155,12 +155,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Make ``save_pretrained`` write the class's file. Classes of this package need none, because it is imported instead."""
-        if not cls.__module__.startswith("hf_longattn."):
-            super().register_for_auto_class(auto_class)
-
     def push_to_hub(self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any) -> Any:
         """As in transformers; ``private`` refuses a repository that exists and is public."""
         if private:

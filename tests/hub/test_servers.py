@@ -62,7 +62,7 @@ def converted(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             source = folder / "source"
             getattr(transformers, head).from_pretrained(real_folder, **fields).save_pretrained(source)
             transformers.AutoTokenizer.from_pretrained(real_folder).save_pretrained(source)
-        settings = {"mechanism": "window", "window": 256, "max_length": 4096, "verify": False}
+        settings: dict[str, Any] = {"mechanism": "window", "window": 256, "max_length": 4096, "verify": False}
         convert_checkpoint(source, folder / "long", remote_code=True, **settings)
         return folder / "long"
 
