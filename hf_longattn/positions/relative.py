@@ -478,8 +478,11 @@ class SinkPositions(RelativePositions):
             factors = rotation.factors((self.last - rows).clamp(max=0), precise, scale, change=True)
             return sources, hidden, at.int().argmax(-1)[:, None], factors
 
-        name = ("sinks", self.sinks, self.last, rotation.interleaved, scale, dtype, *map(id, sources), tensor_version(sources[3]))
-        _, hidden, slots, factors = call.cached(name, make)  # the sources stay in the cache, so that no other tensors get their ids
+        if torch.compiler.is_compiling():  # a graph stores nothing, and cannot read versions
+            _, hidden, slots, factors = make()
+        else:  # the sources stay in the cache, so that no other tensors get their ids
+            name = ("sinks", self.sinks, self.last, rotation.interleaved, scale, dtype, *map(id, sources), tensor_version(sources[3]))
+            _, hidden, slots, factors = call.cached(name, make)
         sinks = k.gather(2, slots[..., None].expand(len(k), k.shape[1], -1, k.shape[3]))
         term = self.table(q, sinks, rows, scale, factors)
         return hidden.expand(*term.shape[:3], -1).scatter_add(3, slots[:, :, None].expand(term.shape), term.to(dtype))
