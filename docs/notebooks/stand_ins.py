@@ -1,4 +1,4 @@
-"""Small checkpoints and data for the notebooks, made on the spot: the site is built without a network.
+"""Small checkpoints and data for the notebook, made on the spot: the site is built without a network.
 
 Each function trains a small model of a well-known architecture for some seconds on one CPU thread, writes it into a folder as
 ``save_pretrained`` does. With a network you need none of this: use the checkpoint that the notebook names.
@@ -15,7 +15,6 @@ from pathlib import Path
 from pydoc_data.topics import topics  # the language reference, in every Python installation
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -88,42 +87,6 @@ def diary_reader(folder: str, steps: int = 500) -> None:
         outputs = model(**inputs, position_ids=positions, start_positions=places, end_positions=places)
         _step(outputs.loss, model, optimiser, schedule)
     _save(folder, model, tokenizer)
-
-
-STRIPES = ("horizontal", "vertical", "chequered")
-
-
-def image(size: int, kind: str, draw: np.random.Generator) -> Any:
-    """A grey, noisy image with one small patch of 48 pixels that is striped or chequered, two pixels to a stripe."""
-    from PIL import Image
-
-    pixels = draw.normal(128, 20, (size, size))
-    across, down = np.meshgrid(np.arange(48) // 2 % 2, np.arange(48) // 2 % 2)
-    pattern = {"horizontal": down, "vertical": across, "chequered": across ^ down}[kind]
-    top, left = draw.integers(0, size - 48, 2)
-    pixels[top : top + 48, left : left + 48] = 255 * pattern
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-def stripe_finder(folder: str, steps: int = 80) -> None:
-    """A ViT of two layers that says of images of 224 pixels what the patch in them is, trained for 10 seconds."""
-    torch.manual_seed(0)
-    draw = np.random.default_rng(0)
-    processor = transformers.ViTImageProcessorPil(size={"height": 224, "width": 224})
-    names = dict(enumerate(STRIPES))
-    model = transformers.ViTForImageClassification(
-        transformers.ViTConfig(
-            hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, initializer_range=0.1,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, id2label=names,
-            label2id={name: number for number, name in names.items()},
-        )
-    )  # fmt: skip
-    optimiser, schedule = _optimiser(model, 2e-3, steps)
-    for _ in range(steps):
-        labels = torch.as_tensor(draw.integers(0, 3, 16))
-        images = [image(224, STRIPES[label], draw) for label in labels]
-        _step(model(**processor(images, return_tensors="pt"), labels=labels).loss, model, optimiser, schedule)
-    _save(folder, model, processor)
 
 
 def _words(texts: list[str]) -> BertTokenizer:
