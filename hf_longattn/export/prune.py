@@ -96,7 +96,7 @@ def prune_ffn(source: CompressionInput) -> Compressed:
     name = next((name for name in INNER_WIDTHS if isinstance(getattr(model.config, name, None), int)), None)
     if name is None or model.config.is_encoder_decoder:
         raise OptionError(
-            f"The config of {type(model).__name__} has no one width of feed-forward layers, so it cannot be pruned; choose --method bf16."
+            f"The config of {type(model).__name__} has no single feed-forward width, so it cannot be pruned; choose --method bf16."
         )
     inner: int = getattr(model.config, name)
     remaining = inner - round(share * inner)

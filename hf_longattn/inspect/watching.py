@@ -116,7 +116,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
         others = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
         if others:
             raise BackendError(
-                f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, for whose keys there is no mechanism; full attention and "
+                f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, whose keys no mechanism describes; full attention and "
                 "sliding windows can be diagnosed."
             )
     elif any(isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()):

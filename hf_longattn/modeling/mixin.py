@@ -522,7 +522,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             rule_out_packing(arguments)
         if not runs and arguments.pop("documents", None) is not None:
             raise InputError(
-                "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
+                "Only mechanisms keep documents apart; call model.set_attn_implementation('longattn'), or leave documents out."
             )
         if runs and (positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments)):
             find_documents(self, arguments)
