@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo real-decoder test test-thorough test-slow test-lowest test-newest lint format bench docs site release gpu-check clean
+.PHONY: help install demo real-decoder llama-cpp test test-thorough test-slow test-lowest test-newest lint format bench docs site release gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -44,6 +44,9 @@ demo: $(READY)  ## convert all-MiniLM-L6-v2; then fine-tune and compare on long 
 # For studies and slow tests of decoders, under the Gemma Terms of Use (ai.google.dev/gemma/terms).
 real-decoder: $(READY)  ## Gemma 3 270M in build/real/gemma-3-270m: downloads 240 MB and takes two minutes, once
 	@$(PY) -m scripts.dev.real --decoder
+
+llama-cpp: $(READY)  ## llama.cpp in build/real/llama.cpp, for a slow test: downloads 72 MB, once; Linux on x86-64
+	@$(PY) -m scripts.dev.real --llama-cpp
 
 # The versions that pyproject.toml declares to be enough, each as old as it allows; linux wheels of torch bring CUDA's libraries along.
 LOWEST := .venv-lowest

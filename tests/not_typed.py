@@ -9,6 +9,7 @@ SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in 
 TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it on less"
 INSTALLED = "needs a package that only this page installs: tests/test_pages.py types it"
 SERVED = "needs a server in an environment of its own: tests/hub/test_servers.py"
+ENGINE = "needs an engine of `make llama-cpp`: tests/export/test_engines.py runs its converter and server"
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
@@ -44,6 +45,8 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "from sentence_transformers": SERVED,
         "INFINITY_MODEL_WARMUP": SERVED,
         "python server_reach.py": SERVED,
+        "python llama.cpp": ENGINE,
+        "llama-server": ENGINE,
     },
     "docs/how-to/gliner.md": {
         "from gliner": INSTALLED,

