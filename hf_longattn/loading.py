@@ -201,7 +201,12 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer, with the end token for padding if it has no padding token. Refuse one with neither, or with ids beyond the model."""
+    """The tokenizer, with the end token for padding if it has no padding token.
+
+    Refuse one with neither, with ids beyond the model, or without words, as transformers makes for a folder without a tokenizer.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise CheckpointError(f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer.")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
