@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .conversion import ConversionConfig, ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion
     from .engines.token_grid import Grid
     from .errors import LongAttentionError
+    from .evaluation.embedding import Embedder
     from .export import CompressionConfig, CompressionReport, ExportReport, compress_checkpoint, export_checkpoint, export_native
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .functional import attend, reference_attend

@@ -201,11 +201,8 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer, with the end token for padding if it has no padding token.
-
-    Refuse one with neither, with ids beyond the model, or without words, as transformers makes for a folder without a tokenizer.
-    """
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    """The tokenizer, which pads with its end token if it has no padding token. Refuse one without words, or with ids beyond the model."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one for a folder without a tokenizer
         raise CheckpointError(f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer.")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(

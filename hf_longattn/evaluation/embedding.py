@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from copy import copy
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,10 +25,9 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from torch import Tensor
 from transformers.utils import logging
 
-from ..data.rows import rows_of
+from ..data.rows import chosen_columns, rows_of
 from ..data.sources import DataError
 from ..errors import CheckpointError, OptionError, check_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
@@ -47,29 +48,158 @@ SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """Unit of vectors -> default size: parts of a document, or tokens of a passage."""
 TASKS = ("document", "query")
+COLUMNS = ("start", "end", "embedding")
+"""The columns that an embedder adds."""
+Row = tuple[int, int, np.ndarray]
+"""First and last character of a vector in its text, and the vector ``(D,)`` in fp32."""
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """The unit of a vector: a document, each of its ``size`` parts, each passage of ``size`` tokens, or each token."""
+class Embedder:
+    """Embed batches of texts in an engine that spreads them over processes and machines.
 
-    of: str
-    size: int | None = None
+    It is the function for ``datasets.Dataset.map(..., batched=True)`` and the class for Ray Data's ``map_batches``. It can be pickled: it
+    holds settings only, and each process loads the model once, at the first batch. The vectors are those that ``longattn embed`` writes.
 
-    @classmethod
-    def parse(cls, text: str) -> Vectors:
-        """``"document"``, ``"parts:8"``, ``"passages:256"`` or ``"tokens"``.
+    Args:
+        model: a folder, which all machines must have, or a Hub name that sentence-transformers loads.
+        vectors: "document": the vector of ``encode_document``, which cuts long texts, with a warning. "parts:8": eight vectors of a text.
+            "passages:256": late chunks of 256 tokens. "tokens": a vector for each token. These are means of token states, scaled to length
+            1, and texts longer than the model are read in windows.
+        task: "document", or "query" for the model's query prompt.
+        text_column: name of the column of texts.
+        device: such as "cpu" or "cuda:1"; default: a GPU if there is one.
+
+    Raises:
+        OptionError: an invalid ``vectors`` or ``task``.
+    """
+
+    def __init__(
+        self, model: str, *, vectors: str = "document", task: str = "document", text_column: str = "text", device: str | None = None
+    ) -> None:
+        self.of, colon, size = str(vectors).partition(":")
+        if self.of not in SIZES or (colon and (SIZES[self.of] is None or not size.isdecimal() or int(size) < 1)):
+            raise OptionError(f"--vectors is {vectors!r}; give document, parts:8 or passages:256, with any number, or tokens.")
+        if task not in TASKS:
+            raise OptionError(f"--task is {task!r}; give document or query.")
+        self.size = int(size) if colon else SIZES[self.of]
+        self.vectors = self.of if self.size is None else f"{self.of}:{self.size}"
+        self.model, self.task, self.text_column, self.device = model, task, text_column, device
+        self.key = uuid4().hex  # copies of this object in a process share a model; others may find new weights in the folder
+
+    def __call__(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Return the columns of a batch with three more, ``start``, ``end`` and ``embedding``.
+
+        With ``vectors="document"``, a row has its vector ``(D,)`` in fp32, and the characters of the text at which the part that was read
+        starts and ends. Otherwise it has a list of each, with an item for every vector.
+
+        Args:
+            batch: name of a column -> list or NumPy array of its values, one for each row.
 
         Raises:
-            OptionError: anything else.
+            DataError: a batch of another kind, a row without text, or a query longer than the model.
+            CheckpointError, OptionError: the model cannot be loaded, or makes no such vectors.
         """
-        of, colon, size = text.partition(":")
-        if of not in SIZES or (colon and (SIZES[of] is None or not size.isdigit() or int(size) < 1)):
-            raise OptionError(f"--vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens.")
-        return cls(of, int(size) if colon else SIZES[of])
+        if not isinstance(batch, MutableMapping):
+            raise DataError(f"A batch is a dictionary of columns, not a {type(batch).__name__}; give frame.to_dict('list') or the like.")
+        chosen_columns([*batch], {"text": ()}, {"text": self.text_column}, "The batch", "text_column=NAME")
+        if taken := next((name for name in COLUMNS if name in batch), None):
+            raise DataError(f"The batch has a column {taken!r}, which is the name of a column of the vectors; rename it.")
+        if isinstance(batch[self.text_column], str):
+            raise DataError(f"The column {self.text_column!r} is a text, not a list of texts; give batches, in datasets with batched=True.")
+        texts = list(batch[self.text_column])
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, no text; leave it out.")
+        result = copy(batch)
+        result.update({name: [] for name in COLUMNS})
+        for rows in self.embed(texts) if texts else ():
+            for name, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
+                result[name].append(values[0] if self.of == "document" else list(values))
+        return result
 
-    def __str__(self) -> str:
-        return self.of if self.size is None else f"{self.of}:{self.size}"
+    def embed(self, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+        """Yield the vectors of each text. The iterators are read one after another."""
+        network = _load(self.model, self.of, self.device, self.key)
+        if self.task == "query":
+            check_queries(network, texts)
+        if network.model_type == "MultiVectorEncoder" or self.of == "document":
+            return self._encoded(network, texts)
+        return map(partial(self._of_text, network), texts)
+
+    def _encoded(self, network: Any, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+        """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a warning."""
+        longest, prompt = network.max_seq_length, network.prompts.get(self.task) or ""
+        read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
+        counts = list(map(len, call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]))
+        most = max(counts, default=1)
+        if longest and most > longest:
+            logger.warning_once(
+                f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
+            )
+        fitting = longest - len(f" {prompt}".encode()) if longest else most  # a prompt token has at least one byte
+        encode = network.encode_query if self.task == "query" else network.encode_document
+        encoded, order = dict[int, Any](), sorted(range(len(read)), key=counts.__getitem__, reverse=True)
+        while order:  # texts of similar length are read together
+            size = max(1, BATCH_TOKENS // max(1, min(counts[order[0]], longest or most)))
+            batch, order = order[:size], order[size:]
+            encoded.update(zip(batch, encode([read[row] for row in batch], batch_size=size, show_progress_bar=False), strict=True))
+        for row, (text, count) in enumerate(zip(read, counts, strict=True)):
+            states = encoded.pop(row)
+            end = len(text)
+            if count > fitting and network.tokenizer.is_fast:  # the character at which the model's tokenizer cuts the text
+                tokens = read_tokens(network.tokenizer, text, prompt)
+                room = longest - len(tokens.before) - len(tokens.after)
+                end = end if len(tokens.ids) <= room else int(tokens.starts[room])
+            if self.of == "document":
+                yield iter([(0, end, states)])
+            else:
+                size = -(-len(states) // self.size) if self.size else 1
+                yield iter([(0, end, F.normalize(part.mean(0), dim=0).numpy()) for part in states.cpu().split(size)])
+
+    def _of_text(self, network: Any, text: str) -> Iterator[Row]:
+        """Yield the vectors of a text's pieces, with one window in memory at a time."""
+        model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, network.prompts.get(self.task) or "")
+        count, starts, width = len(tokens.ids), tokens.starts.tolist(), model.config.hidden_size
+        size = {"parts": -(-count // (self.size or 1)), "passages": self.size, "tokens": 1}[self.of] or 1
+        with evaluating(model):
+            windows = token_states(model, tokens, network.max_seq_length)
+            if count <= size:  # sentence-transformers averages a text of one piece
+                total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
+                yield 0, len(text), F.normalize(total, dim=0).numpy()
+                return
+            first, begun = 0, torch.zeros(width)
+            for states, _ in windows:
+                last, piece = first + len(states), first // size
+                sums = torch.zeros(last // size - piece + 1, width)
+                sums.index_add_(0, torch.arange(first, last) // size - piece, states)[0] += begun
+                complete = (last if last < count else count + size - 1) // size
+                for number, vector in enumerate(F.normalize(sums[: complete - piece]).numpy(), piece):
+                    begin, end = number * size, min(number * size + size, count)
+                    yield starts[begin] if begin else 0, starts[end] if end < count else len(text), vector
+                first, begun = last, sums[-1]
+
+
+@lru_cache(maxsize=2)  # such as one for documents and one for queries
+def _load(name: str, of: str, device: str | None, key: str) -> Any:
+    """The model of an :class:`Embedder`. It is refused if it cannot make vectors of this unit."""
+    check_extra("sentence", "sentence_transformers")
+    import sentence_transformers
+
+    loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(name) else sentence_transformers.SentenceTransformer
+    network = load_sentence_model(loader, name, complete=True, device=device)
+    if getattr(network.transformers_model, "main_input_name", "") != "input_ids":  # such as StaticEmbedding, or a model of images
+        raise CheckpointError(f"{name!r} is no text encoder of transformers; give a model that reads token ids.")
+    if network.model_type == "MultiVectorEncoder":
+        if of not in ("parts", "tokens"):
+            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
+    elif of != "document":
+        modules, pooling = [type(module).__name__ for module in network][1:], getattr(network[1], "pooling_mode", "mean")
+        if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
+            raise CheckpointError(
+                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, and those of passages "
+                "are means of token states; give a model with mean pooling."
+            )
+    return network
 
 
 def embed_documents(
@@ -90,12 +220,9 @@ def embed_documents(
     processes (``accelerate launch``), each writes its share of the files. Files do not depend on the number of processes.
 
     Args:
-        model: a folder or Hub name that sentence-transformers loads.
+        model, vectors, task: see :class:`Embedder`.
         documents: see :func:`..data.sources.read_table`.
         output: a new folder, or the folder of an interrupted run with the same arguments.
-        vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
-            than the model are read in windows.
-        task: "document", or "query" for the model's query prompt.
         text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, or the document numbers.
         note: function called with the number of documents that this process has embedded, and the number of its share.
 
@@ -104,35 +231,28 @@ def embed_documents(
 
     Raises:
         DataError: documents have no text or duplicate ids, or queries are longer than the model.
-        CheckpointError: the model does not average token states, as vectors of passages require.
-        CheckpointError: the folder contains other vectors.
+        CheckpointError: the model makes no such vectors, or the folder contains others.
     """
-    chosen = Vectors.parse(vectors)
-    if task not in TASKS:
-        raise OptionError(f"--task is {task!r}; give document or query.")
-    check_extra("sentence", "sentence_transformers")
-    import sentence_transformers
-
-    loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
-    data = read_documents(documents, split, text_column, id_column)
     state = PartialState(cpu=not torch.accelerator.is_available())  # without an accelerator, processes communicate on the CPU
-    network = load_sentence_model(loader, model, complete=True, device=str(state.device))
-    embed = reader_of(network, chosen, task, model)
-    longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
-    for query in data["text"] if task == "query" and longest else ():
-        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
-        if tokens > longest:
-            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
+    embedder = Embedder(model, vectors=vectors, task=task, device=str(state.device))
+    data = read_documents(documents, split, text_column, id_column)
+    network = _load(model, embedder.of, embedder.device, embedder.key)
+    if task == "query":
+        check_queries(network, data["text"])
     folder = Path(output)
     if state.is_main_process:
-        settings = {"model": model, "weights": _digest(network), "vectors": str(chosen), "task": task, "documents": len(data)}
+        digest = hashlib.sha256()
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        settings = {"model": model, "weights": digest.hexdigest(), "vectors": embedder.vectors, "task": task, "documents": len(data)}
         open_folder(folder, {**settings, "ids": hashlib.sha256("\n".join(data["id"]).encode()).hexdigest()})
     state.wait_for_everyone()
     mine = range(0, len(data), FILE)[state.process_index :: state.num_processes]
     share, done = sum(min(FILE, len(data) - first) for first in mine), 0
     for first in mine:
         rows = range(first, min(first + FILE, len(data)))
-        for _ in write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embed):
+        for _ in write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embedder):
             done += min(STEP, len(rows))
             note(min(done, share), share)
     written = (pq.read_metadata(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)
@@ -159,6 +279,15 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     return data
 
 
+def check_queries(network: Any, queries: Sequence[str]) -> None:
+    """Raise :class:`DataError` for queries that the model would truncate."""
+    longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
+    for query in queries if longest else ():
+        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
+        if tokens > longest:
+            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
+
+
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Create the folder, or check that it belongs to an interrupted run with these settings.
 
@@ -181,81 +310,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; give another folder.")
 
 
-Row = tuple[int, int, Tensor]
-"""First and last character of a vector in its document, and the vector ``(D,)``."""
-
-
-def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
-    """Return the function that computes the vectors of texts."""
-    prompt = network.prompts.get(task) or ""
-    if network.transformers_model is None:  # such as StaticEmbedding
-        raise CheckpointError(f"{name!r} begins with {type(network[0]).__name__}; give a model whose first module is a Transformer.")
-    several = network.model_type == "MultiVectorEncoder"
-    if several and vectors.of not in ("parts", "tokens"):
-        raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
-    if several or vectors.of == "document":
-        return partial(_encoded, network, vectors, task)
-    modules, pooling = [type(module).__name__ for module in network][1:], getattr(network[1], "pooling_mode", "mean")
-    if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
-        raise CheckpointError(
-            f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, and those of passages are "
-            "means of token states; give a model with mean pooling."
-        )
-    return partial(map, partial(_of_text, network, vectors, prompt))
-
-
-def _encoded(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a warning."""
-    longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
-    read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
-    counts = list(map(len, ids))
-    most = max(1, *counts)
-    if longest and most > longest:
-        logger.warning_once(
-            f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
-        )
-    fitting = longest - len(f" {prompt}".encode()) if longest else most  # a prompt token has at least one byte
-    embed = network.encode_query if task == "query" else network.encode_document
-    encoded = embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False)
-    for text, count, states in zip(read, counts, encoded, strict=True):
-        end = len(text)
-        if count > fitting and network.tokenizer.is_fast:  # the character at which the model's tokenizer cuts the text
-            tokens = read_tokens(network.tokenizer, text, prompt)
-            room = longest - len(tokens.before) - len(tokens.after)
-            end = end if len(tokens.ids) <= room else int(tokens.starts[room])
-        if vectors.of == "document":
-            yield iter([(0, end, torch.from_numpy(states))])
-        else:
-            size = -(-len(states) // vectors.size) if vectors.size else 1
-            yield iter([(0, end, F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
-
-
-def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator[Row]:
-    """Yield the vectors of a text's pieces, with one window in memory at a time."""
-    model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, prompt)
-    count, starts, width = len(tokens.ids), tokens.starts.tolist(), model.config.hidden_size
-    size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
-    longest = network.max_seq_length
-    with evaluating(model):
-        windows = token_states(model, tokens, longest)
-        if count <= size:  # sentence-transformers averages a text of one piece
-            total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
-            yield 0, len(text), F.normalize(total, dim=0)
-            return
-        first, begun = 0, torch.zeros(width)
-        for states, _ in windows:
-            last, piece = first + len(states), first // size
-            sums = torch.zeros(last // size - piece + 1, width)
-            sums.index_add_(0, torch.arange(first, last) // size - piece, states)[0] += begun
-            complete = (last if last < count else count + size - 1) // size
-            for number, vector in enumerate(F.normalize(sums[: complete - piece]), piece):
-                begin, end = number * size, min(number * size + size, count)
-                yield starts[begin] if begin else 0, starts[end] if end < count else len(text), vector
-            first, begun = last, sums[-1]
-
-
-def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
+def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> Iterator[None]:
     """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
 
     Temporary files lie in the folder of the steps, which is removed at the end.
@@ -279,7 +334,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
             files.append(steps / f"{first:09}.parquet")
             if not files[-1].is_file():
                 documents = data[first : min(first + STEP, rows.stop)]
-                embedded = zip(documents["id"], embed(documents["text"]), strict=True)
+                embedded = zip(documents["id"], embedder.embed(documents["text"]), strict=True)
                 with staged_file(files[-1]) as staged:
                     _write(staged, ((name, part, *row) for name, vectors in embedded for part, row in enumerate(vectors)))
             yield None
@@ -299,11 +354,11 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     shutil.rmtree(steps, ignore_errors=True)
 
 
-def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> None:
+def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]]) -> None:
     writer: pq.ParquetWriter | None = None
     while group := list(islice(rows, ROWS)):
         names, parts, starts, ends, vectors = zip(*group, strict=True)
-        values = pa.array(torch.stack(vectors).flatten().numpy())
+        values = pa.array(np.concatenate(vectors))
         table = pa.table({
             "id": pa.array(names), "part": pa.array(parts, pa.int32()), "start": pa.array(starts), "end": pa.array(ends),
             "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
@@ -312,11 +367,3 @@ def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> Non
         writer.write_table(table)
     if writer is not None:
         writer.close()
-
-
-def _digest(network: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

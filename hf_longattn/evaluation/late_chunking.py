@@ -7,9 +7,8 @@ references ("the city", "this function").
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,93 +26,52 @@ PIECE = 1_000_000
 """Characters of a text that are tokenised at once."""
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A passage of a document.
-
-    start, end: characters of the document, ``text = document[start:end]``.
-    embedding: ``(hidden_size,)``, fp32 on the CPU.
-    """
-
-    start: int
-    end: int
-    text: str
-    embedding: Tensor
-
-
 def late_chunks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    documents: str | Sequence[str],
+    documents: Sequence[str],
+    spans: Sequence[Sequence[Span]],
     *,
-    spans: Sequence[Sequence[Span]] | Sequence[Span] | None = None,
-    chunk_tokens: int = 256,
     prefix: str = "",
     max_length: int | None = None,
     overlap: int | None = None,
     normalize: bool = True,
-) -> list[list[Chunk]]:
+) -> list[Tensor]:
     """Embed every document in one pass, and average the states of each passage (the paper's equation 2).
 
     An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as a query, is averaged
-    with special tokens and prefix, as in sentence-transformers' ``encode``.
+    with special tokens and prefix, as in sentence-transformers' ``encode``. For passages of equal length, see :class:`.Embedder`.
 
     Args:
         model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
         tokenizer: its tokenizer, a fast one.
         documents: texts of any length.
-        spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
-            themselves. A token belongs to the passage in which it starts. Default: passages of ``chunk_tokens`` tokens; the last one may be
-            shorter.
+        spans: for each document the passages as (start, end) in characters, for example sentences. A token belongs to the passage in which
+            it starts.
         prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: tokens shared by windows of a longer document; default: 128, and at most a quarter of a window. Each state comes from the
             window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
         normalize: scale embeddings to length 1.
     Returns:
-        For each document its passages, in the order of ``spans``.
+        For each document the embeddings of its passages ``(P, hidden_size)``, in the order of ``spans``; fp32 on the CPU.
     Raises:
         InputError: the window is too short for the overlap.
         LongAttentionError: the tokenizer is slow, spans are outside their document, or a passage has no token.
     """
-    texts = [documents] if isinstance(documents, str) else list(documents)
     if not tokenizer.is_fast:
         raise LongAttentionError("Late chunking needs a fast tokenizer, which knows every token's characters; load one with AutoTokenizer.")
-    passages = None if spans is None else _passages(spans, len(texts), isinstance(documents, str))
-    if chunk_tokens < 1:
-        raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
+    if isinstance(documents, str) or len(spans) != len(documents):
+        raise LongAttentionError("Late chunking takes a list of texts, and for each of them a list of its passages (start, end).")
     longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
-    chunks = []
+    embeddings = []
     with evaluating(model):  # as sentence-transformers does
-        for number, text in enumerate(texts):
+        for number, (text, passages) in enumerate(zip(documents, spans, strict=True)):
             read = read_tokens(tokenizer, text, prefix)
             states, around = map(torch.cat, zip(*token_states(model, read, longest, overlap), strict=True))
-            if passages is None:  # chunks of equal numbers of tokens, together the whole document
-                edges = [0, *read.starts[chunk_tokens::chunk_tokens].tolist(), len(text)] if len(read.starts) else []
-                inside = list(pairwise(edges))
-            else:
-                inside = passages[number]
-            chunks.append([_chunk(text, span, read.starts, states, around, normalize, number) for span in inside])
-    return chunks
-
-
-def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Span]]:
-    """The passages of each document.
-
-    Raises:
-        LongAttentionError: spans are not pairs (start, end) of whole numbers, or their number differs from the number of documents.
-    """
-    lists = [spans] if is_single and all(_is_span(span) for span in spans) else list(spans)
-    if len(lists) != count:
-        raise LongAttentionError(f"There are spans for {len(lists)} documents, but {count} texts; give a list of (start, end) for each.")
-    wrong = next((span for passages in lists for span in passages if not _is_span(span)), None)
-    if wrong is not None:
-        raise LongAttentionError(f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {wrong!r}.")
-    return [[(int(start), int(end)) for start, end in passages] for passages in lists]
-
-
-def _is_span(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and all(hasattr(edge, "__index__") for edge in value)
+            means = torch.cat([states[:0], *(_mean(text, span, read.starts, states, around, number)[None] for span in passages)])
+            embeddings.append(F.normalize(means, dim=1) if normalize else means)
+    return embeddings
 
 
 class Tokens(NamedTuple):
@@ -193,12 +151,14 @@ def token_states(
             return
 
 
-def _chunk(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, normalize: bool, number: int) -> Chunk:
-    start, end = span
+def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, number: int) -> Tensor:
+    """Average the states of a passage's tokens ``(hidden_size,)``."""
+    if not (isinstance(span, Sequence) and len(span) == 2 and all(hasattr(edge, "__index__") for edge in span)):
+        raise LongAttentionError(f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {span!r}.")
+    start, end = map(int, span)
     if not 0 <= start < end <= len(text):
         raise LongAttentionError(f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length.")
     inside = (starts >= start) & (starts < end)
     if not inside.any():
         raise LongAttentionError(f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out.")
-    embedding = (torch.cat([states, around]) if inside.all() else states[inside]).mean(0)
-    return Chunk(start, end, text[start:end], F.normalize(embedding, dim=0) if normalize else embedding)
+    return (torch.cat([states, around]) if inside.all() else states[inside]).mean(0)

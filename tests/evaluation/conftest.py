@@ -1,12 +1,36 @@
-"""The tokenizer and the tiny model of the training tests, for features; and a network that nothing may touch."""
+"""The tokenizer and the tiny model of the training tests, a sentence encoder, and a network that nothing may touch."""
 
 import socket
 
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
+from hf_longattn import convert_checkpoint
+from tests.trained import tokenizer_of
 from tests.training.conftest import texts, tiny_model, tokenizer
 
 __all__ = ["no_network", "texts", "tiny_model", "tokenizer"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sentence encoder that reads 64 tokens, converted to 512."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    place = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of("bert", 64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(place / "plain")
+    tokenizer.save_pretrained(place / "plain")
+    modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
+    prompts = {"query": "query: ", "document": "about "}
+    st.SentenceTransformer(modules=modules, prompts=prompts).save(str(place / "short"))
+    convert_checkpoint(place / "short", place / "long", mechanism="longformer", window=16, max_length=512, verify=False)
+    return str(place / "long")
 
 
 @pytest.fixture

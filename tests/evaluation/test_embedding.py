@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2Model
 
-from hf_longattn import convert_checkpoint
+from hf_longattn import Embedder
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
@@ -42,25 +43,6 @@ MODULES = [
     {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
 LENGTHS = (3, 40, 1, 8, 2, 30, 5, 1, 12, 60, 4, 2, 7)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sentence encoder that reads 64 tokens, converted to 512."""
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-
-    place = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    tokenizer = tokenizer_of("bert", 64)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(place / "plain")
-    tokenizer.save_pretrained(place / "plain")
-    modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
-    prompts = {"query": "query: ", "document": "about "}
-    st.SentenceTransformer(modules=modules, prompts=prompts).save(str(place / "short"))
-    convert_checkpoint(place / "short", place / "long", mechanism="longformer", window=16, max_length=512, verify=False)
-    return str(place / "long")
 
 
 @pytest.fixture
@@ -105,10 +87,12 @@ def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder:
             assert (last == len(text)) == (whole <= 512)
             continue
         assert "".join(text[row["start"] : row["end"]] for row in found) == text
-        count = len(read_tokens(tokenizer, text, "about ").ids)
-        size = {"passages:20": 20, "parts:3": -(-count // 3), "tokens": 1}[vectors]
-        (chunks,) = late_chunks(model, tokenizer, text, prefix="about ", chunk_tokens=size, max_length=512, overlap=128)
-        torch.testing.assert_close(vector, torch.stack([chunk.embedding for chunk in chunks]))
+        starts = read_tokens(tokenizer, text, "about ").starts.tolist()
+        size = {"passages:20": 20, "parts:3": -(-len(starts) // 3), "tokens": 1}[vectors]
+        spans = [*pairwise([0, *starts[size::size], len(text)])]
+        assert [(row["start"], row["end"]) for row in found] == spans
+        (chunks,) = late_chunks(model, tokenizer, [text], [spans], prefix="about ", max_length=512, overlap=128)
+        torch.testing.assert_close(vector, chunks)
         assert len(found) <= 3 or vectors != "parts:3"
 
 
@@ -141,15 +125,15 @@ def test_embed_resumes_and_shares_work_with_the_same_files(
     folder: str, data: str, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_documents(folder, data, tmp_path / "whole", vectors="passages:20")
-    embed_text, seen = embedding._of_text, list[str]()
+    embed_text, seen = Embedder._of_text, list[str]()
 
-    def counted(network: Any, vectors: Any, prompt: str, text: str) -> Iterator[Any]:
+    def counted(self: Embedder, network: Any, text: str) -> Iterator[Any]:
         if len(seen) == stop:
             raise Killed
         seen.append(text)
-        return embed_text(network, vectors, prompt, text)
+        return embed_text(self, network, text)
 
-    monkeypatch.setattr(embedding, "_of_text", counted)
+    monkeypatch.setattr(Embedder, "_of_text", counted)
     for stop in (3, 7, 10, 10**6):
         if stop < 100:
             with pytest.raises(Killed):
@@ -291,7 +275,7 @@ def test_searches_of_the_retrieval_page_find_what_comparing_all_finds(
         embed_documents(folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query")
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "retrieve.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", page.partition("## A corpus on several machines")[0], flags=re.DOTALL):
         exec(compile(code, "retrieve.md", "exec"), names)
     by_vectors, by_tokens = (re.findall(r"\w+", line.partition(":")[2].replace("'", " ")) for line in shown(capsys))
     query = torch.tensor(read(tmp_path / "queries")[0]["vector"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertTokenizerFast, PreTrainedModel
+from transformers import BertTokenizerFast, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_longattn.families as families
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
@@ -37,6 +38,12 @@ def model() -> PreTrainedModel:
     return families.LongBertModel(config).eval()
 
 
+def passages(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[tuple[int, int]]:
+    """Passages of ``size`` tokens, together the whole text."""
+    starts = [start for start, _ in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    return [*pairwise([0, *starts[size::size], len(text)])]
+
+
 def hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).last_hidden_state[0]
@@ -49,31 +56,25 @@ def test_late_chunks_are_means_of_the_states_of_one_pass(model: PreTrainedModel,
     read = tokenizer(DOCUMENT, return_offsets_mapping=True)
     states = hidden(model, read["input_ids"])
     for normalize in (False, True):
-        (chunks,) = late_chunks(model, tokenizer, DOCUMENT, spans=[sentences], normalize=normalize)
-        assert [chunk.text for chunk in chunks] == [DOCUMENT[start:end] for start, end in sentences]
-        (same,) = late_chunks(model, tokenizer, DOCUMENT, spans=sentences, normalize=normalize)  # of a single text
-        assert [chunk.embedding.tolist() for chunk in same] == [chunk.embedding.tolist() for chunk in chunks]
-        for chunk, (start, end) in zip(chunks, sentences, strict=True):
+        (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [sentences], normalize=normalize)
+        for embedding, (start, end) in zip(chunks, sentences, strict=True):
             rows = [at for at, (first, last) in enumerate(read["offset_mapping"]) if last > first and start <= first < end]
             wanted = states[rows].mean(0)
-            torch.testing.assert_close(chunk.embedding, wanted / wanted.norm() if normalize else wanted)
+            torch.testing.assert_close(embedding, wanted / wanted.norm() if normalize else wanted)
 
 
-def test_late_chunks_of_tokens_cover_the_document_and_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
-    chunks, other = late_chunks(model, tokenizer, [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)], chunk_tokens=20)
-    assert "".join(chunk.text for chunk in chunks) == DOCUMENT
-    assert all(len(tokenizer(chunk.text, add_special_tokens=False)["input_ids"]) == 20 for chunk in chunks[:-1])
-    assert not torch.equal(chunks[1].embedding, other[1].embedding)
-    assert chunks[1].text == other[1].text
-    whole = late_chunks(model, tokenizer, DOCUMENT, chunk_tokens=10_000, normalize=False)[0]
-    states = hidden(model, tokenizer(DOCUMENT)["input_ids"])
-    torch.testing.assert_close(whole[0].embedding, states.mean(0))
+def test_late_chunks_of_a_document_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    documents = [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)]
+    chunks, other = late_chunks(model, tokenizer, documents, [passages(tokenizer, text, 20) for text in documents])
+    assert not torch.equal(chunks[1], other[1])
+    ((whole,),) = late_chunks(model, tokenizer, [DOCUMENT], [[(0, len(DOCUMENT))]], normalize=False)
+    torch.testing.assert_close(whole, hidden(model, tokenizer(DOCUMENT)["input_ids"]).mean(0))
 
 
 def test_late_chunks_read_a_prefix_that_is_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
-    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=20, normalize=False)
-    torch.testing.assert_close(chunks[0].embedding, states[3:23].mean(0))
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [passages(tokenizer, DOCUMENT, 20)], prefix="the value ", normalize=False)
+    torch.testing.assert_close(chunks[0], states[3:23].mean(0))
 
 
 def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
@@ -88,9 +89,9 @@ def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
     encoder = st.SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(model.config.hidden_size)], device="cpu")
     for prefix in ("", "the value "):
         for text in ("tree", DOCUMENT[:70]):
-            ((chunk,),) = late_chunks(model, tokenizer, text, prefix=prefix)
+            ((chunk,),) = late_chunks(model, tokenizer, [text], [[(0, len(text))]], prefix=prefix)
             expected = torch.from_numpy(encoder.encode(text, prompt=prefix or None, normalize_embeddings=True))
-            torch.testing.assert_close(chunk.embedding, expected)
+            torch.testing.assert_close(chunk, expected)
 
 
 def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefix() -> None:
@@ -101,21 +102,22 @@ def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefi
     prefix = "search_document: "
     read = tokenizer(prefix + DOCUMENT[:200], return_offsets_mapping=True)
     states = hidden(model, read["input_ids"])
-    (chunks,) = late_chunks(model, tokenizer, DOCUMENT[:200], prefix=prefix, chunk_tokens=10, normalize=False)
     own = [at for at, (_, end) in enumerate(read["offset_mapping"]) if end > len(prefix)]
+    second = read["offset_mapping"][own[10]][0] - len(prefix)
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT[:200]], [[(0, second), (second, 200)]], prefix=prefix, normalize=False)
     assert len(own) + len(tokenizer(prefix, add_special_tokens=False)["input_ids"]) > len(read["input_ids"]) - 2, "one token has both"
-    torch.testing.assert_close(chunks[0].embedding, states[own[:10]].mean(0))
-    assert "".join(chunk.text for chunk in chunks) == DOCUMENT[:200]
+    torch.testing.assert_close(chunks[0], states[own[:10]].mean(0))
 
 
 def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokenizerFast) -> None:
     config = long_config("bert", {"mechanism": "window", "window": 16}, max_position_embeddings=512, hidden_dropout_prob=0.5)
     model = families.LongBertModel(config).eval()
-    (expected,) = late_chunks(model, tokenizer, DOCUMENT)
+    spans = [passages(tokenizer, DOCUMENT, 256)]
+    (expected,) = late_chunks(model, tokenizer, [DOCUMENT], spans)
     model.train()
-    (result,) = late_chunks(model, tokenizer, DOCUMENT)
+    (result,) = late_chunks(model, tokenizer, [DOCUMENT], spans)
     assert model.training
-    torch.testing.assert_close([one.embedding for one in result], [one.embedding for one in expected])
+    torch.testing.assert_close(result, expected)
 
 
 def test_late_chunks_of_longer_documents_come_from_window_with_most_context(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
@@ -132,30 +134,31 @@ def test_late_chunks_of_longer_documents_come_from_window_with_most_context(mode
             margin = min(at if first else 10**6, len(part) - 1 - at if first != firsts[-1] else 10**6)
             if margin > furthest[first + at]:
                 furthest[first + at], states[first + at] = margin, result[at]
-    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, max_length=length, overlap=overlap, chunk_tokens=30, normalize=False)
+    spans = [passages(tokenizer, DOCUMENT, 30)]
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], spans, max_length=length, overlap=overlap, normalize=False)
     for number, chunk in enumerate(chunks):
-        torch.testing.assert_close(chunk.embedding, torch.stack(states[30 * number : 30 * number + 30]).mean(0))
-    whole = late_chunks(model, tokenizer, DOCUMENT, chunk_tokens=30, normalize=False)[0]
-    assert not torch.allclose(whole[1].embedding, chunks[1].embedding)
+        torch.testing.assert_close(chunk, torch.stack(states[30 * number : 30 * number + 30]).mean(0))
+    whole = late_chunks(model, tokenizer, [DOCUMENT], spans, normalize=False)[0]
+    assert not torch.allclose(whole[1], chunks[1])
 
 
 def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
-    for words, arguments in (
-        (r"no passage \(5, 2\)", {"spans": [[(5, 2)]]}),
-        ("no passage", {"spans": [[(0, 10**6)]]}),
-        (r"No token of document 0 starts in the passage \(17, 18\)", {"spans": [[(17, 18)]]}),
-        ("spans for 2 documents, but 1", {"spans": [[], []]}),
-        (r"A passage is \(start, end\) in characters, .* not 'ab'", {"spans": [["ab"]]}),
-        ("at least 1 token", {"chunk_tokens": 0}),
+    for words, spans in (
+        (r"no passage \(5, 2\)", [[(5, 2)]]),
+        ("no passage", [[(0, 10**6)]]),
+        (r"No token of document 0 starts in the passage \(17, 18\)", [[(17, 18)]]),
+        ("a list of texts, and for each of them a list of its passages", [[], []]),
+        (r"A passage is \(start, end\) in characters, .* not 'ab'", [["ab"]]),
+        (r"A passage is \(start, end\) in characters, .*; not 0", [(0, 5)]),
     ):
         with pytest.raises(LongAttentionError, match=words):
-            late_chunks(model, tokenizer, DOCUMENT, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(LongAttentionError, match=r"A passage is \(start, end\) in characters, .*; not 0"):
-        late_chunks(model, tokenizer, [DOCUMENT], spans=[(0, 5)])
+            late_chunks(model, tokenizer, [DOCUMENT], spans)  # type: ignore[arg-type]
+    with pytest.raises(LongAttentionError, match="Late chunking takes a list of texts"):
+        late_chunks(model, tokenizer, "tree", [[(0, 1)]] * 4)
     with pytest.raises(InputError, match="too short for an overlap"):
-        late_chunks(model, tokenizer, DOCUMENT, max_length=100, overlap=98)
-    assert late_chunks(model, tokenizer, "") == [[]]
-    assert late_chunks(model, tokenizer, []) == []
+        late_chunks(model, tokenizer, [DOCUMENT], [[(0, 10)]], max_length=100, overlap=98)
+    assert late_chunks(model, tokenizer, [""], [[]])[0].shape == (0, model.config.hidden_size)
+    assert late_chunks(model, tokenizer, [], []) == []
 
 
 @every_case("left", [False, True])

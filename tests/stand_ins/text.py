@@ -323,7 +323,11 @@ page("docs/how-to/export.md", Setting(slow=True))
 page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
 page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
-page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
+SMALL_RAY = "import ray; ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)"
+page(
+    "docs/how-to/retrieve.md",
+    Setting(before=SMALL_RAY, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True),
+)
 page("docs/how-to/inspect.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
 
 
