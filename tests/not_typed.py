@@ -46,6 +46,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "docs/how-to/evaluate.md": {"python -c": INSTALLED},
     "docs/how-to/serve.md": {
+        "vllm serve": "needs vLLM, which pins other versions: tests/modeling/test_vllm.py has a stand-in",
         "from sentence_transformers": SERVED,
         "INFINITY_MODEL_WARMUP": SERVED,
         "python server_reach.py": SERVED,

@@ -359,6 +359,7 @@ def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: st
         ("bert", {"mechanism": "window", "window": 6, "relative": "alibi"}),
         ("bert", {"mechanism": "window", "left": 3, "right": 1}),
         ("bert", {"mechanism": "window", "window": 6, "dilation": 2}),
+        ("bert", {"mechanism": "window", "window": 6, "exact_length": 20}),
         ("t5", {"mechanism": "window", "window": 6}),
         ("albert", {"mechanism": "window", "window": 6}),
         ("bart", {"mechanism": "window", "window": 6}),

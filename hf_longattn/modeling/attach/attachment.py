@@ -129,6 +129,8 @@ def attach_mechanisms(
             mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
         copy_projections(site.module, mechanism)
         site.put(mechanism)
+        if not site.shared and getattr(site.module, "layer_idx", None) is None:  # vLLM finds a layer's attention by it
+            site.module.layer_idx = site.layer  # type: ignore[assignment]
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)
             setattr(site.module, TAKES_CACHE_LAYER, True)

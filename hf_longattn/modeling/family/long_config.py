@@ -20,10 +20,13 @@ from .sliding_window import (
     BASE_WINDOWS,
     FULL,
     SERVING_WINDOW_FIELDS,
+    VLLM,
     equals_base,
     flash_takes_windows,
     own_windows,
     serving_window_fields,
+    vllm_windows,
+    with_base_windows,
     with_own_windows,
 )
 
@@ -82,6 +85,8 @@ class LongConfig(_Base):
     """Whether every layer is causal, even if ``is_decoder`` is False (GPT-NeoX)."""
     writes_head_dim: ClassVar[bool] = False
     """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
+    served_by: ClassVar[str | None] = None
+    """The attention implementation of the engine whose process this is. It is the default of configs read there."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -131,20 +136,26 @@ class LongConfig(_Base):
         self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # even if empty, since TRL reads it
         super().__post_init__(**kwargs)
         self.long_attention = chosen
+        if self.served_by is not None and self.__dict__[IMPLEMENTATION_FIELD] is None:
+            setattr(self, IMPLEMENTATION_FIELD, self.served_by)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "long_attention" and not torch.compiler.is_compiling():  # a cache made in a graph renames fields of a copy
+            self._show_windows({})
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
-            self._check_implementation()
+            if not self._runs_mechanisms:  # another implementation may not compute the new mechanisms
+                setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
         elif name == IMPLEMENTATION_FIELD:
-            super().__setattr__(name, value if value is None else self.resolve_implementation(value))
+            value = value if value is None else self.resolve_implementation(value)
+            self._show_windows(vllm_windows(self) if value == VLLM else {})
+            super().__setattr__(name, value)
         else:
             super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        values = super().to_dict()
+        values = with_base_windows(super().to_dict())
         values.pop(BASE_ATTENTION, None)
         if not self.auto_map:
             values.pop("auto_map", None)
@@ -168,9 +179,9 @@ class LongConfig(_Base):
         """The attention implementation to run if the user requests ``requested``.
 
         Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
-        FlashAttention may also be chosen for plain windows and full attention, because it gets each layer's window. Otherwise ``sdpa``
-        and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a different
-        attention; ``model.use_base_attention()`` selects that explicitly.
+        FlashAttention and vLLM's may also be chosen for plain windows and full attention, because they get each layer's window. Otherwise
+        ``sdpa`` and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a
+        different attention; ``model.use_base_attention()`` selects that explicitly.
 
         Raises:
             BackendError: the implementation is refused.
@@ -178,6 +189,9 @@ class LongConfig(_Base):
         if requested in (None, BACKEND):
             self.__dict__.pop(BASE_ATTENTION, None)
             return BACKEND
+        if requested == VLLM:
+            vllm_windows(self)
+            return VLLM
         if "long_attention" not in self.__dict__ or self.base_attention_chosen or self._computes_as_base:
             return str(requested)  # checked again when long_attention is set
         if requested not in DEFAULTS and flash_takes_windows(self, str(requested)):
@@ -193,10 +207,16 @@ class LongConfig(_Base):
             f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention of the plain base."
         )
 
-    def _check_implementation(self) -> None:
-        """Check the implementation again after the mechanisms have changed."""
-        if not self._runs_mechanisms:
-            setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
+    def _show_windows(self, fields: Mapping[str, Any]) -> None:
+        """Let the config have these values of :data:`SERVING_WINDOW_FIELDS` in place of the base's, which return with ``{}``."""
+        values = self.__dict__
+        if (base := values.pop(BASE_WINDOWS, None)) is not None:
+            for name in SERVING_WINDOW_FIELDS:
+                values.pop(name, None)
+            values.update(base)
+        if fields:
+            values[BASE_WINDOWS] = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
+            values.update(fields)
 
     @property
     def _computes_as_base(self) -> bool:
@@ -275,7 +295,8 @@ class LongConfig(_Base):
         Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property returns the base's,
         because its forward looks up masks by them. Caches then get theirs from :meth:`get_text_config`, also for sliding windows.
         """
-        types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
+        shown = vars(self).get("layer_types")
+        types = shown if shown is not None or hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
             raise AttributeError("layer_types")
         return types
@@ -283,7 +304,7 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The base's text config. The decoder's has cache layer types, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
+        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")) or BASE_WINDOWS in vars(self):
             return config
         caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
         types = (self._decode_layer_types() or [FULL] * self.num_hidden_layers) if caching else None
@@ -392,8 +413,8 @@ class LongEncoderDecoderConfig(LongConfig):
             value = LongAttentionConfig.from_dict(value)
             value.check_forms(self.decoder_layers, True)
         super().__setattr__(name, value)
-        if name == "decoder_long_attention":
-            self._check_implementation()
+        if name == "decoder_long_attention" and not self._runs_mechanisms:
+            setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
 
     @property
     def _computes_as_base(self) -> bool:

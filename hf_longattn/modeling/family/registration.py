@@ -27,6 +27,7 @@ from ...names import PRIVATE_APIS, missing, warn_missing, warn_untested
 from .definition import FAMILIES, family_names, first_word, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
+FAMILIES_MODULE = f"{PACKAGE}.families"
 MULTIMODAL, MULTIMODAL_TYPE = "LongMultimodal", "long_multimodal"
 MULTIMODAL_CLASSES = {
     "MODEL_MAPPING": "Model",
@@ -42,10 +43,12 @@ PIPELINES = {
     "automatic-speech-recognition": "SpeechRecognitionPipeline",
 }
 """Task of transformers' pipelines -> the class that runs it for Long models."""
+VLLM_CLASSES = {"MODEL_MAPPING": "TransformersEmbeddingModel", "MODEL_FOR_CAUSAL_LM_MAPPING": "TransformersForCausalLM"}
+"""Table of an Auto class -> the class of vLLM's Transformers backend that runs its Long models."""
 
 
 def register_configs(configuration_auto: ModuleType) -> None:
-    mapping, families = configuration_auto.CONFIG_MAPPING, _families()
+    mapping, families = configuration_auto.CONFIG_MAPPING, importlib.import_module(FAMILIES_MODULE)
     if not hasattr(mapping, "_modules"):
         warn_missing("lazy_mapping")
         return
@@ -57,13 +60,13 @@ def register_configs(configuration_auto: ModuleType) -> None:
 
 def register_models(modeling_auto: ModuleType) -> None:
     """Register every Long class with each ``AutoModel…`` class that knows its base class."""
-    known = lazy_mappings(modeling_auto)
+    known, families = lazy_mappings(modeling_auto), importlib.import_module(FAMILIES_MODULE)
     for table in known:
         _enter(table, long=True, complete=table is modeling_auto.MODEL_MAPPING)
     for name, head in MULTIMODAL_CLASSES.items():
         table = getattr(modeling_auto, name)
         if any(table is other for other in known):
-            enter_class(table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, _families())
+            enter_class(table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, families)
 
 
 def register_readers(auto: ModuleType) -> None:
@@ -80,16 +83,12 @@ def register_tokenizers(tokenization_auto: ModuleType) -> None:
         overrides.update([f"long_{base}" for base in family_names(overrides)])
 
 
-def _families() -> ModuleType:
-    return importlib.import_module(f"{PACKAGE}.families")
-
-
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
     """Enter every Long model type in a table, with its Long class if ``long``, or with the base's class.
 
     complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another model).
     """
-    entries, families = mapped_names(table)[0], _families()
+    entries, families = mapped_names(table)[0], importlib.import_module(FAMILIES_MODULE)
     for names in _family_entries():
         entry = entries.get(names.base, names.base_model if complete and names.prefix != GENERIC_CLASS else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
@@ -182,6 +181,22 @@ def register_standalone_encoders(transformer: ModuleType) -> None:
             with contextlib.suppress(Exception):  # errors in a family are raised when its models are loaded
                 family = FAMILIES[base]
                 table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
+
+
+def register_with_vllm() -> None:
+    """Make vLLM run Long models by its Transformers backend. vLLM calls this entry point, a general plugin, in each of its processes."""
+    from transformers.models.auto import modeling_auto
+    from vllm import ModelRegistry
+
+    from .long_config import LongConfig
+    from .sliding_window import VLLM
+
+    LongConfig.served_by = VLLM
+    for table, backend in VLLM_CLASSES.items():
+        for model_type, names in mapped_names(getattr(modeling_auto, table))[0].items():
+            if model_type.startswith("long_") and model_type != MULTIMODAL_TYPE:
+                for name in (names,) if isinstance(names, str) else names:
+                    ModelRegistry.register_model(name, f"vllm.model_executor.models.transformers:{backend}")
 
 
 def _enter_types(table: dict[str, Any] | None) -> None:

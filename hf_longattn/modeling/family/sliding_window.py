@@ -7,9 +7,10 @@ window, a chosen mechanism replaces it. Without a choice they keep it.
 
 On disk, the base's fields for windows describe the mechanisms, because serving engines read them (:func:`serving_window_fields`).
 
-transformers' FlashAttention computes plain windows if it receives each layer's width. It reads ``sliding_window`` as
-``sliding_window - 1`` keys on either side, and a causal call hides later keys (``modeling_flash_attention_utils.py``). Therefore w means a
-causal window of w keys, and w/2 + 1 means a window of w/2 keys on each side.
+transformers' FlashAttention computes plain windows if it receives each layer's width, and vLLM if its process finds them in the config
+(:func:`vllm_windows`). Both read ``sliding_window`` as ``sliding_window - 1`` keys on either side, and a causal call hides later keys
+(``modeling_flash_attention_utils.py``; vLLM's ``v1/attention/backends/flash_attn.py``). Therefore w means a causal window of w keys, and
+w/2 + 1 means a window of w/2 keys on each side.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from ...configuration import LongAttentionConfig
 from ...engines.call import UNBOUNDED
-from ...errors import CheckpointError
+from ...errors import BackendError, CheckpointError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import band_of
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.longformer import Longformer
+from ...names import BACKEND
 from .definition import known_family
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -35,7 +37,19 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
 """Config fields from which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
-"""Field of a config's file with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms."""
+"""Field with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms: in files, and under vLLM."""
+VLLM = "vllm"
+"""The attention implementation that vLLM's Transformers backend registers and sets."""
+TYPES_ARE_MASKS = ("cwm", "gemma2", "ministral", "qwen2", "qwen3", "smollm3", "vaultgemma")
+"""Bases that use ``layer_types`` for masks alone. Others also rotate by them, or rotate in some layers only (Gemma 3, Cohere 2)."""
+NOT_IN_VLLM = ("diffllama", "gpt2", "granite_swa", "hrm_text", "mobilebert")
+"""Bases with modules that need another shape of attention's output, or sinks, or that mix neighbouring tokens of a row themselves."""
+UNTRIED_IN_VLLM = {
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "latent attention": ("kv_lora_rank",),
+    "pruned heads": ("kept_heads",),
+}
+"""Features that vLLM's Transformers backend treats in ways that were not compared with Long models -> config fields that are then set."""
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
@@ -67,7 +81,8 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
     """The base's attention: full, with a window in layers that have one. Each of these (:func:`own_windows`) is listed by number."""
-    return LongAttentionConfig("full", layers={layer: _window_spec(width) for layer, width in enumerate(windows) if width is not None})
+    layers = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(windows) if width is not None}
+    return LongAttentionConfig("full", layers=layers)
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
@@ -78,18 +93,12 @@ def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, win
         return LongAttentionConfig("window", window=widths[0])
     if not widths or attention.turns or len(widths) == len(windows):
         return attention
-    window_layers = {
-        layer: _window_spec(width) for layer, width in enumerate(windows) if width is not None and layer not in attention.layers
-    }
-    return (
-        LongAttentionConfig(attention.mechanism, {**window_layers, **attention.layers}, **attention.options) if window_layers else attention
-    )
+    return LongAttentionConfig(attention.mechanism, {**base_attention(windows).layers, **attention.layers}, **attention.options)
 
 
 def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) -> bool:
     """Whether a layer attends to the same keys as in the base, at any length."""
-    name, options = attention.for_layer(layer)
-    return width is not None and {"mechanism": name, **options} == _window_spec(width)
+    return width is not None and attention.for_layer(layer) == ("window", {"window": width})
 
 
 def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
@@ -155,54 +164,108 @@ def band_around(mechanism: Mechanism) -> int | None:
     return None if band is None or band[0] == UNBOUNDED or band[0] != band[1] else 2 * band[0]
 
 
-def _window_spec(width: int) -> dict[str, Any]:
-    return {"mechanism": "window", "window": width}
+def window_size(mechanism: Mechanism, causal: bool) -> int | None:
+    """``sliding_window`` of a mechanism as FlashAttention and vLLM count it; ``None`` for full attention.
+
+    Raises:
+        BackendError: the mechanism is more than full attention or a window. The message says what it is, and how to convert without it.
+    """
+    options, band = mechanism.options, band_of(mechanism, causal)
+    if options.order is not None or band is None or not (causal or band[0] == band[1]):
+        changed = f" with {', '.join(options.changed())}" if options.changed() else ""
+        whole = "" if causal else " --option exact_length=0"
+        raise BackendError(
+            f"mechanism {mechanism.name!r}{changed}; convert with --mechanism window{whole}, or with "
+            "a mechanism that has a stock checkpoint (longattn export MODEL DIR --format native)."
+        )
+    short = 0 if causal else options.exact_length
+    if short and not mechanism.covers(short):
+        raise BackendError(f"full attention for texts of up to {short} tokens beside windows; convert with --option exact_length=0.")
+    return None if band[0] == UNBOUNDED else band[0] + 1
 
 
-def flash_window(mechanism: Mechanism, causal: bool) -> int | None:
-    """FlashAttention's ``sliding_window`` for a mechanism: :data:`UNBOUNDED` for full attention, ``None`` if it cannot compute it."""
-    band = band_of(mechanism, causal) if mechanism.options.order is None else None
-    if band is None or not (causal or band[0] == band[1]):
-        return None
-    return min(band[0] + 1, UNBOUNDED)
+def window_sizes(config: Any) -> list[int | None]:
+    """:func:`window_size` of each layer of a text model in which a call of attention is nothing but its layer's mechanism.
+
+    This is what a model declares to FlashAttention and to vLLM, which ignore score terms.
+
+    Raises:
+        BackendError: a layer has more than a window, or the model more than such calls.
+    """
+    family = known_family(config)
+    if family is None or not family.spec.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
+        raise BackendError(f"the attention of {type(config).__name__}; use {BACKEND!r}, which transformers' own servers run.")
+    layers, causal = config.attending
+    return [window_size(prototype(*config.long_attention.for_layer(layer)), causal) for layer in range(layers)]
+
+
+def vllm_windows(config: Any) -> dict[str, Any]:
+    """Values of ``layer_types`` and ``sliding_window`` from which vLLM computes the mechanisms of a Long config.
+
+    Raises:
+        BackendError: vLLM would compute another attention, or other positions. The message says why, and what to type.
+    """
+    problem, sizes, values = "", [], vars(config)
+    if "long_attention" not in values or config.base_attention_chosen:
+        return {}
+    own, family = values.get(BASE_WINDOWS, values).get("layer_types"), known_family(config)
+    try:
+        sizes = window_sizes(config)
+    except BackendError as error:
+        problem = str(error)
+    types = [FULL if size is None else SLIDING for size in sizes]
+    widths = {size for size in sizes if size is not None}
+    beside = next((name for name, fields in UNTRIED_IN_VLLM.items() if any(values.get(field) for field in fields)), None)
+    if not problem and family is not None:
+        elsewhere = f"use {BACKEND!r}, which transformers' own servers run."
+        counted = any(table.first_id(config) for table in family.position_tables)
+        if beside is not None:
+            problem = f"{beside}, with which it was not compared; {elsewhere}"
+        elif (
+            family.base_model_type in NOT_IN_VLLM
+            or not family.base_class(family.base_model_name)._supports_attention_backend
+            or not set(own or ()) <= {FULL, SLIDING}
+        ):
+            problem = f"the layers of {type(config).__name__}; {elsewhere}"
+        elif counted and (config.attending[1] or "roberta" not in config.model_type):
+            problem = f"positions that begin after the padding token's, which it knows of RoBERTa encoders; {elsewhere}"
+        elif len(widths) > 1:
+            problem = "windows of different widths in one model; convert with one --option window=N for all layers."
+        elif own not in (None, types) and family.base_model_type not in TYPES_ARE_MASKS:
+            problem = (
+                f"windows in other layers than its base's, since {type(config).__name__} chooses positions by layer_types too; convert "
+                "with windows in these layers alone."
+            )
+    if problem:
+        raise BackendError(f"attn_implementation={VLLM!r} cannot express {problem}")
+    return {"layer_types": types, **({"sliding_window": widths.pop()} if widths else {})}
 
 
 def flash_takes_windows(config: Any, requested: str) -> bool:
-    """Whether transformers' FlashAttention (``requested``) can compute the mechanisms. If so, registers it with each layer's window.
-
-    It can for text models with plain windows or full attention, if the base supports FlashAttention.
-    """
+    """Whether transformers' FlashAttention (``requested``) can compute the mechanisms. If so, registers it with each layer's window."""
     if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
         return False
-    family = known_family(config)
-    if family is None or not family.spec.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
+    try:
+        window_sizes(config)
+    except BackendError:
         return False
-    layers, causal = config.attending
-    mechanisms = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
-    if any(flash_window(mechanism, causal) is None for mechanism in mechanisms):
-        return False
+    family: Any = known_family(config)
     if not family.base_class(family.base_model_name)._supports_flash_attn:
         return False
     from transformers import AttentionInterface  # imports models, which a config alone does not need
 
-    attend = AttentionInterface().get(requested)
-    if attend is not None and not getattr(attend, "takes_windows", False):
-        AttentionInterface.register(requested, _with_windows(attend))
-    return True
-
-
-def _with_windows(attend: Any) -> Any:
-    """Wrap transformers' FlashAttention function, so that it gets the window of the layer's mechanism."""
+    attend: Any = AttentionInterface().get(requested)
+    if attend is None or getattr(attend, "takes_windows", False):
+        return True
 
     @functools.wraps(attend)
     def attend_in_window(module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         mechanism: Any = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
             causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-            width = flash_window(mechanism, causal)
-            if width is not None:
-                kwargs["sliding_window"] = None if width == UNBOUNDED else width
+            kwargs["sliding_window"] = window_size(mechanism, causal)
         return attend(module, *args, is_causal=is_causal, **kwargs)
 
     attend_in_window.takes_windows = True  # type: ignore[attr-defined]
-    return attend_in_window
+    AttentionInterface.register(requested, attend_in_window)
+    return True
