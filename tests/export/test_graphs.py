@@ -260,7 +260,11 @@ def test_exported_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None
     session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
     given = {one.name: inputs[one.name] for one in session.get_inputs()}
     (found,) = session.run(["sentence_embedding"], given)
-    assert abs(found - encoder.encode(texts)).max() < 1e-5
+    openvino = pytest.importorskip("openvino").compile_model(
+        str(tmp_path / "graph" / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for vectors in (found, openvino(given)["sentence_embedding"]):
+        assert abs(vectors - encoder.encode(texts)).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -345,8 +349,12 @@ def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: s
 
 
 def graph_logits(file: Path, *texts: str) -> np.ndarray:
-    onnxruntime, tokenizer = pytest.importorskip("onnxruntime"), transformers.AutoTokenizer.from_pretrained(file.parent)
-    (logits,) = onnxruntime.InferenceSession(str(file)).run(["logits"], dict(tokenizer(*texts, return_tensors="np")))
+    """ONNX Runtime's, which must be OpenVINO's, too."""
+    onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+    inputs = dict(transformers.AutoTokenizer.from_pretrained(file.parent)(*texts, return_tensors="np"))
+    (logits,) = onnxruntime.InferenceSession(str(file)).run(["logits"], inputs)
+    found = openvino.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)["logits"]
+    np.testing.assert_allclose(found, logits, atol=1e-4, rtol=1e-4)
     return logits[0]
 
 
