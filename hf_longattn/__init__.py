@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .modeling.inference import optimize_for_inference
     from .search import SearchConfig, SearchResult, search_design
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _public_name, __all__ = public_names(__name__)
 
