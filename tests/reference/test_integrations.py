@@ -28,6 +28,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
+from hf_longattn.errors import InputError
 from hf_longattn.evaluation.qa_reader import QAReader
 from scripts.dev.tools.small_models import small_values
 from tests.byte_tokenizer import train_tokenizer
@@ -89,6 +90,27 @@ def test_pipelines_of_transformers_run_on_long_encoders(saved: Any) -> None:
     assert entities
     features = pipeline("feature-extraction", model=str(saved("BertModel")))(TEXT, return_tensors=True)
     assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
+
+
+def test_pipelines_read_as_far_as_a_converted_model_and_refuse_longer_texts_to_classify(tmp_path: Path) -> None:
+    """The source's tokenizer states no length, so that transformers' own pipelines end in an error of tensors' sizes there."""
+    long_word = "a" * 3000
+    text, longer = (f"{TEXT} {long_word} the end" * times for times in (1, 3))
+    tasks = {"token-classification": "BertForTokenClassification", "text-classification": "BertForSequenceClassification"}
+    for (task, head), mechanism in zip(tasks.items(), ("window", "longformer"), strict=True):
+        plain_model("bert", head, vocab_size=1000, max_position_embeddings=512).save_pretrained(tmp_path / "short")
+        tokenizer_of("bert").save_pretrained(tmp_path / "short")
+        convert_checkpoint(tmp_path / "short", tmp_path / task, mechanism=mechanism, window=32, max_length=4096, verify=False)
+    assert AutoTokenizer.from_pretrained(tmp_path / "short").model_max_length > 10**9
+    tag = pipeline("token-classification", model=str(tmp_path / "token-classification"), aggregation_strategy="first", ignore_labels=[])
+    assert 512 < len(tag.tokenizer(text)["input_ids"]) <= tag.tokenizer.model_max_length == 4096
+    end, longer_end = (words[-1]["end"] for words in tag([text, longer]))
+    assert end == len(text) < longer_end < len(longer)
+    classify = pipeline("text-classification", model=str(tmp_path / "text-classification"))
+    assert classify(text) != classify(f"{text} or not")
+    with pytest.raises(InputError, match=r"but this model has 4096; cut it with .* or convert the checkpoint with a longer"):
+        classify(longer)
+    assert tag([" \n", ""]) == [[], []]
 
 
 def test_the_text_generation_pipeline_runs_on_a_long_decoder(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoModelForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows
+from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows, to_windows
 from tests.training.conftest import FAST, checkpoint, converted, start_task, write_rows
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
@@ -217,3 +218,15 @@ def test_tag_scores_read_iob1_data_in_their_scheme() -> None:
     rows = Dataset.from_list([{"word_ids": list(range(5)), "labels": [names.index(tag) for tag in tags], "document": 0}])
     scores = tag_scores(EvalPrediction([rows[0]["labels"]], None), rows, Dataset.from_list([{"tags": tags}]), names)
     assert [scores[name] for name in ("precision", "recall", "f1", "accuracy")] == [100.0] * 4
+
+
+def test_a_word_longer_than_a_window_has_one_tag(tokenizer: PreTrainedTokenizerBase) -> None:
+    names = ["O", "B-A", "E-A", "S-A"]
+    document = {"words": ["tree", "x1" * 100, "node"], "tags": ["B-A", "E-A", "S-A"]}
+    rows = to_windows(Dataset.from_list([document]), tokenizer, 24, 6, names)
+    assert len(rows) > 5
+    tagged = [(word, label) for row in rows for word, label in zip(row["word_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert tagged == [(0, 1), (1, 2), (2, 3)]
+    assert all(len(row["input_ids"]) <= 24 for row in rows)
+    scores = tag_scores(EvalPrediction(rows["labels"], None), rows, Dataset.from_list([document]), names)
+    assert scores["f1"] == 100
