@@ -88,6 +88,20 @@ def bert_reviews(folder: Path) -> None:
     convert_checkpoint(plain, folder, mechanism="longformer", verify=False, window=512, max_length=4096)
 
 
+@stand_in("dslim/bert-base-NER")
+def tagger(folder: Path) -> None:
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    small("bert", "BertForTokenClassification", folder, 512, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+
+
+@stand_in("protectai/deberta-v3-base-prompt-injection-v2")
+def guardrail(folder: Path) -> None:
+    """Without a table of positions, as the published one."""
+    names: dict[str, Any] = {"id2label": {0: "SAFE", 1: "INJECTION"}, "label2id": {"SAFE": 0, "INJECTION": 1}}
+    values = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 256, "position_biased_input": False}
+    small("deberta-v2", "DebertaV2ForSequenceClassification", folder, 512, **values, **names)
+
+
 @stand_in("allenai/longformer-base-4096")
 def longformer(folder: Path) -> None:
     """With the pickled weights of the published one."""
