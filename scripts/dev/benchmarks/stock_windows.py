@@ -82,8 +82,11 @@ def run(model: Any, way: str, ids: Tensor) -> tuple[Tensor, float, float]:
     return states, time.perf_counter() - wall, time.process_time() - processor
 
 
-def measure(name: str, length: int, folder: str | None) -> dict[str, Any]:
-    """The row of a model at a length, measured in this process. Weights are random without a ``folder``."""
+def measure(name: str, length: int, folder: str | None, turn_seconds: float = TURN_SECONDS) -> dict[str, Any]:
+    """The row of a model at a length, measured in this process. Weights are random without a ``folder``.
+
+    Turns after the first take ``turn_seconds`` in all.
+    """
     shape = SHAPES[name]
     config = shape.config(length)
     torch.manual_seed(0)
@@ -102,7 +105,7 @@ def measure(name: str, length: int, folder: str | None) -> dict[str, Any]:
     if len(ways) == 2:
         row["difference"] = float((states[0][0] - states[1][0]).abs().max() / states[0][0].abs().max())
     states.clear()
-    more = min(TURNS, int(TURN_SECONDS / sum(wall for wall, _ in turns[0])))
+    more = min(TURNS, int(turn_seconds / sum(wall for wall, _ in turns[0])))
     turns = [[run(model, way, ids)[1:] for way in ways] for _ in range(more)] or turns
     return {**row, "mebibytes": mebibytes, "turns": turns}
 
@@ -142,9 +145,16 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """The rows of 8,192 tokens, and the longest input of privacy-filter."""
-    rows = [row for row in record["rows"] if row["length"] == 8192 or (row["model"], row["length"]) == ("openai/privacy-filter", 131072)]
-    return f"{table(rows)}\n\n*{report.where(record['machine'])}*"
+    """A list of seconds and memory at 8,192 tokens."""
+    lines = list[str]()
+    for row in record["rows"]:
+        if row["length"] != 8192:
+            continue
+        _, stock, ours, faster, stock_memory, memory = cells(row)
+        layers = "" if row["layers"] == SHAPES[row["model"]].layers else f" ({row['layers']} of its {SHAPES[row['model']].layers} layers)"
+        name = row["model"].split("/")[1]
+        lines.append(f"- {name}{layers}: {ours} s instead of {stock} ({faster}), {memory} MiB instead of {stock_memory}")
+    return "\n".join([f"8,192 tokens in fp32 ({report.where(record['machine'])}):", "", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
