@@ -1,11 +1,12 @@
-"""The whole path on a fresh machine, without a network (7 minutes at most, 2 cores).
+"""The whole path on a fresh machine, without the Hub (7 minutes at most, 2 cores).
 
     make demo                        or   python scripts/demo.py
     python scripts/demo.py --minutes 0.5 --documents 1        a shorter look
 
-First, all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original.
-Then a question-answering model of 512 tokens is converted, scored, fine-tuned on long documents, and scored again. It is committed, in
-model_cards/bert-python-512-qa. All scores, tables and the model card are made here.
+First, Gemma 3 270M, which has windows, is timed with transformers' attention and with ours; `make demo` has downloaded it. Then
+all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original. Then a question-answering model of 512
+tokens is converted, scored, fine-tuned on long documents, and scored again. It is committed, in model_cards/bert-python-512-qa. All
+scores, times, tables and the model card are made here.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from rich.progress import track
 from rich.table import Table
 
 from scripts.dev import ROOT
-from scripts.dev.real import NAME, real_checkpoint
+from scripts.dev.real import DECODER, NAME, real_checkpoint
 
 ASSET = ROOT / "model_cards" / "bert-python-512-qa"
-CONVERTED, FINE_TUNED = "converted to longformer", "longformer, fine-tuned"
+WINDOWS, CONVERTED, FINE_TUNED = "windows of 512, stride 128", "converted to longformer", "longformer, fine-tuned"
+GEMMA = "google/gemma-3-270m"
 LENGTH, WINDOW = 8192, 256
 MINILM_LENGTH = 4096
+STOCK_LENGTHS = (1024, 2048, 4096)
+"""Tokens of the texts that Gemma reads."""
 LENGTHS = (1024, 2048, 4096, 8192)
 """Tokens of the documents that all systems are scored on."""
 TRAINING_LENGTHS, TRAINING_DOCUMENTS = (1024, 2048, 4096), 15
@@ -70,8 +74,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(name: str, source: Path | str, target: Path, length: int, **options: Any) -> Path:
-    """Convert and verify, and print the command and the report."""
+def time_windows() -> list[dict[str, Any]]:
+    """Read texts with Gemma's windows as transformers computes them and as we do: rows of the benchmark of stock windows."""
+    from scripts.dev.benchmarks.stock_windows import measure
+
+    step(1, 'A real decoder with windows, Gemma 3 270M: the same model with one word more, attn_implementation="longattn"')
+    if not DECODER.is_dir() or sys.platform != "linux":
+        console.print("   Left out: it needs Linux, and the model. Type make real-decoder (240 MB; see ai.google.dev/gemma/terms).")
+        return []
+    rows = [measure(GEMMA, length, str(DECODER), 0.0) for length in track(STOCK_LENGTHS, "   Three lengths", console=console)]
+    draw_windows(rows)
+    return rows
+
+
+def draw_windows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a bar of seconds for each text, for transformers' attention and for ours, with the memory beside it."""
+    longest = max(wall for row in rows for wall, _ in row["turns"][0])
+    for row in rows:
+        for name, (wall, _), size in zip(("sdpa", "longattn"), row["turns"][0], row["mebibytes"], strict=True):
+            bar = "█" * max(1, round(50 * wall / longest))
+            console.print(f"   {row['length']:>6,} tokens  {name:<9}{bar} {wall:.1f} s, {size:,.0f} MiB")
+
+
+def convert(name: str, source: Path | str, target: Path, length: int, **options: Any) -> Any:
+    """Convert and verify, and print the command and the report, which is returned."""
     from hf_longattn import convert_checkpoint
     from hf_longattn.cli.checkpoints import conversion_report
     from hf_longattn.cli.terminal import show
@@ -80,7 +106,7 @@ def convert(name: str, source: Path | str, target: Path, length: int, **options:
     console.print(f"   longattn convert {name} {target} --mechanism longformer{words} --max-length {length}\n")
     report = convert_checkpoint(source, target, mechanism="longformer", max_length=length, **options)
     show(report.to_dict(), conversion_report(report))
-    return target
+    return report
 
 
 def long_reader(name: str, folder: Path) -> Any:
@@ -113,7 +139,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path, tokenizer
     from hf_longattn.errors import LongAttentionError
     from scripts.dev.studies.lookup_questions import lookup_questions
 
-    step(4, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
+    step(5, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
     records = lookup_questions("validation", tokenizer, lengths=TRAINING_LENGTHS, documents=TRAINING_DOCUMENTS)
     save_qa([{name: record[name] for name in ("id", "title", "question", "context", "answers")} for record in records], out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
@@ -143,12 +169,10 @@ def show_table(answers: Sequence[Answer]) -> None:
     console.print(table)
 
 
-def finish(answers: Sequence[Answer], folder: Path, options: argparse.Namespace, started: float) -> None:
-    """Print the table, and write the model card."""
+def write_card(answers: Sequence[Answer], folder: Path, minutes: float) -> None:
+    """Write the model card of the fine-tuned model, with its scores."""
     from hf_longattn.hub import write_model_card
 
-    step(6, "What came out: right answers by the lines that an answer needs, and seconds for one document")
-    show_table(answers)
     results = []
     for hops in (1, 2):
         mean, error, count = share_right(answers, FINE_TUNED, hops)
@@ -160,14 +184,30 @@ def finish(answers: Sequence[Answer], folder: Path, options: argparse.Namespace,
         folder,
         results=results,
         title="bert-python-8192-qa",
-        training=f"Converted from this project's question-answering model of 512 tokens, and fine-tuned for {options.minutes:g} minutes.",
+        training=f"Converted from this project's question-answering model of 512 tokens, and fine-tuned for {minutes:g} minutes.",
         license="apache-2.0",
         limits=["A model of 7 M parameters trained on Python source alone: it shows the method, not the state of the art."],
     )
     console.print(f"   Model card: {card}")
-    console.print("   Committed: the model of 512 tokens. Made here: both conversions, the training, all scores and times.")
-    console.print("   all-MiniLM-L6-v2, trained for questions that need two places of a page, in two hours: docs/results/long_qa.md")
-    console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+def show_summary(rows: Sequence[Mapping[str, Any]], embeddings: Mapping[str, Any], answers: Sequence[Answer]) -> None:
+    """Print the last screen: what each model did before, and what it does now."""
+    table = Table("model", "measured", "before", "with hf_longattn")
+    for row in rows[-1:]:
+        cells = (f"{wall:.1f} s, {size:,.0f} MiB" for (wall, _), size in zip(row["turns"][0], row["mebibytes"], strict=True))
+        table.add_row("Gemma 3 270M, as it is", f"a text of {row['length']:,} tokens", *cells)
+        table.add_row("", "difference of its outputs", "–", f"{row['difference']:.0e} of the largest value")
+    document, short = embeddings["document"], embeddings["cosines"]
+    table.add_row("all-MiniLM-L6-v2, converted", "tokens that it reads", "512", f"{MINILM_LENGTH:,}")
+    table.add_row("", "512 tokens: cosine with the original", "1", f"{min(short.values()):.3f}")
+    measured = f"{MINILM_LENGTH:,} tokens: cosine with the mean of 8 chunks"
+    table.add_row("", measured, f"{document['first_chunk']:.3f} (its first 512)", f"{document['cosine']:.3f} (all, one pass)")
+    for hops, words in ((1, "answers that one line has"), (2, "answers from two lines, far apart")):
+        shares = (share_right(answers, system, hops) for system in (WINDOWS, FINE_TUNED))
+        cells = (f"{mean:.0f} ± {error:.0f} % right" for mean, error, _ in shares)
+        table.add_row("" if hops == 2 else f"a small BERT, fine-tuned at {LENGTH:,} tokens", words, *cells)
+    console.print(table)
 
 
 def step(number: int, text: str) -> None:
@@ -179,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     options = parse(arguments)
     started = time.monotonic()
-    console.print("[bold]hf_longattn: models of 512 tokens read thousands[/bold]  (no network needed)")
+    console.print("[bold]hf_longattn: windows as windows, and models of 512 tokens that read thousands[/bold]")
     console.print("   Loading libraries ...")
     import torch
     import transformers
@@ -198,12 +238,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in ("minilm", "converted", "fine-tuned"):
             shutil.rmtree(out / name, ignore_errors=True)
-        step(1, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
-        convert(NAME, real_checkpoint(), out / "minilm", MINILM_LENGTH)
-        step(2, f"Convert the committed question-answering model of 512 tokens to {LENGTH:,} tokens with longformer attention")
+        rows = time_windows()
+        step(2, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
+        report = convert(NAME, real_checkpoint(), out / "minilm", MINILM_LENGTH)
+        embeddings = next(check.values for check in report.checks if check.name == "embeddings")
+        step(3, f"Convert the committed question-answering model of 512 tokens to {LENGTH:,} tokens with longformer attention")
         console.print("   With a network, the command takes a Hub name as well, such as deepset/bert-base-cased-squad2.")
-        converted = convert(options.model, options.model, out / "converted", LENGTH, window=WINDOW)
-        step(3, "Score on long documents from packages that no training ever saw, before any training")
+        converted = out / "converted"
+        convert(options.model, options.model, converted, LENGTH, window=WINDOW)
+        step(4, "Score on long documents from packages that no training ever saw, before any training")
         model, tokenizer = load_qa_model(options.model)
         records = lookup_questions("test", tokenizer, lengths=LENGTHS, documents=options.documents)
         shown, (answer,) = records[-1], records[-1]["answers"]["text"]
@@ -211,12 +254,21 @@ def main(arguments: list[str] | None = None) -> int:
             f"   In {shown['length']:,} tokens of source text: {shown['question']}  Answer, through two lines: {answer}", markup=False
         )
         short = [QAReader(model, tokenizer, 512, None, name="first 512 tokens")]
-        short.append(QAReader(model, tokenizer, 512, 128, name="windows of 512, stride 128"))
+        short.append(QAReader(model, tokenizer, 512, 128, name=WINDOWS))
         answers = score([FirstLine(), *short, long_reader(CONVERTED, converted)], records)
         folder = fine_tune(options, converted, out, tokenizer)
-        step(5, "Score the fine-tuned model on the same questions")
+        step(6, "Score the fine-tuned model on the same questions")
         answers += score([long_reader(FINE_TUNED, folder)], records)
-        finish(answers, folder, options, started)
+        show_table(answers)
+        write_card(answers, folder, options.minutes)
+        step(7, "What came out")
+        show_summary(rows, embeddings, answers)
+        if rows:
+            console.print("\n   Seconds of Gemma 3 270M by the length of the text, and memory of the pass")
+            draw_windows(rows)
+        console.print("\n   Committed: the small BERT of 512 tokens. Made here: both conversions, the training, all scores and times.")
+        console.print("   all-MiniLM-L6-v2, trained for questions that need two places of a page, in two hours: docs/results/long_qa.md")
+        console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")
     except LongAttentionError as error:
         console.print(f"error: {error}")
         return 1
