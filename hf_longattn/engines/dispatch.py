@@ -3,15 +3,13 @@
 A call runs the first path that has no reason against it. A reason is a ``why_not`` function beside the path's code. Only reasons that
 compare several engines are in this file.
 
-``HF_LONGATTN_LOG=paths`` logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
+:func:`hf_longattn.explain` collects the choices of a model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -19,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..names import LOGGER
 from . import grid_windows
 from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
@@ -44,7 +41,6 @@ GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
     ("tiles", "flex"): "timed on an H100 before its block lists were rewritten",
 }
 """Pattern type and CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
-LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 
 
@@ -214,14 +210,10 @@ class PathChoice:
     refused: tuple[tuple[str, str], ...] = ()
     pattern_type: PatternType | None = None
 
-    def __str__(self) -> str:
-        return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
-
 
 Observer = Callable[[Any, PathChoice], None]
 OBSERVERS: list[Observer] = []
 """All observers, of every thread. While it is empty, choices are not reported, which saves time."""
-_process_observers: list[Observer] = []
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
 _reports: ContextVar[int] = ContextVar("reports", default=0)
@@ -268,26 +260,5 @@ def report(path: str, refused: Sequence[tuple[str, str]] = (), pattern_type: Pat
         return
     _reports.set(_reports.get() + 1)
     choice = PathChoice(path, tuple(refused), pattern_type)
-    for observer in (*_process_observers, *_context_observers.get()):
+    for observer in _context_observers.get():
         observer(_running.get(), choice)
-
-
-def log_paths() -> None:
-    """Log every distinct choice of a path once, as ``HF_LONGATTN_LOG=paths`` does."""
-    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported late to save time
-
-    logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
-
-    def log(mechanism: Any, choice: PathChoice) -> None:
-        line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"
-        if line not in logged:
-            logged.add(line)
-            logger.info(line)
-
-    logger.setLevel(logging.INFO)
-    OBSERVERS.append(log)
-    _process_observers.append(log)
-
-
-if "paths" in os.environ.get(LOG_VARIABLE, "").split(","):
-    log_paths()

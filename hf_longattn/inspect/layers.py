@@ -207,8 +207,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
         print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
 
-    For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``. ``HF_LONGATTN_LOG=paths`` logs the paths while a
-    program runs.
+    For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``.
 
     Args:
         model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains mechanisms.

@@ -1,8 +1,7 @@
-"""Which path runs, and why others do not: explained for a model, and logged."""
+"""Which path runs, and why others do not: explained for a model."""
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +19,6 @@ from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
-from tests.fresh_processes import run_fresh
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 
@@ -99,11 +97,11 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
             raise NoKernel("there is none")
         return out
 
-    with observe(lambda _, choice: answers.append(str(choice))):
+    with observe(lambda _, choice: answers.append((choice.path, choice.refused))):
         assert try_path("tiles", context, {"flex": lambda: run(False)}) == (out, "flex")
         assert try_path("tiles", context, {"flex": lambda: run(True)}) == (None, "plain")
-    elsewhere = "no cpu-gathered: the tensors are on another device"
-    assert answers == [f"flex; {elsewhere}", f"plain; {elsewhere}; no flex: there is none"]
+    elsewhere = ("cpu-gathered", "the tensors are on another device")
+    assert answers == [("flex", (elsewhere,)), ("plain", (elsewhere, ("flex", "there is none")))]
 
 
 @pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
@@ -172,19 +170,6 @@ def test_a_graph_compiles_while_paths_are_recorded() -> None:
 def test_explain_refuses_a_model_without_mechanisms() -> None:
     with pytest.raises(BackendError, match="No attention mechanism ran in"):
         explain(plain_model("bert", "BertModel"), tokens(1, 8))
-
-
-def test_paths_are_logged_once() -> None:
-    program = (
-        "import torch; from hf_longattn import attend; x = torch.randn(1, 2, 300, 16); "
-        "[attend(x, x, x, 'window', window=32) for _ in range(3)]"
-    )
-    environment = {**os.environ, "HF_LONGATTN_LOG": "paths"}
-    done = run_fresh("-c", program, env=environment)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "cpu-band" in line]
-    assert len(lines) == 1
-    assert "window: cpu-band; no dense: the band leaves keys out" in lines[0]
 
 
 def test_explain_gives_a_model_of_images_its_pixels() -> None:
