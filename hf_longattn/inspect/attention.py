@@ -34,7 +34,7 @@ from ..modeling.grids import family_of
 from ..positions.trained_distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
-from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
+from .layer_attention import MEANS, LayerAttention, RowSums, sampled_rows
 from .texts import TextIds
 from .watching import (
     NOT_DIAGNOSED,
@@ -201,7 +201,7 @@ def diagnose(
     causal = is_causal(stack)
     chosen, reasons, measured = candidates_for(modality, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
     for name, pieces in read.lengths:
-        start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons, draws=True), -(-queries // len(pieces))
+        start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons), -(-queries // len(pieces))
         for number, piece in enumerate(pieces):
             progress(name + (f", excerpt {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
             stack, arguments, layers.layout, tokens = watched_inputs(network, piece)
@@ -355,20 +355,17 @@ def captured_mass(
 class MeasuredLayers:
     """Sums of every layer's numbers over one or more forward passes of the same length.
 
-    rows: indices of the queries that the next pass adds. grid: grid of an image's tokens. draws: whether attention maps are stored.
+    rows: indices of the queries that the next pass adds. grid: grid of an image's tokens.
     """
 
     def __init__(
-        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor | None = None, grid: Grid | None = None, *,
-        draws: bool = False,
-    ) -> None:  # fmt: skip
-        self.candidates, self.reasons, self.layout, self.draws = candidates, reasons, grid, draws
+        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor | None = None, grid: Grid | None = None
+    ) -> None:
+        self.candidates, self.reasons, self.layout = candidates, reasons, grid
         self.rows = torch.zeros(0, dtype=torch.long) if rows is None else rows
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """Layer -> names of its attention module and mechanism."""
-        self.maps: dict[int, Tensor] = {}
-        """Layer -> attention on the patches of an image."""
         self.shape = (1, 1)
         """Number of heads, and width of a head."""
 
@@ -385,8 +382,6 @@ class MeasuredLayers:
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
         self.names[number] = (layer.name, layer.mechanism)
-        if self.draws and self.layout is not None:
-            self.maps[number] = attention_map(layer, self.layout, self.rows)
 
     def means(self) -> list[dict[str, Tensor]]:
         """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
@@ -399,8 +394,7 @@ class MeasuredLayers:
     def at_length(self, length: int, queries: int, causal: bool, seconds: float) -> LengthDiagnosis:
         """All layers at one length. queries: number of measured queries. seconds: duration of the measurement."""
         layers = [
-            LayerDiagnosis(*self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"],
-                           self.maps.get(number))
+            LayerDiagnosis(*self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"])
             for number, mean in zip(sorted(self.sums), self.means(), strict=True)
         ]  # fmt: skip
         return LengthDiagnosis(

@@ -18,7 +18,7 @@ from ..engines.token_grid import Grid
 from .candidates import Candidate
 from .layer_attention import MEANS, SINK
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
 ENOUGH = 0.9
 """Minimum share of the attention mass that a chosen mechanism keeps, if possible; see :meth:`Diagnosis.chosen`."""
@@ -35,7 +35,6 @@ class LayerDiagnosis:
     numbers: :data:`~hf_longattn.inspect.layer_attention.MEANS` by name, ``(H,)``.
     distance: mass in each bin of distances, ``(H, bins)``.
     captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
-    attention: for an image, the weights on its patches, ``(rows, columns)``; see :func:`.layer_attention.attention_map`.
     """
 
     name: str
@@ -43,7 +42,6 @@ class LayerDiagnosis:
     numbers: Mapping[str, Tensor]
     distance: Tensor
     captured: Tensor
-    attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,6 @@ class Diagnosis:
                     "captured": {
                         name: _rounded(layer.captured[:, number]) for number, name in enumerate(names) if name not in self.reasons
                     },
-                    **({} if layer.attention is None else {"attention": _rounded(layer.attention)}),
                 }
                 for layer in diagnosis.layers
             ],

@@ -142,15 +142,6 @@ class RowSums:
         return {**means, "distance": self.distance / count, "captured": self.captured / count}
 
 
-def attention_map(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
-    """Attention weights on the patches of ``grid``, averaged over heads; they sum to 1. The query is the first prefix token. Without a
-    prefix token, weights are averaged over the queries at ``rows``."""
-    total = torch.zeros(grid.cells, dtype=torch.float64)
-    for block in layer.blocks(torch.tensor([0]) if grid.prefix else rows):
-        total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()
-    return (total / total.sum()).view(grid.sizes)
-
-
 def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:
     """Stratified sample of positions: ``min(count, length)`` equal parts of the text, one position from each, in ascending order.
 

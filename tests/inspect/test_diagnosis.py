@@ -246,7 +246,7 @@ def test_a_diagnosis_has_every_length_layer_head_and_candidate(diagnosis: Diagno
 
 def test_the_json_of_a_diagnosis_is_complete_and_strict(diagnosis: Diagnosis) -> None:
     values = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
-    assert values["format"] == 2
+    assert values["format"] == 3
     layer = values["lengths"][-1]["layers"][0]
     assert len(layer["captured"]["window:window=32"]) == 4
     assert "linear" not in layer["captured"]

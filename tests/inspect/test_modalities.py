@@ -48,7 +48,7 @@ def photo(folder: Path) -> Path:
     return folder / "photo.png"
 
 
-def test_masses_and_maps_of_images_are_those_of_the_whole_softmax(folder: Path, photo: Path) -> None:
+def test_masses_of_images_are_those_of_the_whole_softmax(folder: Path, photo: Path) -> None:
     report = diagnose(folder, photo, candidates=CANDIDATES)
     grid = Grid((10, 12), prefix=1)
     assert report.image is not None
@@ -59,9 +59,6 @@ def test_masses_and_maps_of_images_are_those_of_the_whole_softmax(folder: Path, 
         weights = model(**processed, interpolate_pos_encoding=True, output_attentions=True).attentions
     tokens = torch.arange(121)
     for layer, expected in zip(report.last.layers, weights, strict=True):
-        attention = expected[0, :, 0, 1:].mean(0)
-        assert layer.attention is not None
-        torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
         for text, mass in zip(CANDIDATES[:2], layer.captured.mean(0).tolist(), strict=False):
             name, _, option = text.partition(":")
             key, _, value = option.partition("=")
@@ -104,7 +101,6 @@ def test_layers_with_an_order_are_shown_in_that_of_the_image(folder: Path, photo
     for layer, expected in zip(ordered.last.layers, plain.last.layers, strict=True):
         assert layer.mechanism == "segmented"
         torch.testing.assert_close(layer.captured, expected.captured, rtol=0, atol=1e-5)
-        torch.testing.assert_close(layer.attention, expected.attention, rtol=1e-4, atol=1e-6)
 
 
 def test_the_inspect_command_says_how_attention_of_an_image_spreads(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +115,7 @@ def test_the_inspect_command_says_how_attention_of_an_image_spreads(folder: Path
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     numbers = json.loads(capsys.readouterr().out)
-    assert (numbers["grid"], len(numbers["lengths"][0]["layers"][0]["attention"])) == ([10, 12], 10)
+    assert (numbers["grid"], len(numbers["lengths"][0]["layers"])) == ([10, 12], 2)
 
 
 def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
