@@ -234,14 +234,14 @@ def make_models(source: str, folder: Path, sizes: Sizes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     short = [random.Random(number).randint(*((80, 200) if number % 4 else (200, 510))) for number in range(sizes.short)]
     for name, lengths in {"short": short, "long": [sizes.trained] * sizes.long}.items():
-        rows: dict[str, list[Any]] = {"tags": [*map(tagged, documents("train", lengths, tokenizer, sentences("train"), (0, 2, 4)))]}
+        rows: dict[str, list[Any]] = {"tags": [*map(tagged, documents("train", lengths, tokenizer, sentences("train"), (1, 2, 3)))]}
         rows["guard"] = pairs("train", lengths[: -(-len(lengths) // 2)], tokenizer)
         for task, each in rows.items():
             (folder / f"{task}-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each), encoding="utf-8")
 
     def trained(task: str, start: str | Path, data: str, name: str, *flags: str) -> None:
         command = ["--model", str(start), "--data", str(folder / f"{data}.jsonl"), "--output", str(folder / name), "--no-eval-on-start"]
-        command += ["--epochs", "1", "--max-eval-samples", "8", "--train-sampling-strategy", "group_by_length", *flags]
+        command += ["--learning-rate", "2e-4", "--max-eval-samples", "8", "--train-sampling-strategy", "group_by_length", *flags]
         if not (folder / name / "training_log.json").exists():
             print("longattn", "train", task, *command, flush=True)
             if train(task, [*command, "--overwrite", "--disable-tqdm", "true"]):
@@ -251,8 +251,8 @@ def make_models(source: str, folder: Path, sizes: Sizes) -> None:
         if not (folder / name).exists():
             convert_checkpoint(folder / start, folder / name, mechanism=mechanism, max_length=8192, verify=False, **options)
 
-    first = ("--max-length", "512", "--batch-size", "8", "--gradient-accumulation-steps", "1", "--learning-rate", "5e-4")
-    windows = ("--batch-size", "4", "--gradient-accumulation-steps", "1", "--learning-rate", "5e-5")
+    first = ("--max-length", "512", "--batch-size", "8", "--gradient-accumulation-steps", "1", "--epochs", "3")
+    windows = ("--batch-size", "4", "--gradient-accumulation-steps", "1", "--epochs", "1", "--learning-rate", "5e-5")
     whole = ("--max-length", str(sizes.trained), "--batch-size", "1", *windows[2:])
     trained("tokens", source, "tags-short", "tagger", *first)
     trained("tokens", folder / "tagger", "tags-long", "tagger-further", *windows)
@@ -329,8 +329,8 @@ def guards(folder: Path, text: str) -> tuple[int, Ways]:
     }
 
 
-def measure(folder: Path, sizes: Sizes, store: Path) -> dict[str, Any]:
-    """The record, which is stored after every document; one that is there goes on where it stopped.
+def measure(folder: Path, sizes: Sizes, store: Path) -> None:
+    """Store the record after every document; one that is there goes on where it stopped.
 
     Raises:
         SystemExit: the converted tagger and the original have different logits for a short text.
@@ -340,9 +340,10 @@ def measure(folder: Path, sizes: Sizes, store: Path) -> dict[str, Any]:
     stored = report.stored_study(store)
     record |= stored if stored.get("sizes") == record["sizes"] else {}
     test = documents("test", [sizes.tags] * sizes.documents, tokenizer, sentences("test"), (1, 1, 0, 0, 0))
-    short, pair = test[0].text[:1000], [load_tagger(folder / name) for name in ("window", "tagger")]
+    cut = {"truncation": True, "max_length": 256, "return_tensors": "pt"}
+    short, pair = test[0].text, [load_tagger(folder / name) for name in ("window", "tagger")]
     with torch.inference_mode():
-        ours, theirs = (tagger.model(**tagger.tokenizer(short, return_tensors="pt")).logits for tagger in pair)
+        ours, theirs = (each.model(**each.tokenizer(short, **cut)).logits for each in pair)
     if not (difference := float((ours - theirs).abs().max())) <= TOLERANCE:
         raise SystemExit(f"error: logits of a short text differ by {difference:.1e} from the original's, so nothing is measured")
 
@@ -369,7 +370,6 @@ def measure(folder: Path, sizes: Sizes, store: Path) -> dict[str, Any]:
     pairs_of_texts = pairs("test", [sizes.guard] * sizes.documents, tokenizer)
     record["guard batch"], ways = guards(folder, pairs_of_texts[0]["text"])
     take_turns("guard", ways, [row["text"] for row in pairs_of_texts], keep_score)
-    return record
 
 
 def f1(counts: torch.Tensor) -> torch.Tensor:
@@ -382,7 +382,7 @@ def area(scores: torch.Tensor) -> torch.Tensor:
     """Per cent of pairs of a clean and an injected text that are told apart; ``(…, documents, 2)``."""
     clean, injected = scores[..., 0], scores[..., 1]
     difference = injected[..., :, None] - clean[..., None, :]
-    return 100 * ((difference > 0) + (difference == 0) / 2).mean((-1, -2))
+    return 100 * ((difference > 0).double() + (difference == 0) / 2).mean((-1, -2))
 
 
 def interval(score: Callable[[torch.Tensor], torch.Tensor], row: Any, other: Any = None) -> str:
@@ -431,7 +431,9 @@ def main() -> None:
     args = parser.parse_args()
     sizes = QUICK if args.quick else Sizes()
     make_models(args.model or str(real_checkpoint()), args.output, sizes)
-    record = measure(args.output, sizes, args.store or args.output / "result")
+    store = args.store or args.output / "result"
+    measure(args.output, sizes, store)
+    record = report.stored_study(store)
     print(f"{tags_table(record)}\n\n{guard_table(record)}\n\n{report.where(record['machine'])}")
 
 
