@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
-from .native import choose_stock, write_native
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .settings import AUTO, ConversionConfig
 from .source_models import load_as_result, open_source, quiet_libraries
@@ -65,24 +62,20 @@ def convert_checkpoint(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
             )
-        architecture = plan.architecture
-        if chosen.native and (reason := choose_stock(plan.config, architecture.long_class, architecture.family).reason):
-            raise CheckpointError(f"The result would have no stock form: {reason}")
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
-            long = stage / ".long" if chosen.native else stage  # temporary long checkpoint, for making the stock one
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
-            model, missing = load_as_result(opened, architecture, plan.config, None)
+            model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
-            model.save_pretrained(long, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
+            model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
             del model
-            add_source_files(opened, long, plan.new_length, plan)
-            checks = [] if inputs is None else check_result(load_both(plan, long, inputs), progress)
+            add_source_files(opened, stage, plan.new_length, plan)
+            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
             if chosen.remote_code:
-                write_remote_code(long)
+                write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
-            report = complete_result(
-                long,
+            return complete_result(
+                stage,
                 opened,
                 str(destination),
                 CONVERSION_REPORT,
@@ -92,11 +85,6 @@ def convert_checkpoint(
                 text="not verified" if inputs is None else inputs.describe(),
                 next_step=training_step(plan) if undecided else None,
             )
-            if chosen.native:
-                as_source = replace(open_source(long), name=opened.name)
-                report = write_native(as_source, stage, str(destination), chosen.verify, progress, report)
-                shutil.rmtree(long)
-            return report
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

@@ -252,16 +252,11 @@ def export_native(
         )
     refuse_quantised(source)
     with staged_folder(target, overwrite=overwrite) as stage:
-        return write_native(source, stage, str(destination), verify, progress)
+        return _write(source, stage, str(destination), verify, progress)
 
 
-def write_native(
-    source: Source, stage: Path, name: str, verify: bool, progress: StageProgress, converted: ConversionReport | None = None
-) -> ConversionReport:
-    """Write and check the stock form of a long checkpoint in the folder ``stage``. Users load it by ``name``.
-
-    converted: report of the conversion to the long checkpoint. The new report includes its checks and next step.
-    """
+def _write(source: Source, stage: Path, name: str, verify: bool, progress: StageProgress) -> ConversionReport:
+    """Write and check the stock form of a long checkpoint in the folder ``stage``. Users load it by ``name``."""
     config, class_name, family, _ = read_long(source)
     choice, length = choose_stock(config, class_name, family), family.longest(config)
     if choice.reason:
@@ -275,11 +270,11 @@ def write_native(
     stock.save_pretrained(stage)
     add_source_files(source, stage, length)
 
-    text, checks = modality_of(family).inputs(config, stage, verification_text(None)), [] if converted is None else [*converted.checks]
+    text, checks = modality_of(family).inputs(config, stage, verification_text(None)), list[Check]()
     if verify:
         with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
             stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
-            checks += _compare(long.float(), stock, choice, text, progress)
+            checks = _compare(long.float(), stock, choice, text, progress)
     return complete_result(
         stage,
         source,
@@ -301,7 +296,7 @@ def write_native(
             "warnings": [f"{choice.note}."] if choice.note else [],
         },
         text=text.describe() if verify else "not verified",
-        next_step=None if converted is None else converted.next_step,
+        next_step=None,
     )
 
 

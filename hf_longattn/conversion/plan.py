@@ -440,7 +440,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
             unchanged = min(tokens, unchanged) if position_change else tokens
             changed = f"texts of over {tokens} tokens" if tokens else "every score"
             position_change = position_change or f"relative={choice} changes {changed}"
-    if original is None and not causal and not request.native:  # no stock architecture has exact_length
+    if original is None and not causal:
         windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)

@@ -141,9 +141,6 @@ class ConversionConfig(Settings):
     verify: bool = setting(True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify")
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
-    native: bool = setting(
-        False, "Write a stock checkpoint instead, of an architecture of transformers that computes the same; refused where there is none."
-    )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
@@ -156,7 +153,7 @@ class ConversionConfig(Settings):
     def __post_init__(self) -> None:
         if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
             raise OptionError(f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument {min(wrong)}).")
-        exclusive = {"generic": ("native", "remote_code"), "native": ("remote_code",), "towers": ("mechanism", "options", "layers")}
+        exclusive = {"generic": ("remote_code",), "towers": ("mechanism", "options", "layers")}
         if self.mechanism == AUTO:  # chooses mechanisms and options itself
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
         elif self.budget is not None or self.search_input is not None:

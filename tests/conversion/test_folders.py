@@ -24,6 +24,7 @@ from huggingface_hub import ModelCard
 import hf_longattn
 from hf_longattn.cli.app import app, main
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion.native import export_native
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import CheckpointError
 from hf_longattn.export.compress import METHODS
@@ -467,7 +468,8 @@ def test_stock_sentence_encoder_reads_its_new_length_in_every_file(sentence_fold
     words = source / "0_Transformer" / "tokenizer.json"
     cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
     words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
-    convert_checkpoint(source, stock, mechanism="full", max_length=4 * LENGTH, native=True, verify=False)
+    convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify=False)
+    export_native(tmp_path / "long", stock, verify=False)
     read = {
         name: json.loads((stock / f"{name}.json").read_text())
         for name in ("config", "sentence_bert_config", "tokenizer_config", "tokenizer")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +26,6 @@ from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.cases import every_case
 from tests.conversion.conftest import change_config
-from tests.fresh_processes import run_fresh
 from tests.shared_code import code_of_family
 from tests.stock_cases import long_attention, long_values, save_long
 
@@ -245,49 +242,7 @@ def test_native_export_refuses_bad_input(arguments: list[str], says: str, tmp_pa
     assert not (tmp_path / "OUT").exists()
 
 
-def test_convert_native_writes_a_stock_checkpoint(
-    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, out = checkpoint("BertForMaskedLM", tokenizer="bert"), tmp_path / "out"
-    out.mkdir()
-
-    def convert(name: str, *mechanism: str) -> Any:
-        with pytest.raises(SystemExit) as ended:
-            main(["convert", str(source), str(out / name), "--mechanism", *mechanism, "--max-length", "128", "--native"])
-        return ended.value.code
-
-    assert convert("bert", "full") == convert("longformer", "window", "--option", "window=16") == 0
-    for model_type in ("bert", "longformer"):
-        written = json.loads((out / model_type / "native_report.json").read_text())
-        assert written["plan"]["model_type"] == AutoConfig.from_pretrained(out / model_type).model_type == model_type
-        assert {"tensors", "equal to the long model at 128 tokens, with padding"} <= {check["name"] for check in written["checks"]}
-    assert convert("lsh", "lsh") == 1
-    assert "The result would have no stock form: Layer 0 has 'lsh'" in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["bert", "longformer"], "without the long checkpoint"
-
-
-def test_convert_native_keeps_a_folder_beside_its_result_and_is_cleaned_up_after_a_kill(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    source, beside = checkpoint("BertModel"), tmp_path / ".out.long" / "notes.txt"
-    beside.parent.mkdir()
-    beside.write_text("mine")
-    assert run_fresh(convert_native_until_killed, source, tmp_path / "out").returncode == -9
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".out.partial-")]) == 1
-    report = convert_checkpoint(source, tmp_path / "out", mechanism="full", max_length=128, native=True, verify=False)
+def test_a_stock_checkpoint_without_a_check_is_not_called_verified(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint("BertModel"), tmp_path / "long", mechanism="full", max_length=128, verify=False)
+    report = export_native(tmp_path / "long", tmp_path / "out", verify=False)
     assert (report.plan["class"], report.verified, report.to_dict()["verified"]) == ("BertModel", False, False)
-    assert {path.name for path in tmp_path.iterdir() if path != source} == {".out.long", "out"}
-    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
-    assert beside.read_text() == "mine"
-
-
-def convert_native_until_killed(source: str, destination: str) -> None:
-    """Convert until the stock checkpoint is written, when the long one is complete."""
-    begun: list[str] = []
-
-    def progress(stage: str, done: int, total: int) -> None:
-        begun.append(stage)
-        if begun.count("write") == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    convert_checkpoint(source, destination, mechanism="full", max_length=128, native=True, verify=False, progress=progress)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn import convert_checkpoint
+from hf_longattn import convert_checkpoint, export_native
 from scripts.dev.benchmarks.engines import LEAST, LENGTHS, cosines, stock_minilm
 from scripts.dev.real import LLAMA_CPP
 from tests.conversion.conftest import LLAMA
@@ -50,8 +50,9 @@ def test_cross_encoder_and_pipeline_score_pairs_alike_with_long_and_stock_model(
     sentence_transformers = pytest.importorskip("sentence_transformers")
     source = small_classifier(tmp_path / "source", repository / "model_cards", labels)
     pairs, scores = [(QUERY, answer) for answer in ANSWERS], []
-    for name, native in (("long", False), ("stock", True)):
-        convert_checkpoint(source, tmp_path / name, mechanism="full", max_length=2048, native=native, verify=False)
+    convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=2048, verify=False)
+    export_native(tmp_path / "long", tmp_path / "stock", verify=False)
+    for name in ("long", "stock"):
         model = sentence_transformers.CrossEncoder(str(tmp_path / name), device="cpu", activation_fn=torch.nn.Identity())
         assert model.max_seq_length == 2048
         scores.append(model.predict(pairs, batch_size=1).reshape(len(pairs), -1))
@@ -72,7 +73,8 @@ def test_transformers_serve_continues_a_text_with_a_stock_decoder_as_generate_do
     tokenizer = tokenizer_of("gpt2")
     tokenizer.save_pretrained(source)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "vocab_size": len(tokenizer)})).save_pretrained(source)
-    convert_checkpoint(source, stock, mechanism="window", window=16, max_length=128, native=True, verify=False)
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
+    export_native(tmp_path / "long", stock, verify=False)
     model, prompt = transformers.AutoModelForCausalLM.from_pretrained(stock), "The mechanism decides which keys a query can see. " * 3
     ids = tokenizer(prompt, return_tensors="pt")
     expected = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :])

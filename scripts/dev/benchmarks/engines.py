@@ -2,8 +2,8 @@
 
     python -m scripts.dev.benchmarks.engines
 
-The model is all-MiniLM-L6-v2 after `longattn convert … --mechanism full --max-length 4096 --native`. The texts are the first tokens of
-Python's language reference. llama.cpp comes from a package, and its own converter writes the weights in F16.
+The model is all-MiniLM-L6-v2 after `convert … --mechanism full --max-length 4096` and `export … --format native`. The texts
+are the first tokens of Python's language reference. llama.cpp comes from a package, and its own converter writes the weights in F16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_longattn import convert_checkpoint
+from hf_longattn import convert_checkpoint, export_native
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks import report
 from scripts.dev.real import make_llama_cpp, real_checkpoint
@@ -35,7 +35,8 @@ Embed = Callable[[str], Any]
 
 def stock_minilm(folder: Path) -> Path:
     """Write the stock BERT into ``folder``."""
-    convert_checkpoint(real_checkpoint(), folder, mechanism="full", max_length=LONGEST, native=True, verify=False)
+    convert_checkpoint(real_checkpoint(), folder.with_name("long"), mechanism="full", max_length=LONGEST, verify=False)
+    export_native(folder.with_name("long"), folder, verify=False)
     return folder
 
 
