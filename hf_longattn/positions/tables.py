@@ -12,7 +12,7 @@
 ``random``       the old rows are kept; new ones are normal with the table's standard deviation, as if untrained. A negative control.
 
 ``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs training.
-``alibi``, ``rotary``  the same, with ALiBi or rotary positions (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
+``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 
