@@ -108,7 +108,6 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
-        "global tokens": "all of texts, none of images" if model.text_global else "",
     }
     if model.tower_names:
         for name, tower in model.towers.items():

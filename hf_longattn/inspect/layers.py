@@ -24,7 +24,6 @@ from ..inputs.modality import InputSizes, WithTowers, modality_in
 from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.shared_options import full_of
-from ..modeling.attach.global_mask import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.pruning import KEPT_HEADS
 
@@ -37,7 +36,6 @@ class Inspection(WithTowers):
     kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention).
     towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a mechanism.
     other_towers: names of the towers of a plain class that run its own attention.
-    text_global: whether all tokens except image tokens are global in the language model of a plain class.
     generic: whether the model is a plain class with mechanisms.
     """
 
@@ -52,7 +50,6 @@ class Inspection(WithTowers):
     kept_heads: Mapping[str, int] = field(default_factory=dict)
     towers: Mapping[str, Inspection] = field(default_factory=dict)
     other_towers: tuple[str, ...] = ()
-    text_global: bool = False
     generic: bool = False
 
     @property
@@ -95,7 +92,6 @@ class Inspection(WithTowers):
             "parameters": self.parameters,
             "bytes": self.parameters * self.shape.element_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
-            **({"text_global": True} if self.text_global else {}),
             **self.by_tower(lambda tower: tower.to_dict()),
         }
 
@@ -153,7 +149,6 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
         **facts,
         towers=towers,
-        text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
     )
 

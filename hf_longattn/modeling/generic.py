@@ -21,7 +21,7 @@ from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
-from .attach.global_mask import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, check_globals, make_text_global
+from .attach.global_mask import GLOBAL_MASK, arguments_by_name, check_globals
 from .attach.memory_tokens import recursion_of
 from .attach.patch_positions import hook_patch_positions
 from .attach.weights import LoadsMechanisms, shared_parameters
@@ -195,7 +195,7 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
         if isinstance(chosen, Mapping) and not ({"mechanism", "layers"} & chosen.keys()):
             raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
         return LongAttentionConfig.from_dict(chosen)
-    if others := sorted(chosen.keys() - {TOWERS, TEXT_GLOBAL}):
+    if others := sorted(chosen.keys() - {TOWERS}):
         raise OptionError(f"long_attention gives towers apart and {others[0]!r} for all of them; put {others[0]!r} into each tower.")
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
 
@@ -278,10 +278,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model: any model of transformers.
         long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and decoder are counted
             separately. In a model with several towers (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets
-            the mechanism of a tower; all others keep the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens
-            except images' global in the language model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Images
-            packed into one row (Pixtral, Qwen-VL) have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within
-            each window.
+            the mechanism of a tower; all others keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) have their own
+            grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
         The same model.
@@ -332,9 +330,6 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
         )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
     mark_generic(model.config, chosen)
-    if isinstance(long_attention, Mapping) and long_attention.get(TEXT_GLOBAL):
-        make_text_global(model, towers_of(model).get("text"))
-        model.config.long_attention = {**model.config.long_attention, TEXT_GLOBAL: True}
     return model
 
 

@@ -272,14 +272,6 @@ def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
     assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
 
 
-def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) -> None:
-    model, inputs = build_towers("llava")
-    hf_longattn.enable_long_attention(model, {"towers": {"text": {"mechanism": "longformer", "window": 8}}, "text_global": True})
-    model.save_pretrained(tmp_path / "long")
-    assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
-    assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
-
-
 def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:
     build_towers("siglip")[0].save_pretrained(tmp_path / "plain")
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)

@@ -378,61 +378,6 @@ def test_a_model_of_one_stack_has_no_towers() -> None:
         enable_long_attention(model, {"towers": {"text": NARROW}})
 
 
-TEXT_GLOBAL = {"towers": {"text": {"mechanism": "longformer", "window": 4}}, "text_global": True}
-
-
-@pytest.mark.parametrize("case", ["llava", "qwen2_vl"])
-def test_text_tokens_are_global_to_image_tokens(case: str) -> None:
-    model, inputs = build_towers(case)
-    model = model.double()
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    ids = inputs["input_ids"]
-    text, places = ids != IMAGE_TOKEN, torch.arange(ids.shape[1])
-    back = places[:, None] - places
-    seen = (back >= 0) & ((back < 4) | text[:, :, None] | text[:, None])
-    mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -1e9)[:, None]
-    language_model, passed = towers_of(model)["text"], {}
-    hook = language_model.register_forward_pre_hook(lambda module, args, kwargs: passed.update(kwargs), with_kwargs=True)
-    output(model, inputs)
-    hook.remove()
-    with torch.no_grad():
-        states = language_model(
-            inputs_embeds=passed["inputs_embeds"], position_ids=passed["position_ids"], attention_mask=mask, use_cache=False
-        )[0]
-        expected = model.lm_head(states)
-    enable_long_attention(model, TEXT_GLOBAL)
-    assert torch.allclose(output(model, inputs), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", ["llava", "qwen2_vl"])
-def test_global_text_tokens_are_known_while_decoding_and_after_loading(case: str, tmp_path: Path) -> None:
-    model, inputs = build_towers(case)
-    inputs = {name: value[:1] if case == "llava" else value for name, value in inputs.items()}
-    enable_long_attention(model, TEXT_GLOBAL)
-    model.save_pretrained(tmp_path)
-    again: Any = load_generic(tmp_path)
-    length = inputs["input_ids"].shape[1]
-    new = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    decoded = again.generate(**inputs, **new)
-    ids = decoded[:, :-1]
-    whole = {**inputs, "input_ids": ids}
-    if "mm_token_type_ids" in inputs:
-        whole["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
-    assert torch.equal(output(model, whole)[:, length - 1 :].argmax(-1), decoded[:, length:])
-
-
-@pytest.mark.parametrize(
-    ("case", "chosen", "sentence"),
-    [
-        ("clip", TEXT_GLOBAL, "text_global is for models that read images in place of a token, and a CLIPModel has none"),
-        ("llava", {"towers": {"text": NARROW}, "text_global": True}, "text_global needs a mechanism with global tokens"),
-    ],
-)
-def test_text_global_is_refused_without_images_or_global_tokens(case: str, chosen: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(OptionError, match=sentence):
-        enable_long_attention(build_towers(case)[0], chosen)
-
-
 CAUSAL_TEXTS = ["CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "XCLIP"]
 
 

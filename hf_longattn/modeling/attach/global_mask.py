@@ -1,4 +1,4 @@
-"""Global tokens of a call, ``global_attention_mask``: found by their ids, or all text of a model that also reads images."""
+"""Global tokens of a call, ``global_attention_mask``: found by their ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.utils import logging
 
 from ...engines.batch import Batch, in_graph
@@ -18,24 +18,15 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.global_tokens import GlobalTokenIds
 from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.shared_options import for_length
-from ...memory.decode_cache import CACHE
 from ...names import LOGGER
 from ..family.position_table import input_of
-from .attention_sites import Call, layer_mechanisms, with_members
+from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
 """Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the document."""
-TEXT_GLOBAL = "text_global"
-"""The key of ``long_attention`` that makes text tokens global."""
-TEXT_TOKENS = "text_tokens"
-"""Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-"""Config fields with the ids of placeholder tokens for images, videos and sounds."""
-PLACEHOLDERS = "placeholder_token_ids"
-"""The attribute with these ids on a model with global text tokens. Also marks that its forward hooks are registered."""
-GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
+GLOBAL_MASK = "global_attention_mask"
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
@@ -182,74 +173,7 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
     return global_tokens
 
 
-# ---- text tokens beside images
-
-
-def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:
-    """Make all tokens but image placeholders global in the language model of ``model``.
-
-    Raises:
-        OptionError: the model has no token for images, or no mechanism of the language model takes global tokens.
-    """
-    ids = {getattr(model.config, name, None) for name in IMAGE_TOKENS}
-    image_tokens = sorted(token for token in ids if isinstance(token, int))
-    if not image_tokens:
-        raise OptionError(f"{TEXT_GLOBAL} is for models that read images in place of a token, and a {type(model).__name__} has none.")
-    if language_model is None or not takes_globals(language_model):
-        raise OptionError(
-            f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it longformer, for example (--towers "
-            "text=longformer:window=1024)."
-        )
-    if vars(model).get(PLACEHOLDERS):
-        return
-    setattr(model, PLACEHOLDERS, image_tokens)
-    model.register_forward_pre_hook(_tell_text_tokens, with_kwargs=True)
-    language_model.register_forward_pre_hook(_take_text_tokens, with_kwargs=True)
-    language_model.register_forward_hook(_keep_text_tokens, with_kwargs=True)
-
-
 def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``model.forward`` by name; ``args`` are positional."""
     names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the whole model: finds the text tokens. No other module sees token ids."""
-    if not (getattr(model.config, "long_attention", None) or {}).get(TEXT_GLOBAL) or GLOBAL_MASK in kwargs:
-        return None
-    ids = arguments_by_name(model, args, kwargs).get(IDS)
-    if not isinstance(ids, Tensor):
-        raise InputError(
-            "Text tokens are global here, but inputs_embeds came without input_ids, which say what is text; pass input_ids as well, or "
-            "global_attention_mask (batch, tokens)."
-        )
-    return args, {**kwargs, TEXT_TOKENS: ~torch.isin(ids, torch.tensor(getattr(model, PLACEHOLDERS), device=ids.device))}
-
-
-def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the language model: makes a global mask from the text tokens in the cache and the new ones."""
-    tokens: Tensor | None = kwargs.get(TEXT_TOKENS)
-    if tokens is None:
-        return None
-    cache = kwargs.get(CACHE)
-    seen = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-    if seen:
-        known = getattr(cache, TEXT_TOKENS, None)
-        if known is None or known.shape[1] < seen or len(known) != len(tokens):
-            raise InputError(
-                "Text tokens are global here, but which tokens of the cache are text is not known, since another model or batch filled it; "
-                "start with an empty cache."
-            )
-        tokens = torch.cat([known[:, :seen], tokens], 1)
-    padding = kwargs.get("attention_mask")
-    if isinstance(padding, Tensor) and padding.shape == tokens.shape:
-        tokens = tokens & padding.bool()
-    return args, {**{name: value for name, value in kwargs.items() if name != TEXT_TOKENS}, GLOBAL_MASK: tokens}
-
-
-def _keep_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the language model: stores the mask of text tokens in the cache."""
-    cache = getattr(output, CACHE, None)
-    if isinstance(cache, Cache) and GLOBAL_MASK in kwargs:
-        setattr(cache, TEXT_TOKENS, kwargs[GLOBAL_MASK])
