@@ -67,6 +67,8 @@ class Adoption:
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         """The values of the family's base config, and an attention equal to the source's."""
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
+        if source_class == "LongformerForMultipleChoice":
+            raise CheckpointError(f"The head of a {source_class} makes the candidate answers global; convert the model without this head.")
         widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
         usual = max(widths, key=widths.count)
         layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
@@ -132,7 +134,6 @@ def decoder_start(config: Any) -> int:
 HEAD_GLOBALS: dict[str, dict[str, Any]] = {
     "ForSequenceClassification": {"global_tokens": (0,)},
     "ForQuestionAnswering": {"global_first_segment": True},
-    "ForMultipleChoice": {"global_second_segment": True},
 }
 """Longformer head that chooses global tokens -> options that choose the same tokens."""
 
@@ -147,7 +148,7 @@ class LongformerAdoption(Adoption):
         r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
     }
     head_globals: ClassVar = HEAD_GLOBALS
-    separators: ClassVar = {"ForQuestionAnswering": (0, 1, -1), "ForMultipleChoice": (0, 1, -1)}
+    separators: ClassVar = {"ForQuestionAnswering": (0, 1, -1)}
 
 
 class LEDAdoption(Adoption):

@@ -162,7 +162,7 @@ class LongformerStock(Stock):
         config, options = self.config, LongformerOptions(global_tokens=())
         if isinstance(mechanism, Longformer):
             options = mechanism.options
-        choosing = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
+        choosing = ("global_tokens", "global_first_segment", "global_token_ids")
         if self.globals is None or any(getattr(options, name) != getattr(self.globals, name) for name in choosing):
             return None
         by_config = [getattr(config, field, None) for field in ("global_token_ids", "question_separator_id")]

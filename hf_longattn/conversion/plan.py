@@ -503,14 +503,12 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
-    """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
-    option, segments = "separator_token_id", ("global_first_segment", "global_second_segment")
+    """``attention`` with ``separator`` wherever the first segment is global and no separator is given."""
+    option = "separator_token_id"
     if attention.options.get(option) is not None:
         return attention
     return completed(
-        attention.to_dict(),
-        {option: separator},
-        lambda choice: any(choice.get(segment) for segment in segments) and choice.get(option) is None,
+        attention.to_dict(), {option: separator}, lambda choice: choice.get("global_first_segment") and choice.get(option) is None
     )
 
 

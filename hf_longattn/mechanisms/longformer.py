@@ -47,7 +47,6 @@ class LongformerOptions(BandOptions):
         (), "also make tokens with these ids global if no global_attention_mask is given", "token ids"
     )
     global_first_segment: bool = option(False, "also make all tokens before the first separator global (the question in QA)")
-    global_second_segment: bool = option(False, "also make all tokens after the first segment's separators global (the candidate answer)")
     separator_token_id: int | None = option(None, "the token that ends a segment; default: the config's sep_token_id", "token id")
     separate_global: bool = option(False, "give global tokens separate projections, initialised as copies of the layer's")
 
@@ -90,9 +89,9 @@ class Longformer(SparseMechanism, CopiesProjections):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.capabilities = self.capabilities.but(takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global)
         self.copies = {}
-        if options.global_token_ids or options.global_first_segment or options.global_second_segment:
-            segments = options.global_first_segment, options.global_second_segment
-            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, *segments, options.separator_token_id)
+        if options.global_token_ids or options.global_first_segment:
+            segment = options.global_first_segment, options.separator_token_id
+            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, *segment)
         if options.separate_global:
             self.forward_is_mask = False
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..errors import LongAttentionError, OptionError
+from ..errors import LongAttentionError
 from ..inputs.modality import InputSizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CAUSAL, unique_candidates
-from ..inspect.candidates import read_candidates as candidates_from
+from ..inspect.candidates import USUAL_CAUSAL, read_candidates, unique_candidates
 from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
 from .budget import Budget
@@ -42,26 +41,13 @@ FULL = Candidate("full")
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The default candidates for the model's inputs, including full attention. For decoders, also windows with sinks."""
     if not sizes.modality.drawn:
-        return unique_candidates([*candidates_from((*USUAL, *USUAL_CAUSAL * causal), by_user=False), FULL])
+        return unique_candidates([*read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False), FULL])
     side = min(sizes.old.grid.sizes)
     own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
-    named = candidates_from((*own_windows, *USUAL_ON_GRIDS), by_user=False)
+    named = read_candidates((*own_windows, *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])
-
-
-def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``, without repetitions.
-
-    Raises:
-        OptionError: there is no candidate, or an option does not exist.
-        OptionError: a mechanism does not exist.
-    """
-    candidates = candidates_from(texts)
-    if not candidates:
-        raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
-    return candidates
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:

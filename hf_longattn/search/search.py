@@ -26,11 +26,11 @@ from ..inputs.modality import InputSize
 from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
-from ..inspect.candidates import unique_candidates
+from ..inspect.candidates import read_candidates, unique_candidates
 from .budget import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
 from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 from .costs import FAILURES, LayerCost, LayerCosts
-from .design import FULL, CostedDesign, Design, DesignCosts, read_candidates, unsuitable, usual_candidates
+from .design import FULL, CostedDesign, Design, DesignCosts, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
 
 FORMAT = 3
@@ -255,6 +255,8 @@ class Search:
     ) -> None:  # fmt: skip
         self.config, self.progress, self.budget = config, progress or silent, Budget.read(config.budget)
         self.requested = None if config.candidates is None else read_candidates(config.candidates)
+        if self.requested == []:
+            raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         original = self.model.original

@@ -144,8 +144,7 @@ REAL = IDS != 0
         (GlobalTokenIds(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
         (GlobalTokenIds(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),  # 0 pads: padding is never global
         (GlobalTokenIds(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
-        (GlobalTokenIds(second_segment=True, separator=2), [".....111..", ".....11111", ".........."]),
-        (GlobalTokenIds(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
+        (GlobalTokenIds(positions=(0,), token_ids=(9,), first_segment=True, separator=2), ["111..1....", "..11.1111.", "1..1111111"]),
     ],
 )
 def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: GlobalTokenIds, expected: list[str]) -> None:
@@ -207,7 +206,7 @@ def test_layers_with_contradicting_rules_of_global_tokens_are_refused() -> None:
     with pytest.raises(OptionError, match="different rules"):
         families.LongBertModel(config)
     config = families.LongBertConfig(**SIZES, long_attention={"mechanism": "longformer", "global_first_segment": True})
-    with pytest.raises(OptionError, match="which token ends a segment"):
+    with pytest.raises(OptionError, match="which token ends it"):
         families.LongBertModel(config)
 
 

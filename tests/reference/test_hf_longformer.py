@@ -21,7 +21,7 @@ from tests.trained import REAL_TEXT, tokenizer_of
 
 LENGTH, WINDOWS, STEPS = 320, [16, 32, 64], 24
 CLS, SEP, MASK = 2, 3, 4
-HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
+HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification")
 TOLERANCE = 1e-4
 
 
@@ -129,9 +129,8 @@ def calls(head: str, texts: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]
     marks = torch.zeros_like(ids)
     marks[0, [0, 3, 150, 319]] = marks[1, [0, 7]] = 1
     inputs = {"input_ids": ids, "attention_mask": real.long()}
-    several = (lambda x: x[None]) if head == "ForMultipleChoice" else (lambda x: x)
-    yield {name: several(value) for name, value in inputs.items()}, real
-    yield {name: several(value) for name, value in {**inputs, "global_attention_mask": marks}.items()}, real
+    yield inputs, real
+    yield {**inputs, "global_attention_mask": marks}, real
 
 
 def labels(head: str, texts: Tensor, real: Tensor) -> dict[str, Tensor]:
@@ -141,7 +140,6 @@ def labels(head: str, texts: Tensor, real: Tensor) -> dict[str, Tensor]:
         "ForSequenceClassification": {"labels": torch.tensor([2, 0])},
         "ForQuestionAnswering": {"start_positions": torch.tensor([30, 40]), "end_positions": torch.tensor([35, 90])},
         "ForTokenClassification": {"labels": (texts[:2] % 3).masked_fill(~real, -100)},
-        "ForMultipleChoice": {"labels": torch.tensor([1])},
     }[head]
 
 

@@ -1,4 +1,4 @@
-"""Global tokens at fixed positions, by token ids, or in a whole segment of a text pair."""
+"""Global tokens at fixed positions, by token ids, or in the first text of a pair."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from ...errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class GlobalTokenIds:
-    """The tokens that are global: the union of positions, token ids and segments. Padding is never global.
+    """The tokens that are global: the union of positions, token ids and the first segment. Padding is never global.
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
     first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1, "global attention on
         all question tokens").
-    second_segment: everything after the separators that end the first segment, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
     question_separator: the id between a question and a document. All tokens before the document are then global instead of
         ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
@@ -34,14 +33,8 @@ class GlobalTokenIds:
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     first_segment: bool = False
-    second_segment: bool = False
     separator: int | None = None
     question_separator: int | None = None
-
-    @property
-    def segments(self) -> bool:
-        """Whether a whole segment is global, so that the separator must be known."""
-        return self.first_segment or self.second_segment
 
     def with_separator(self, separator: int | None) -> GlobalTokenIds:
         """A copy with ``separator`` filled in, if a separator is needed and missing.
@@ -49,12 +42,12 @@ class GlobalTokenIds:
         Raises:
             OptionError: a separator is needed and ``separator`` is ``None``.
         """
-        if self.separator is not None or not self.segments:
+        if self.separator is not None or not self.first_segment:
             return self
         if separator is None:
             raise OptionError(
-                "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
-                "nor the config's sep_token_id says which token ends a segment; give separator_token_id, for example 102 for BERT."
+                "The first segment is global by global_first_segment, but neither the option separator_token_id nor the config's "
+                "sep_token_id says which token ends it; give separator_token_id, for example 102 for BERT."
             )
         return dataclasses.replace(self, separator=separator)
 
@@ -68,13 +61,9 @@ class GlobalTokenIds:
             chosen = question | (chosen & ~question.any(-1, keepdim=True))
         if self.token_ids:
             chosen = chosen | torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
-        if self.segments:
+        if self.first_segment:
             ends = (ids == self.separator) & real
-            after = ends.cumsum(-1) > 0
-            if self.first_segment:
-                chosen = chosen | (~after & ends.any(-1, keepdim=True))
-            if self.second_segment:
-                chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
+            chosen = chosen | ((ends.cumsum(-1) == 0) & ends.any(-1, keepdim=True))
         return chosen & real
 
     def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
