@@ -330,8 +330,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
     leaves the old folder aside, and the next run restores it.
 
     Raises:
-        CheckpointError: the destination was created by another process.
-        CheckpointError: not enough disk space, or no permission.
+        CheckpointError: the destination was created by another process; not enough disk space; or no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]

@@ -68,7 +68,7 @@ class Adoption:
         """The values of the family's base config, and an attention equal to the source's."""
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
         if source_class == "LongformerForMultipleChoice":
-            raise CheckpointError(f"The head of a {source_class} makes the candidate answers global; convert the model without this head.")
+            raise CheckpointError(f"The head of {source_class} makes candidate answers global; convert the model without it.")
         widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
         usual = max(widths, key=widths.count)
         layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}

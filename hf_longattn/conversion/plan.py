@@ -30,7 +30,7 @@ from ..positions import tables
 from ..positions.relative import relative_class, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
-from ..positions.trained_distances import RANDOM, widest_span
+from ..positions.trained_distances import widest_span
 from .settings import AUTO, ConversionConfig
 from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
 
@@ -182,15 +182,12 @@ def position_warnings(
     One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers. ``scaled``: whether
     rotations change.
     """
-    grows = length.new > length.old
     if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
         near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
         advice = f"{near} needs no scaling, and --positions rope:none omits it"
         return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "outputs change for every text, short ones too")]
-    changing = (tables.INTERPOLATE, "rope:linear", "rope:base", RANDOM)  # change all positions, or only new ones
-    if (strategy in changing and grows) or strategy in tables.DROPPED:
-        rows = f"positions from {length.old:,} on are random rows, as before training"
-        problem = rows if strategy == RANDOM else f"{strategy} changes the positions of every text, short ones too"
+    if (strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old) or strategy in tables.DROPPED:
+        problem = f"{strategy} changes the positions of every text, short ones too"
         return [PositionWarning(problem, f"leave --positions {strategy} out, or train the result", "results become much worse")]
     problems = [needs_training_by(mechanism, strategy, length.old, length.new, causal) for mechanism in layers]
     width = widest_span(length.old, causal=causal)

@@ -125,7 +125,7 @@ class ConversionConfig(Settings):
     )
     positions: str = setting(
         "auto",
-        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS or random. Any table: none or alibi. "
+        "How positions are extended. Learned tables: tile, interpolate or stretch:ROWS. Any table: none or alibi. "
         "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, base:BASE, "
         "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
     )

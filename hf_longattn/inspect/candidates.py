@@ -76,8 +76,7 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
     """The ``requested`` candidates, or the default candidates, for models of this modality (``None``: texts).
 
     Raises:
-        OptionError: a requested mechanism does not support these inputs.
-        OptionError: a requested mechanism does not exist.
+        OptionError: a requested mechanism does not exist, or does not support these inputs.
     """
     if modality is None or not (modality.drawn or modality.timed):
         return usual_candidates(causal) if requested is None else read_candidates(requested)
@@ -96,14 +95,10 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
 
 
 def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``, without duplicates; raises as :meth:`Candidate.read`."""
-    return unique_candidates(Candidate.read(text, by_user) if isinstance(text, str) else text for text in texts)
-
-
-def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates without duplicates. The first of several candidates with the same text stays."""
+    """Candidates from texts such as ``window:window=512``; raises as :meth:`Candidate.read`. Of equal ones, the first stays."""
     unique: dict[str, Candidate] = {}
-    for candidate in candidates:
+    for text in texts:
+        candidate = Candidate.read(text, by_user) if isinstance(text, str) else text
         unique.setdefault(str(candidate), candidate)
     return list(unique.values())
 

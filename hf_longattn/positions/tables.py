@@ -9,8 +9,6 @@
                  the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
                  (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
                  ``stretch`` alone keeps 20 rows.
-``random``       the old rows are kept; new ones are normal with the table's standard deviation, as if untrained. A negative control.
-
 ``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs training.
 ``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
@@ -72,11 +70,6 @@ def _stretch(old: Tensor, rows: int, *, unchanged: int) -> Tensor:
     return torch.cat([old[:unchanged], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
 
 
-def _random(old: Tensor, rows: int) -> Tensor:
-    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(0)) * old.float().std()
-    return torch.cat([old, drawn.to(old.dtype)])
-
-
 def _sinusoidal(old: Tensor, rows: int) -> Tensor:
     computed = sinusoids(rows, old.shape[1])
     error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
@@ -91,10 +84,7 @@ def _sinusoidal(old: Tensor, rows: int) -> Tensor:
 STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "tile": lambda old, rows: old[torch.arange(rows) % old.shape[0]],
     INTERPOLATE: _interpolate,
-    "random": _random,
 }
-
-
 KNOWN = (*STRATEGIES, STRETCH, *DROPPED)
 """Strategies for learned tables, as users type them."""
 

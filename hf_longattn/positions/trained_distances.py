@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TILE, RANDOM, UNCHANGED_ROPE = "tile", "random", "rope:none"
+TILE, UNCHANGED_ROPE = "tile", "rope:none"
 
 
 @dataclass(frozen=True)

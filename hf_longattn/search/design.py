@@ -14,7 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import LongAttentionError
 from ..inputs.modality import InputSizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CAUSAL, read_candidates, unique_candidates
+from ..inspect.candidates import USUAL_CAUSAL, read_candidates
 from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
 from .budget import Budget
@@ -41,13 +41,13 @@ FULL = Candidate("full")
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The default candidates for the model's inputs, including full attention. For decoders, also windows with sinks."""
     if not sizes.modality.drawn:
-        return unique_candidates([*read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False), FULL])
+        return read_candidates((*USUAL, *USUAL_CAUSAL * causal, FULL), by_user=False)
     side = min(sizes.old.grid.sizes)
     own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
     named = read_candidates((*own_windows, *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
-    return unique_candidates([*named, *others, FULL])
+    return read_candidates([*named, *others, FULL])
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:

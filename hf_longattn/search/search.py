@@ -26,7 +26,7 @@ from ..inputs.modality import InputSize
 from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
-from ..inspect.candidates import read_candidates, unique_candidates
+from ..inspect.candidates import read_candidates
 from .budget import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
 from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 from .costs import FAILURES, LayerCost, LayerCosts
@@ -179,8 +179,7 @@ def search_design(
     Raises:
         OptionError: settings or candidates that do not exist, or a budget that nothing meets.
         InputError: the text is too short.
-        CheckpointError: ``output`` exists.
-        CheckpointError: the checkpoint cannot be loaded.
+        CheckpointError: ``output`` exists; or the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
     if output is not None:
@@ -277,7 +276,7 @@ class Search:
         model, budget = self.model, self.budget
         shape = model.original.shape
         layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
-        measured = layers.measure(unique_candidates([*self.candidates, FULL]), self.progress, budget.of_memory)
+        measured = layers.measure(read_candidates([*self.candidates, FULL]), self.progress, budget.of_memory)
         self._leave_out(layers.refused)
         self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
         if config.score == "mass":
@@ -317,7 +316,7 @@ class Search:
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
             raise OptionError(f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less with --candidate.")
-        self.candidates = unique_candidates(self.candidates)
+        self.candidates = read_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
         """Remove candidates that failed. Raises :class:`OptionError` if no candidate is left."""

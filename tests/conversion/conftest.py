@@ -16,11 +16,23 @@ import torch
 import transformers
 
 from hf_longattn.families import FAMILIES
+from hf_longattn.positions import tables
 from scripts.dev.tools.small_models import Shape, language_model, small_audio_config, small_config, small_image_config, small_towers_config
 from tests.trained import tokenizer_of
 
 Short = Callable[[str, str], Path]
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
+
+
+@pytest.fixture
+def random_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the checks: ``positions="random"`` gives a table new rows as before training."""
+
+    def extend(old: torch.Tensor, rows: int) -> torch.Tensor:
+        drawn = torch.randn(rows - len(old), old.shape[1], generator=torch.Generator().manual_seed(0)) * old.float().std()
+        return torch.cat([old, drawn.to(old.dtype)])
+
+    monkeypatch.setitem(tables.STRATEGIES, "random", extend)
 
 
 def config_of(base: str) -> Any:

@@ -336,11 +336,13 @@ def test_report_asks_for_training_by_a_measured_loss(window: int, change: bool |
         assert ("the result is ready to use" in found[POSITIONS].detail) == (change is False)
 
 
-@pytest.mark.parametrize(("positions", "name", "tokenizer"), [("tile", "BertForMaskedLM", "bert"), ("random", "GPT2LMHeadModel", "gpt2")])
+@pytest.mark.parametrize(
+    ("positions", "name", "tokenizer"), [("tile", "BertForMaskedLM", "bert"), ("interpolate", "GPT2LMHeadModel", "gpt2")]
+)
 def test_source_that_does_not_read_the_text_gets_no_verdict(
     positions: str, name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An untrained model loses nothing by random positions. Report, JSON, card and printed lines agree, and name what would tell."""
+    """An untrained model loses nothing by other positions. Report, JSON, card and printed lines agree, and name what would tell."""
     settings = {"mechanism": "window", "window": LENGTH // 2, "max_length": 4 * LENGTH, "positions": positions}
     report = convert_checkpoint(checkpoint(name, tokenizer=tokenizer), tmp_path / "long", **settings)
     check = check_of(report, LOSS)
@@ -348,8 +350,8 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
     assert report.verdict == written["verdict"] == "cannot tell"
     assert [check.detail for check in report.checks if check.name == POSITIONS] == [
-        *(["positions from 64 on are random rows, as before training, so results become much worse; leave --positions random out, or "
-           "train the result"] if positions == "random" else [])
+        *(["interpolate changes the positions of every text, short ones too, so results become much worse; leave --positions interpolate "
+           "out, or train the result"] if positions == "interpolate" else [])
     ]  # fmt: skip
     show(report.to_dict(), conversion_report(report))
     card, printed = (tmp_path / "long" / "README.md").read_text(), " ".join(capsys.readouterr().out.split())
@@ -524,7 +526,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 
 
 @pytest.mark.thorough
-def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_path: Path) -> None:
+def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(random_positions: None, tmp_path: Path) -> None:
     """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
         pytest.skip("model_cards/bert-python-512 has not been trained here yet")
@@ -540,4 +542,3 @@ def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(tmp_
     assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
     assert reports["tile"].verified
     assert not reports["tile"].needs_training
-    assert reports["random"].train_command

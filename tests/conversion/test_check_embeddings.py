@@ -98,23 +98,25 @@ def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("positions", ["tile", "random"])
+@pytest.mark.parametrize("positions", ["tile", "interpolate"])
 def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(positions: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """Embeddings of an encoder with random weights hardly differ between texts, nor by random positions."""
+    """Embeddings of an encoder with random weights hardly differ between texts, nor by other positions."""
     folder = checkpoint("BertModel", tokenizer="bert")
     (folder / "modules.json").write_text(json.dumps(MODULES[:2]))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}))
     report = convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, max_length=NEW, positions=positions)
     assert report.verdict == "cannot tell"
-    assert report.needs_training == (positions == "random")
+    assert report.needs_training == (positions == "interpolate")
     assert measured(report)["different_passages"] > 0.95
     assert "--verify-text FILE" in next(check.detail for check in report.checks if check.name == Embeddings.name)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("positions", "ready"), [("tile", True), ("random", False)])
-def test_embeddings_of_a_real_encoder_are_far_from_the_limit(positions: str, ready: bool, real_folder: Path, tmp_path: Path) -> None:
+def test_embeddings_of_a_real_encoder_are_far_from_the_limit(
+    positions: str, ready: bool, random_positions: None, real_folder: Path, tmp_path: Path
+) -> None:
     """At twice its length, where half of a document has old positions, and with many chunks."""
     for length in (1024, 2048):
         settings: dict[str, Any] = {"mechanism": "longformer", "max_length": length, "positions": positions}

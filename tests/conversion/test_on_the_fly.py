@@ -81,7 +81,7 @@ def test_loading_a_short_checkpoint_equals_its_conversion_in_every_family(base: 
         *(
             (base, {"positions": positions})
             for base in ("bert", "roberta", "gpt2", "bart")
-            for positions in ("interpolate", "random", "none", "alibi")
+            for positions in ("interpolate", "none", "alibi")
         ),
         *(("llama", {"positions": positions}) for positions in ("rope:linear", "rope:yarn", "rope:dynamic")),
         ("bart", {"decoder_long_attention": {"mechanism": "window", "window": 8}, "max_decoder_length": 100}),

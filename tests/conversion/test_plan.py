@@ -271,7 +271,6 @@ SCALED = "rope:yarn scales the rotations of all tokens, so outputs change for ev
         ("BertForMaskedLM", {"mechanism": "window", "window": 2 * LENGTH}, "in every layer sees keys up to 128 tokens apart"),
         ("BertForMaskedLM", {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}, "full in layer 1 sees keys at"),
         ("BertForMaskedLM", {"mechanism": "block_top_k"}, "block_top_k in every layer sees keys at any distance"),
-        ("BertForMaskedLM", {"mechanism": "full", "positions": "random"}, "are random rows"),
         ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, "interpolate changes the positions of every text"),
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:linear"}, "rope:linear changes the positions of every text"),
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:yarn"}, SCALED),

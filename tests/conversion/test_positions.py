@@ -89,7 +89,7 @@ def table(folder: Path) -> Tensor:
     [
         *(("roberta", pad, "auto") for pad in PADS),
         ("roberta", 3, "interpolate"),
-        ("roberta", 0, "random"),
+        ("roberta", 0, "interpolate"),
         *((base, 3, "auto") for base in BASES if base != "roberta"),
         ("esm", 0, "rotary"),
     ],

@@ -69,14 +69,6 @@ def test_stretching_a_position_table_keeps_its_first_rows(strategy: str, kept: i
     assert not torch.equal(new[kept + 3], old[kept + 3])
 
 
-def test_random_rows_of_a_position_table_follow_its_spread() -> None:
-    old = torch.randn(256, 64) * 0.3
-    new = extend_table(old, 2048, offset=0, strategy="random")
-    assert torch.equal(new[:256], old)
-    assert new[256:].std().item() == pytest.approx(old.std().item(), rel=0.02)
-    assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random"))
-
-
 @every_case("strategy", STRATEGIES)
 @every_case("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_strategy_for_position_tables_keeps_dtype_and_source(strategy: str, dtype: torch.dtype) -> None:
@@ -238,5 +230,5 @@ def test_untrained_distances_are_named_for_plain_rope_only() -> None:
     assert untrained_distances("rope:none", P, 4096, near, 255) == ""
     assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 900)
     assert "any distance" in untrained_distances("rope:none", P, 4096, near, None)  # sinks
-    for rule in ("random", "interpolate", "rope:yarn", "alibi", "none", "sinusoidal", "relative"):
+    for rule in ("interpolate", "rope:yarn", "alibi", "none", "sinusoidal", "relative"):
         assert untrained_distances(rule, P, 4096, None, None) == ""

@@ -1,4 +1,4 @@
-"""Global tokens of a call, ``global_attention_mask``: found by their ids."""
+"""The ``global_attention_mask`` of a call, by token ids."""
 
 from __future__ import annotations
 

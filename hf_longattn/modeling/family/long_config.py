@@ -59,7 +59,7 @@ class LongConfig(_Base):
         :class:`OptionError` for a layer that does not exist, and for a mechanism that lacks the form (causal or bidirectional) that is
         needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
-        ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
+        ``"stretch:20"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
     question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
         unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
         ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.global_mask`).
