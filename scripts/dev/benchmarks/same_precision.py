@@ -144,19 +144,6 @@ def markdown(record: dict[str, Any]) -> str:
     )
 
 
-def brief(record: dict[str, Any]) -> str:
-    """The ratios of optimised models, a row for each precision."""
-    faster = ratios(record)
-    lengths = [n for n in (512, 1024, 4096, 8192) if all(n in by_length for by_length in faster.values())]
-    modes = [mode for mode in MODES if mode.endswith("optimised") and mode in faster]
-    rows = [[mode.partition(",")[0], *(f"{faster[mode][n]:.2f}" for n in lengths)] for mode in modes]
-    return (
-        f"{markdown_table(['times as fast as the original', *(f'{n:,} tokens' for n in lengths)], rows)}\n\n"
-        "*A model of BERT-base's width, converted to `longformer`, against its original in the same precision, on one thread "
-        f"of an {record['machine']['processor']}. Both were prepared by `optimize_for_inference` ([details](docs/results/compress.md)).*"
-    )
-
-
 def measure(record: dict[str, Any], lengths: Sequence[int], seconds: float) -> str | None:
     """Fill ``record``; return a sentence if outputs differ."""
     models = build(record["layers"])

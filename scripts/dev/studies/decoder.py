@@ -65,9 +65,9 @@ ROWS = {
     "block_top_k, 8 blocks of 128": Row(CHOSEN, "a cache of all keys"),
     "full, self-extend": Row({"mechanism": "full", "max_length": 131072, "positions": "rope:self-extend"}, "a cache of all keys, and time"),
     "hybrid": Row({}, "20 minutes of training", "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=240"),
-    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=21"),  # both: states of about 1,028 keys
+    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=22"),  # both: states of about 1,028 keys
 }
-BRIEF = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
+QUICK_ROWS = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
 NAMES = ("Anna", "Peter", "Maria", "Thomas")
 """A text of pass keys has one for each name, at 1/5 to 4/5 of its length."""
 PROMISED, CHECKED, CHECKED_STEPS, TOLERANCE = 400, 1280, 8, 1e-3
@@ -205,7 +205,8 @@ def measure(name: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     for length, count in sizes.keys:
         found = [find_keys(model, tokenizer, tokens[1][number * 9973 :], length, number) for number in range(count)]
         row["keys"][str(length)], row["bytes"][str(length)] = [keys for keys, _ in found], found[-1][1]
-    return row | time_pair(model, load(SDPA if name == STOCK else STOCK, options), text(0, 0, longest - 1), sizes)
+    row |= time_pair(model, load(SDPA if name == STOCK else STOCK, options), text(0, 0, longest - 1), sizes)
+    return {**row, "machine": report.machine()}
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -251,17 +252,12 @@ def use_table(record: dict[str, Any]) -> str:
     header = ["full layers", *(f"keys, {n}" for n in lengths), f"prompt of {record['ends'][-1]:,}, s", "tokens/s"]
     header += [*(f"cache, {n}, MiB" for n in lengths), "costs"]
     rows = [[name, *use_cells(row)] for name, row in record["rows"].items()]
-    return f"{report.markdown_table(header, rows)}\n\n*{report.where(record['machine'])}*"
-
-
-def brief(record: dict[str, Any]) -> str:
-    """The rows of :data:`BRIEF`: losses of the first and the last range, pass keys, time and memory at the longest lengths."""
-    rows = {name: record["rows"][name] for name in BRIEF if name in record["rows"]}
-    cells = {name: (loss_cells(rows, name), use_cells(row)) for name, row in rows.items()}
-    at, longest = len(record["ends"]) - 1, f"{int([*rows[STOCK]['keys']][-1]):,}"
-    header = ["full layers", f"nats, ≤ {record['ends'][at]:,}", f"keys, {longest}", "prompt, s", "tokens/s", f"cache, {longest}, MiB"]
-    lines = [[name, loss[at], *use[len(rows[name]["keys"]) - 1 :][:3], use[-2]] for name, (loss, use) in cells.items()]
-    return report.markdown_table(header, lines)
+    machines: dict[str, list[str]] = {}
+    for name, row in record["rows"].items():
+        machines.setdefault(report.where(row["machine"]), []).append(name)
+    (first, _), *others = machines.items()
+    where = "; ".join([first, *(f"{', '.join(names)}: {machine}" for machine, names in others)])
+    return f"{report.markdown_table(header, rows)}\n\n*{where}*"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -277,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = dict(stored["rows"]) if stored.get("ends") == [*sizes.ends] else {}
     record = {"machine": report.machine(), "ends": sizes.ends, "far_ends": sizes.far_ends, "rows": rows}
     for name, row in ROWS.items():
-        if options.only not in name or (name in rows and not options.only) or (options.quick and name not in BRIEF):
+        if options.only not in name or (name in rows and not options.only) or (options.quick and name not in QUICK_ROWS):
             continue
         if row.trained and not (folder := options.trained / name).exists():
             convert = f"longattn convert {options.model} {folder}-start {row.trained} --no-verify"

@@ -24,7 +24,6 @@ from scripts.dev.benchmarks import engines
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
-from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
 from scripts.dev.studies import decoder
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
@@ -227,7 +226,6 @@ def left(table: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name.replace("_", "-"): partial(study_page, name) for name in PAGES},
-    "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
     "stock-windows-brief": lambda: stock_windows_brief(stored("stock_windows")),
     "benchmarks": benchmarks,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
@@ -236,7 +234,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
-    "decoder-brief": lambda: decoder.brief(stored("decoder")),
     "mechanisms": mechanisms,
     "recipes": recipes,
     "conversions": conversions,
