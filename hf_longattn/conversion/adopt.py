@@ -67,8 +67,8 @@ class Adoption:
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         """The values of the family's base config, and an attention equal to the source's."""
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
-        if source_class == "LongformerForMultipleChoice":
-            raise CheckpointError(f"The head of {source_class} makes candidate answers global; convert the model without it.")
+        if "MultipleChoice" in source_class:
+            raise CheckpointError(f"{source_class} makes candidate answers global; convert it without this head.")
         widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
         usual = max(widths, key=widths.count)
         layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}

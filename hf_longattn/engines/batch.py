@@ -208,8 +208,8 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
     if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor
     alias = tensor.view_as(tensor)
-    alias._long_attention = PassCache()  # type: ignore[attr-defined]
-    alias._long_attention._cache.update(known or {})  # type: ignore[attr-defined]
+    alias._long_attention = shared = PassCache()  # type: ignore[attr-defined]
+    vars(shared)["_cache"] = known or {}
     return alias
 
 
@@ -225,8 +225,7 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
-    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. It has the memory layout of the first part: head by head or
-    token by token."""
+    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. Laid out as the first part: by head or by token."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(part is not None for part in parts)
     by_token = like.dim() == 4 and like.stride(1) < like.stride(2)

@@ -90,8 +90,8 @@ class Longformer(SparseMechanism, CopiesProjections):
         self.capabilities = self.capabilities.but(takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global)
         self.copies = {}
         if options.global_token_ids or options.global_first_segment:
-            segment = options.global_first_segment, options.separator_token_id
-            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, *segment)
+            first = options.global_first_segment
+            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, first, options.separator_token_id)
         if options.separate_global:
             self.forward_is_mask = False
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)

@@ -21,7 +21,7 @@ from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
-from .attach.global_mask import GLOBAL_MASK, arguments_by_name, check_globals
+from .attach.global_mask import arguments_by_name, check_globals
 from .attach.memory_tokens import recursion_of
 from .attach.patch_positions import hook_patch_positions
 from .attach.weights import LoadsMechanisms, shared_parameters
@@ -335,5 +335,5 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a model without a Long class: checks global tokens for all its attention modules."""
-    if kwargs.get(GLOBAL_MASK) is not None and runs_mechanisms(model):
+    if kwargs.get("global_attention_mask") is not None and runs_mechanisms(model):
         check_globals(model, arguments_by_name(model, args, kwargs))

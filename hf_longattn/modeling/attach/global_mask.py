@@ -26,7 +26,6 @@ logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
 """Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the document."""
-GLOBAL_MASK = "global_attention_mask"
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:

@@ -141,7 +141,8 @@ class LongConfig(_Base):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "long_attention" and not torch.compiler.is_compiling():  # a cache made in a graph renames fields of a copy
-            self._show_windows({})
+            if BASE_WINDOWS in self.__dict__:
+                self._show_windows({})
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
@@ -149,7 +150,8 @@ class LongConfig(_Base):
                 setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
         elif name == IMPLEMENTATION_FIELD:
             value = value if value is None else self.resolve_implementation(value)
-            self._show_windows(vllm_windows(self) if value == VLLM else {})
+            if value == VLLM or BASE_WINDOWS in self.__dict__:
+                self._show_windows(vllm_windows(self) if value == VLLM else {})
             super().__setattr__(name, value)
         else:
             super().__setattr__(name, value)
@@ -295,7 +297,7 @@ class LongConfig(_Base):
         Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property returns the base's,
         because its forward looks up masks by them. Caches then get theirs from :meth:`get_text_config`, also for sliding windows.
         """
-        shown = vars(self).get("layer_types")
+        shown = self.__dict__.get("layer_types")
         types = shown if shown is not None or hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
             raise AttributeError("layer_types")
@@ -304,7 +306,7 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The base's text config. The decoder's has cache layer types, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")) or BASE_WINDOWS in vars(self):
+        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")) or BASE_WINDOWS in self.__dict__:
             return config
         caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
         types = (self._decode_layer_types() or [FULL] * self.num_hidden_layers) if caching else None
