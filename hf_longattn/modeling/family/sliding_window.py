@@ -173,9 +173,9 @@ def window_size(mechanism: Mechanism, causal: bool) -> int | None:
     options, band = mechanism.options, band_of(mechanism, causal)
     if options.order is not None or band is None or not (causal or band[0] == band[1]):
         changed = f" with {', '.join(options.changed())}" if options.changed() else ""
-        whole = "" if causal else " --option exact_length=0"
+        flags = "" if causal else " --option exact_length=0"
         raise BackendError(
-            f"mechanism {mechanism.name!r}{changed}; convert with --mechanism window{whole}, or with "
+            f"mechanism {mechanism.name!r}{changed}; convert with --mechanism window{flags}, or with "
             "a mechanism that has a stock checkpoint (longattn export MODEL DIR --format native)."
         )
     short = 0 if causal else options.exact_length
