@@ -57,7 +57,7 @@ def search(folder: Path, checkpoint: Path) -> dict[str, str]:
     names = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
     settings: dict[str, Any] = {"budget": "0.5", "length": 128, "candidates": names, "pieces": 2}
     found = search_design(checkpoint, folder / "text.txt", **settings)
-    return {"chosen": digest(str(found.chosen)), "rows": digest(str(found.rows))}
+    return {"chosen": digest(str(found.chosen)), "scores": digest(str(found.scores))}
 
 
 if __name__ == "__main__":

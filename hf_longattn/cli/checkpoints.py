@@ -358,8 +358,9 @@ def search_report(result: SearchResult) -> Iterator[Part]:
     yield Styled(result.reason, "bold")
     yield from filter(None, (result.loss_sentence, *result.notes, " "))
     score = "captured mass" if result.score == "mass" else "−KL (nats)"
-    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
-    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    chosen = enumerate(zip(result.chosen.design.names, result.scores, strict=True))
+    rows = [(f"{layer}", name, f"{scores[name]:.3f}" if name in scores else "") for layer, (name, scores) in chosen]
+    yield table(("layer", "runs", score), rows, align="rlr")
     uniform = [
         (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
     ]

@@ -68,12 +68,12 @@ def inspect(
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
     from ..inspect.attention import is_text
     from ..inspect.drawing import draw_patterns, name_layers
-    from ..inspect.texts import DURATIONS, read_lengths, read_numbers
+    from ..inspect.texts import read_durations, read_lengths
 
     if file is not None:
         measured: Sequence[float] | None = None
         if lengths is not None:
-            measured = read_lengths(lengths.split(",")) if is_text(file) else read_numbers(lengths, DURATIONS)
+            measured = read_lengths(lengths.split(",")) if is_text(file) else read_durations(lengths)
         with progress() as tell:
             diagnosis = diagnose(
                 model, file, lengths=measured, queries=queries, candidates=candidate, device=device, revision=revision, token=token,

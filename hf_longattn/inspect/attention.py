@@ -66,14 +66,11 @@ class CapturedMass:
     """The share of the softmax of every layer and head that each candidate retains, for one input.
 
     mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
-    pairs: number of query–key products per head for each candidate. full_pairs: the same for full attention.
     reasons: candidate as text -> why it is not applicable.
     """
 
     candidates: tuple[Candidate, ...]
     mass: Tensor
-    pairs: tuple[int, ...]
-    full_pairs: int
     reasons: Mapping[str, str]
 
 
@@ -346,10 +343,7 @@ def captured_mass(
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
         run_stack(stack, arguments)
-    mass = stack_heads([means["captured"] for means in layers.means()])
-    causal = is_causal(stack)
-    pairs = costs(chosen, reasons, length, causal, *layers.shape, grid)
-    return CapturedMass(tuple(chosen), mass, pairs, full_pairs(length, causal), reasons)
+    return CapturedMass(tuple(chosen), stack_heads([means["captured"] for means in layers.means()]), reasons)
 
 
 class MeasuredLayers:

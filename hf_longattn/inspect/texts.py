@@ -16,8 +16,6 @@ from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.token_loss import text_of
 from ..inputs.tokenizer import excerpt, token_ids
 
-DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"
-"""How to give durations, for messages."""
 MAX_FILE_NAME = 200
 """Maximum characters of a text that is refused if it is the name of a file."""
 
@@ -91,11 +89,11 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
     return sorted(set(lengths))
 
 
-def read_numbers(text: str, wanted: str) -> list[float]:
-    """Read numbers such as ``"7.5,30"``. Raises :class:`OptionError` if a number is not finite. The message ends in ``wanted``."""
+def read_durations(text: str) -> list[float]:
+    """Read seconds such as ``"7.5,30"``. Raises :class:`OptionError` if a number is not finite."""
     numbers = [math.nan]
     with suppress(ValueError):
         numbers = [float(number) for number in text.split(",")]
     if not all(map(math.isfinite, numbers)):
-        raise OptionError(f"{text!r:.60} are not {wanted}.")
+        raise OptionError(f"{text!r:.60} are not seconds; give for example --lengths 30, or 15,60,300.")
     return numbers

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.filesize import pick_unit_and_suffix
+from rich.filesize import decimal
 
 from ..conversion.settings import ConversionConfig, Settings, documented, of_conversion, setting
 from ..errors import OptionError
@@ -65,7 +65,7 @@ class Budget:
     def __str__(self) -> str:
         if self.unit == "":
             return f"{self.value:g} of full attention's time"
-        return readable_seconds(self.value) if self.unit == "s" else readable_bytes(self.value)
+        return readable_seconds(self.value) if self.unit == "s" else decimal(int(self.value))
 
     def like(self, amount: float, full: float) -> str:
         """``amount`` as a budget text of the same unit, rounded up so that it suffices."""
@@ -80,11 +80,6 @@ class Budget:
 def readable_seconds(value: float) -> str:
     """``1.25 s`` or ``830 ms``."""
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
-
-
-def readable_bytes(value: float) -> str:
-    size, unit = pick_unit_and_suffix(int(value), ["bytes", "kB", "MB", "GB"], 1000)
-    return f"{value / size:.3g} {unit}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,6 @@ class SearchConfig(Settings):
         "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the predictions.",
     )
     pieces: int = setting(4, "Pieces of TEXT, or images, that are read at most.", type=int, minimum=1)
-    queries: int = setting(512, "Queries measured in each piece for captured mass.", flag="-", type=int)
     compare_at: int | None = setting(
         None,
         "Tokens, pixels of an image's sides, or seconds of sound at which candidates are judged.",
@@ -126,8 +120,8 @@ class SearchConfig(Settings):
     def __post_init__(self) -> None:
         if self.score not in ("mass", "kl"):
             raise OptionError(f"score is {self.score!r}, but must be 'mass' or 'kl'.")
-        if min(self.pieces, self.queries) < 1:
-            raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
+        if self.pieces < 1:
+            raise OptionError("At least one piece of text must be read; for example pieces=4.")
 
     def conversion(self) -> ConversionConfig:
         return ConversionConfig(

@@ -33,6 +33,8 @@ from .model import SearchedModel, SearchInputs, SearchText
 
 PREDICTIONS_COMPARED = 256
 """Maximum predictions per piece that are compared."""
+QUERIES = 512
+"""Maximum queries per piece at which captured mass is measured."""
 MAX_PARTIAL = 20_000
 """Maximum number of partial choices that stay after a layer."""
 TOLERANCE = 1e-9
@@ -59,16 +61,15 @@ class ScoreTable:
 
 
 def mass_table(
-    model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
-    progress: Progress,
-) -> ScoreTable:  # fmt: skip
+    model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, progress: Progress
+) -> ScoreTable:
     """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and over pieces of ``length`` tokens, or
     images or sounds of this size."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):
         progress(f"captured mass, piece {number + 1}")
-        measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=queries, seed=number)
+        measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=QUERIES, seed=number)
         reasons |= dict(measured.reasons)
         masses.append(measured.mass.mean(1))
     mean = torch.stack(masses).mean(0)
@@ -125,7 +126,7 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
             f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; give --budget "
             f"{enough}, or a cheaper --candidate of `longattn search`."
         )
-    return Design(tuple(judged[number] for number in best.candidates), costs.named)
+    return Design(tuple(judged[number] for number in best), costs.named)
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
@@ -207,21 +208,8 @@ class Divergence:
         return rows
 
 
-@dataclass(frozen=True)
-class Solution:
-    """One candidate for each layer.
-
-    candidates: their numbers, by layer.
-    value, cost: the sums over layers.
-    """
-
-    candidates: tuple[int, ...]
-    value: float
-    cost: float
-
-
-def best_under_total(values: Numbers, costs: Numbers, limit: float) -> Solution | None:
-    """The choice with the greatest value whose costs sum to at most ``limit``; ``None`` if even the cheapest exceeds it.
+def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int] | None:
+    """The candidate of each layer in the best choice whose costs sum to at most ``limit``; ``None`` if even the cheapest exceeds it.
 
     Args:
         values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
@@ -249,15 +237,13 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> Solution 
     for parents, chosen in reversed(steps):
         candidates.append(int(chosen[at]))
         at = int(parents[at])
-    return Solution(tuple(reversed(candidates)), float(value[-1]), float(cost[-1]))
+    return candidates[::-1]
 
 
-def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
-    """The choice with the greatest value in which no single layer exceeds ``limit``, for memory that each layer frees before the next. A
-    tie goes to the cheaper choice. ``None`` if some layer has no candidate."""
+def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> list[int] | None:
+    """The best candidate of each layer whose peak is at most ``limit``, for memory that a layer frees before the next one needs it. A tie
+    goes to the cheaper candidate. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None
-    numbers = np.lexsort((costs, -np.where(allowed, values, -np.inf)))[:, 0].tolist()
-    layers = range(len(numbers))
-    return Solution(tuple(numbers), float(values[layers, numbers].sum()), float(costs[layers, numbers].sum()))
+    return [int(number) for number in np.lexsort((costs, -np.where(allowed, values, -np.inf)))[:, 0]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from rich.filesize import decimal
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
@@ -27,7 +28,7 @@ from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import read_candidates
-from .budget import BUDGET, Budget, SearchConfig, readable_bytes, readable_seconds
+from .budget import BUDGET, Budget, SearchConfig, readable_seconds
 from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 from .costs import FAILURES, LayerCost, LayerCosts
 from .design import FULL, CostedDesign, Design, DesignCosts, unsuitable, usual_candidates
@@ -35,14 +36,6 @@ from .model import SearchedModel, SearchText, read_inputs
 
 FORMAT = 3
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """The score of each candidate in one layer, by the candidate's text, and the chosen one. Candidates without a score are missing."""
-
-    scores: Mapping[str, float]
-    chosen: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class SearchResult:
         full_seconds, full_bytes: cost of full attention in every layer.
         chosen: the chosen design. reason: why it was chosen, as a sentence.
         uniform: the designs with one candidate in every layer.
-        rows: the scores of each layer.
+        scores: of each layer, candidate as text -> its score. Candidates without a score are missing.
         costs: candidate as text -> seconds and bytes of one layer.
         reasons: candidate as text -> why it was left out.
         loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks, to the design
@@ -78,7 +71,7 @@ class SearchResult:
     chosen: CostedDesign
     reason: str
     uniform: tuple[CostedDesign, ...]
-    rows: tuple[LayerRow, ...]
+    scores: tuple[Mapping[str, float], ...]
     costs: Mapping[str, LayerCost]
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
@@ -109,7 +102,7 @@ class SearchResult:
 
     def cost_of(self, costed: CostedDesign) -> str:
         if self.budget.of_memory:
-            return readable_bytes(costed.bytes or 0)
+            return decimal(costed.bytes or 0)
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,7 +130,7 @@ class SearchResult:
             "full_seconds": full,
             **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
             "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
-            "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
+            "layers": [{"chosen": name, "scores": row} for name, row in zip(self.chosen.design.names, self.scores, strict=True)],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
@@ -280,7 +273,7 @@ class Search:
         self._leave_out(layers.refused)
         self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
         if config.score == "mass":
-            self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
+            self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, self.progress)
         else:
             divergence = Divergence(model, self.text, config.pieces, self.length)
             self.table = divergence_table(divergence, self.candidates, model.base_design, self.progress)
@@ -362,7 +355,7 @@ class Search:
             model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
             score=config.score, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
             uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
-            rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
+            scores=tuple(self.table.scores), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
             sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.modality.nouns,
         )  # fmt: skip

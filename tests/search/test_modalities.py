@@ -90,8 +90,8 @@ def test_the_scores_of_images_are_the_masses_of_a_diagnosis(vit: Path, image_fol
     photo = image_folder / "part0" / "0.png"
     result = search_design(vit, photo, candidates=CANDIDATES, image_size=32)
     diagnosis = diagnose(vit, photo, candidates=CANDIDATES)
-    for row, layer in zip(result.rows, diagnosis.last.layers, strict=True):
-        assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.captured.mean(0).tolist(), abs=1e-5)
+    for scores, layer in zip(result.scores, diagnosis.last.layers, strict=True):
+        assert [scores[name] for name in CANDIDATES] == pytest.approx(layer.captured.mean(0).tolist(), abs=1e-5)
     assert result.notes == ("There are 1 of 4 inputs to choose by; more or longer ones give a surer choice.",)
 
 
@@ -118,9 +118,9 @@ def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_fold
     result = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", compare_at=48, pieces=2)
     assert result.sizes is not None
     assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
-    assert all(score <= 1e-6 for row in result.rows for score in row.scores.values())
+    assert all(score <= 1e-6 for scores in result.scores for score in scores.values())
     by_layer = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", pieces=1)
-    assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
+    assert all(scores["full"] == pytest.approx(0, abs=1e-6) for scores in by_layer.scores)
 
 
 @pytest.mark.thorough
@@ -129,7 +129,7 @@ def test_every_family_of_images_is_searched(base: str, image_folder: Path, tmp_p
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
     result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].spec.interpolates else 32, candidates=CANDIDATES)
-    assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
+    assert all(0 < scores["window2d:window=4"] < scores["full"] == pytest.approx(1, abs=1e-5) for scores in result.scores)
 
 
 def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
@@ -191,7 +191,6 @@ def test_captured_mass_of_a_model_of_images_in_memory(vit: Path, tmp_path: Path)
     model = hf_longattn.LongViTForImageClassification.from_pretrained(vit)
     measured = captured_mass(model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000)
     assert measured.mass.shape == (4, model.config.num_attention_heads, 2)
-    assert measured.pairs[0] < measured.pairs[1] == measured.full_pairs == 121**2
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "siglip2")
     with pytest.raises(BackendError, match="reads patches that its processor cuts, but pixels are needed here; give a model of images"):
         captured_mass(hf_longattn.LongSiglip2VisionModel.from_pretrained(tmp_path / "siglip2"), {}, ["full"])
@@ -249,7 +248,7 @@ def test_usual_candidates_for_sound_suit_it(wav2vec2: Path) -> None:
 
 def test_a_search_reads_a_recording_of_the_duration_asked_for(wav2vec2: Path, talks: Path) -> None:
     """All have three seconds."""
-    assert search_design(wav2vec2, talks, candidates=SOUND_CANDIDATES[:1], compare_at=3, pieces=1, queries=4).rows
+    assert search_design(wav2vec2, talks, candidates=SOUND_CANDIDATES[:1], compare_at=3, pieces=1).scores
 
 
 SOUND_REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [

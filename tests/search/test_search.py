@@ -76,7 +76,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Path, text: Path, budget: str) -> None:
     result = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
     limit = result.budget.limit(result.full_seconds)  # type: ignore[union-attr]
-    tables = [row.scores for row in result.rows]
+    tables = result.scores
     possible = [names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit]
     most = max(sum(tables[layer][name] for layer, name in enumerate(names)) for names in possible)
     assert result.chosen.score == pytest.approx(most / 3)
@@ -88,14 +88,14 @@ def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Pat
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
-    result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
+    result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
     tokenizer = hf_longattn.inputs.tokenizer.load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     piece = torch.cat([ids[:63], ids[-1:]])
-    mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)
-    for row, expected in zip(result.rows, mass, strict=True):
-        assert list(row.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    mass = captured_mass(model, piece, CANDIDATES, seed=0).mass.mean(1)
+    for scores, expected in zip(result.scores, mass, strict=True):
+        assert list(scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 @pytest.mark.thorough
@@ -104,7 +104,7 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
     """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is the design."""
     output, names = tmp_path / "design.yaml", ["window:window=8", "full"]
     result = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1)
-    rows = [row.scores for row in result.rows]
+    rows = result.scores
     assert [set(row) for row in rows] == [{*names, "window:window=16"}] * 3
     assert [row["window:window=8"] < -1e-6 for row in rows] == [True] * 3
     assert [abs(row["window:window=16"]) < 1e-9 for row in rows] == [True, False, True]
@@ -124,8 +124,8 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
 @pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
-    assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in result.rows)
-    assert all(-1.0 < row.scores["linear"] < -1e-4 for row in result.rows)
+    assert all(scores["full"] == pytest.approx(0.0, abs=1e-5) for scores in result.scores)
+    assert all(-1.0 < scores["linear"] < -1e-4 for scores in result.scores)
     by_mass = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
     assert "linear" in by_mass.reasons
     assert set(by_mass.chosen.design.names) == {"window:window=16"}
@@ -210,7 +210,7 @@ def test_a_search_that_refuses_its_budget_leaves_no_file(encoder: Path, text: Pa
 def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> None:
     result = search_design(decoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1)
     assert result.compared_at == 64
-    assert len(result.rows) == 2
+    assert len(result.scores) == 2
 
 
 BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
