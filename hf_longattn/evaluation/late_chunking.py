@@ -34,10 +34,8 @@ def late_chunks(
     *,
     prefix: str = "",
     max_length: int | None = None,
-    overlap: int | None = None,
-    normalize: bool = True,
 ) -> list[Tensor]:
-    """Embed every document in one pass, and average the states of each passage (the paper's equation 2).
+    """Embed every document in one pass, and average the states of each passage (the paper's equation 2). Embeddings have length 1.
 
     An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as a query, is averaged
     with special tokens and prefix, as in sentence-transformers' ``encode``. For passages of equal length, see :class:`.Embedder`.
@@ -49,14 +47,12 @@ def late_chunks(
         spans: for each document the passages as (start, end) in characters, for example sentences. A token belongs to the passage in which
             it starts.
         prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part of a text.
-        max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
-        overlap: tokens shared by windows of a longer document; default: 128, and at most a quarter of a window. Each state comes from the
-            window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
-        normalize: scale embeddings to length 1.
+        max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given. A longer document is read
+            in windows, as by :func:`token_states`.
     Returns:
         For each document the embeddings of its passages ``(P, hidden_size)``, in the order of ``spans``; fp32 on the CPU.
     Raises:
-        InputError: the window is too short for the overlap.
+        InputError: the prefix leaves too little of a window.
         LongAttentionError: the tokenizer is slow, spans are outside their document, or a passage has no token.
     """
     if not tokenizer.is_fast:
@@ -68,9 +64,9 @@ def late_chunks(
     with evaluating(model):  # as sentence-transformers does
         for number, (text, passages) in enumerate(zip(documents, spans, strict=True)):
             read = read_tokens(tokenizer, text, prefix)
-            states, around = map(torch.cat, zip(*token_states(model, read, longest, overlap), strict=True))
+            states, around = map(torch.cat, zip(*token_states(model, read, longest), strict=True))
             means = torch.cat([states[:0], *(_mean(text, span, read.starts, states, around, number)[None] for span in passages)])
-            embeddings.append(F.normalize(means, dim=1) if normalize else means)
+            embeddings.append(F.normalize(means, dim=1))
     return embeddings
 
 
@@ -113,26 +109,22 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
 
 
 @torch.no_grad()
-def token_states(
-    model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the token states of a text, window by window.
 
-    A text longer than ``longest`` tokens is read in windows that share ``overlap`` tokens; default: 128, and at most a quarter of a window.
-    Each state comes from the window in which its token is further from an end.
+    A text longer than ``longest`` tokens is read in windows that share 128 tokens, and at most a quarter of a window. Each state comes from
+    the window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
 
     Yields:
         The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at the start of the first
         and the end of the last window; fp32 on the CPU.
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
-    fixed = len(before) + len(after)
-    if overlap is None:
-        overlap = min(128, longest // 4) if longest else 0
+    fixed, overlap = len(before) + len(after), min(128, longest // 4) if longest else 0
     if longest is not None and longest - fixed < min(count, overlap + 1):
         raise InputError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
-            "give a smaller overlap or a shorter prompt, or convert the model to a greater length."
+            "give a shorter prompt, or convert the model to a greater length."
         )
     largest, rows = max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings
     if largest >= rows:

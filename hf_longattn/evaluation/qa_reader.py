@@ -10,7 +10,6 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +27,8 @@ from hf_longattn.modeling.inference import evaluating
 
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
+CANDIDATES = 20
+"""Maximum candidate answers of a document, and starts and ends that are paired in a window. SQuAD's scripts have 20."""
 
 
 class QAReader:
@@ -39,11 +40,9 @@ class QAReader:
         length: maximum number of tokens of an input; ``None`` = the model's maximum.
         stride: tokens shared by the windows of a longer document, a quarter of ``length`` at most; ``None`` = the rest is cut off.
         batch_size: windows per forward pass.
-        dtype: autocast to this type; ``None`` = the model's own.
         max_answer_tokens: longest answer.
         null_threshold: answer "" if the best span's margin over "no answer" is below this. ``None`` = ``no_answer_threshold`` of the
             config, which training sets; if it is not set, always answer.
-        name: the reader's name in tables.
     """
 
     def __init__(
@@ -54,15 +53,13 @@ class QAReader:
         stride: int | None = 128,
         *,
         batch_size: int = 8,
-        dtype: torch.dtype | None = None,
         max_answer_tokens: int = 30,
         null_threshold: float | None = None,
-        name: str = "",
     ) -> None:
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.length = longest_input(model, tokenizer) if length is None else length
         self.stride = stride if stride is None else min(stride, self.length // 4)
-        self.batch_size, self.dtype, self.max_answer_tokens = batch_size, dtype, max_answer_tokens
+        self.batch_size, self.max_answer_tokens = batch_size, max_answer_tokens
         config = getattr(model, "config", None)
         self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
@@ -98,8 +95,7 @@ class QAReader:
             for first in range(0, len(rows), self.batch_size):
                 batch = longest_first[first : first + self.batch_size]
                 inputs = {name: value.to(device) for name, value in QACollator(self.tokenizer)(batch).items() if name != "labels"}
-                with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
-                    outputs = self.model(**inputs)
+                outputs = self.model(**inputs)
                 starts, ends = (scores.float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
                 for row, *scores in zip(batch, starts, ends, strict=True):
                     row["scores"] = scores
@@ -198,17 +194,14 @@ def n_best_spans(
     start_scores: Sequence[np.ndarray],
     end_scores: Sequence[np.ndarray],
     *,
-    n_best: int = 20,
     most_tokens: int = 30,
 ) -> list[Span]:
-    """Return the best spans over all windows of one document, best first.
+    """Return at most :data:`CANDIDATES` spans over all windows of one document, best first. Longer ones than ``most_tokens`` are left out.
 
     Args:
         context: the document.
         windows: per window, the characters of its tokens.
         start_scores, end_scores: per window, an array (≥ L,) of logits; padding after L is ignored.
-        n_best: maximum number of candidates; also the number of starts and ends paired in every window.
-        most_tokens: longer spans are not considered.
     """
     spans: dict[tuple[int, int], float] = {}
     for offsets, starts, ends in zip(windows, start_scores, end_scores, strict=True):
@@ -216,15 +209,15 @@ def n_best_spans(
         null = float(starts[0] + ends[0])
         starts = np.where(inside, starts[: len(offsets)], -np.inf)
         ends = np.where(inside, ends[: len(offsets)], -np.inf)
-        top_starts, top_ends = _largest(starts, n_best), _largest(ends, n_best)
+        top_starts, top_ends = _largest(starts, CANDIDATES), _largest(ends, CANDIDATES)
         scores = starts[top_starts][:, None] + ends[top_ends][None, :] - null
         width = top_ends[None, :] - top_starts[:, None]
         scores = np.where((width >= 0) & (width < most_tokens), scores, -np.inf)
-        for flat in _largest(scores.ravel(), n_best):
+        for flat in _largest(scores.ravel(), CANDIDATES):
             if np.isfinite(score := float(scores.flat[flat])):
                 key = offsets[top_starts[flat // len(top_ends)]][0], offsets[top_ends[flat % len(top_ends)]][1]
                 spans[key] = max(score, spans.get(key, -np.inf))
-    best = sorted(spans.items(), key=lambda item: -item[1])[:n_best]
+    best = sorted(spans.items(), key=lambda item: -item[1])[:CANDIDATES]
     return [Span(context[start:end].strip(), start, end, score) for (start, end), score in best]
 
 

@@ -54,18 +54,14 @@ def means_in_percent(names: Sequence[str], rows: Sequence[Sequence[float]]) -> d
     return in_percent({name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}, len(rows))
 
 
-def by_bucket(
-    rows: Sequence[Row], lengths: Sequence[int], summarise: Callable[[list[Row]], dict[str, float]], buckets: Sequence[int] = BUCKETS
-) -> dict[str, Any]:
+def by_bucket(rows: Sequence[Row], lengths: Sequence[int], summarise: Callable[[list[Row]], dict[str, float]]) -> dict[str, Any]:
     """``{"<=512": summarise(rows of 0 to 512 tokens), …, ">8192": …}`` without empty buckets.
 
-    Args:
-        lengths: length of each row's document. Rows with a negative length are left out.
-        buckets: ascending upper bounds.
+    lengths: length of each row's document. Rows with a negative length are left out.
     """
-    names = [f"<={high}" for high in buckets] + [f">{buckets[-1]}"]
+    names = [f"<={high}" for high in BUCKETS] + [f">{BUCKETS[-1]}"]
     scores = {}
-    for name, low, high in zip(names, (-1, *buckets), (*buckets, math.inf), strict=True):
+    for name, low, high in zip(names, (-1, *BUCKETS), (*BUCKETS, math.inf), strict=True):
         inside = [row for row, length in zip(rows, lengths, strict=True) if low < length <= high]
         if inside:
             scores[name] = summarise(inside)

@@ -91,7 +91,7 @@ def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder:
         size = {"passages:20": 20, "parts:3": -(-len(starts) // 3), "tokens": 1}[vectors]
         spans = [*pairwise([0, *starts[size::size], len(text)])]
         assert [(row["start"], row["end"]) for row in found] == spans
-        (chunks,) = late_chunks(model, tokenizer, [text], [spans], prefix="about ", max_length=512, overlap=128)
+        (chunks,) = late_chunks(model, tokenizer, [text], [spans], prefix="about ", max_length=512)
         torch.testing.assert_close(vector, chunks)
         assert len(found) <= 3 or vectors != "parts:3"
 

@@ -49,32 +49,35 @@ def hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
         return model(torch.tensor([ids])).last_hidden_state[0]
 
 
+def vector_of(states: Tensor) -> Tensor:
+    """The vector of a passage with these states ``(T, D)``."""
+    return torch.nn.functional.normalize(states.mean(0), dim=0)
+
+
 def test_late_chunks_are_means_of_the_states_of_one_pass(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     sentences = []
     for end in [at + 1 for at, letter in enumerate(DOCUMENT) if letter == "."]:
         sentences.append((sentences[-1][1] if sentences else 0, end))
     read = tokenizer(DOCUMENT, return_offsets_mapping=True)
     states = hidden(model, read["input_ids"])
-    for normalize in (False, True):
-        (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [sentences], normalize=normalize)
-        for embedding, (start, end) in zip(chunks, sentences, strict=True):
-            rows = [at for at, (first, last) in enumerate(read["offset_mapping"]) if last > first and start <= first < end]
-            wanted = states[rows].mean(0)
-            torch.testing.assert_close(embedding, wanted / wanted.norm() if normalize else wanted)
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [sentences])
+    for embedding, (start, end) in zip(chunks, sentences, strict=True):
+        rows = [at for at, (first, last) in enumerate(read["offset_mapping"]) if last > first and start <= first < end]
+        torch.testing.assert_close(embedding, vector_of(states[rows]))
 
 
 def test_late_chunks_of_a_document_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     documents = [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)]
     chunks, other = late_chunks(model, tokenizer, documents, [passages(tokenizer, text, 20) for text in documents])
     assert not torch.equal(chunks[1], other[1])
-    ((whole,),) = late_chunks(model, tokenizer, [DOCUMENT], [[(0, len(DOCUMENT))]], normalize=False)
-    torch.testing.assert_close(whole, hidden(model, tokenizer(DOCUMENT)["input_ids"]).mean(0))
+    ((whole,),) = late_chunks(model, tokenizer, [DOCUMENT], [[(0, len(DOCUMENT))]])
+    torch.testing.assert_close(whole, vector_of(hidden(model, tokenizer(DOCUMENT)["input_ids"])))
 
 
 def test_late_chunks_read_a_prefix_that_is_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
-    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [passages(tokenizer, DOCUMENT, 20)], prefix="the value ", normalize=False)
-    torch.testing.assert_close(chunks[0], states[3:23].mean(0))
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [passages(tokenizer, DOCUMENT, 20)], prefix="the value ")
+    torch.testing.assert_close(chunks[0], vector_of(states[3:23]))
 
 
 def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
@@ -104,9 +107,9 @@ def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefi
     states = hidden(model, read["input_ids"])
     own = [at for at, (_, end) in enumerate(read["offset_mapping"]) if end > len(prefix)]
     second = read["offset_mapping"][own[10]][0] - len(prefix)
-    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT[:200]], [[(0, second), (second, 200)]], prefix=prefix, normalize=False)
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT[:200]], [[(0, second), (second, 200)]], prefix=prefix)
     assert len(own) + len(tokenizer(prefix, add_special_tokens=False)["input_ids"]) > len(read["input_ids"]) - 2, "one token has both"
-    torch.testing.assert_close(chunks[0], states[own[:10]].mean(0))
+    torch.testing.assert_close(chunks[0], vector_of(states[own[:10]]))
 
 
 def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokenizerFast) -> None:
@@ -122,7 +125,7 @@ def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokeni
 
 def test_late_chunks_of_longer_documents_come_from_window_with_most_context(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     ids = tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"]
-    length, overlap = 66, 24
+    length, overlap = 98, 24
     states = [torch.zeros(0)] * len(ids)
     furthest = [-1] * len(ids)
     step = length - 2 - overlap
@@ -135,10 +138,10 @@ def test_late_chunks_of_longer_documents_come_from_window_with_most_context(mode
             if margin > furthest[first + at]:
                 furthest[first + at], states[first + at] = margin, result[at]
     spans = [passages(tokenizer, DOCUMENT, 30)]
-    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], spans, max_length=length, overlap=overlap, normalize=False)
+    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], spans, max_length=length)
     for number, chunk in enumerate(chunks):
-        torch.testing.assert_close(chunk, torch.stack(states[30 * number : 30 * number + 30]).mean(0))
-    whole = late_chunks(model, tokenizer, [DOCUMENT], spans, normalize=False)[0]
+        torch.testing.assert_close(chunk, vector_of(torch.stack(states[30 * number : 30 * number + 30])))
+    whole = late_chunks(model, tokenizer, [DOCUMENT], spans)[0]
     assert not torch.allclose(whole[1], chunks[1])
 
 
@@ -156,7 +159,7 @@ def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(model: PreTrai
     with pytest.raises(LongAttentionError, match="Late chunking takes a list of texts"):
         late_chunks(model, tokenizer, "tree", [[(0, 1)]] * 4)
     with pytest.raises(InputError, match="too short for an overlap"):
-        late_chunks(model, tokenizer, [DOCUMENT], [[(0, 10)]], max_length=100, overlap=98)
+        late_chunks(model, tokenizer, [DOCUMENT], [[(0, 10)]], prefix="the " * 80, max_length=100)
     assert late_chunks(model, tokenizer, [""], [[]])[0].shape == (0, model.config.hidden_size)
     assert late_chunks(model, tokenizer, [], []) == []
 

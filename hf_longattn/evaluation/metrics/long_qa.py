@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_longattn.data.qa_schemas import normalise, normalised_alias
 from hf_longattn.evaluation.metrics import DescribedMetric
-from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, means_in_percent
+from hf_longattn.evaluation.summaries import by_bucket, means_in_percent
 
 EXAMPLE = (
     [{"id": "1", "prediction_text": "fox"}],
@@ -24,7 +24,6 @@ class LongQA(DescribedMetric):
 
     An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
 
-    buckets: upper bounds of the length buckets.
     scripts: for each reference the script that compares texts: "squad" (default), or "trivia", for which texts are aliases.
     Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
     {"<=512": the same, ...} without empty ones.
@@ -40,9 +39,8 @@ class LongQA(DescribedMetric):
 """
 
     def _compute(
-        self, predictions: list[dict[str, Any]], references: list[dict[str, Any]], buckets: Sequence[int] = BUCKETS,
-        scripts: Sequence[str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, predictions: list[dict[str, Any]], references: list[dict[str, Any]], scripts: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
         scores = []
         for reference, script in zip(references, scripts or ["squad"] * len(references), strict=True):
@@ -52,7 +50,7 @@ class LongQA(DescribedMetric):
             scores.append(score(texts[reference["id"]], reference["answers"]["text"]))
         lengths = [reference["length"] for reference in references]
         summarise = partial(means_in_percent, ("exact_match", "f1"))
-        return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise, buckets)}
+        return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise)}
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:

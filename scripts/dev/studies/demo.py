@@ -56,8 +56,6 @@ class Answer(NamedTuple):
 class FirstLine:
     """A baseline without a model: the last word of the line that the question begins."""
 
-    name = "the line with the question's word"
-
     def answer(self, record: Mapping[str, Any]) -> str:
         return dict(LOOKUP_LINE.findall(record["context"])).get(record["question"].split()[-1], "")
 
@@ -109,26 +107,26 @@ def convert(name: str, source: Path | str, target: Path, length: int, **options:
     return report
 
 
-def long_reader(name: str, folder: Path) -> Any:
+def long_reader(folder: Path) -> Any:
     """A converted model that reads the whole document."""
     from hf_longattn.evaluation.qa_reader import QAReader
     from hf_longattn.training import load_qa_model
 
-    return QAReader(*load_qa_model(str(folder)), LENGTH, batch_size=1, name=name)
+    return QAReader(*load_qa_model(str(folder)), LENGTH, batch_size=1)
 
 
-def score(readers: Sequence[Any], records: Sequence[dict[str, Any]]) -> list[Answer]:
+def score(readers: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> list[Answer]:
     """Ask every reader every question, reader after reader, so that what else the machine does slows all of them alike."""
     from hf_longattn.evaluation.metrics.long_qa import score_answer
 
     answers = []
     for record in track(records, f"   {len(records)} questions", console=console):
-        for reader in readers:
+        for name, reader in readers.items():
             started = time.perf_counter()
             text = reader.answer(record)
             seconds = time.perf_counter() - started
             exact, _ = score_answer(text, record["answers"]["text"])
-            answers.append(Answer(reader.name, record["hops"], record["length"], exact == 1, seconds))
+            answers.append(Answer(name, record["hops"], record["length"], exact == 1, seconds))
     return answers
 
 
@@ -253,12 +251,16 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(
             f"   In {shown['length']:,} tokens of source text: {shown['question']}  Answer, through two lines: {answer}", markup=False
         )
-        short = [QAReader(model, tokenizer, 512, None, name="first 512 tokens")]
-        short.append(QAReader(model, tokenizer, 512, 128, name=WINDOWS))
-        answers = score([FirstLine(), *short, long_reader(CONVERTED, converted)], records)
+        readers = {
+            "the line with the question's word": FirstLine(),
+            "first 512 tokens": QAReader(model, tokenizer, 512, None),
+            WINDOWS: QAReader(model, tokenizer, 512, 128),
+            CONVERTED: long_reader(converted),
+        }
+        answers = score(readers, records)
         folder = fine_tune(options, converted, out, tokenizer)
         step(6, "Score the fine-tuned model on the same questions")
-        answers += score([long_reader(FINE_TUNED, folder)], records)
+        answers += score({FINE_TUNED: long_reader(folder)}, records)
         show_table(answers)
         write_card(answers, folder, options.minutes)
         step(7, "What came out")
