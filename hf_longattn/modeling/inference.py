@@ -73,7 +73,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
     """Make ``model`` fast for inference on the CPU, in place.
 
         model = LongBertModel.from_pretrained("longformer-base")
-        hf_longattn.optimize_for_inference(model)             # the same as model.optimize_for_inference()
+        hf_longattn.optimize_for_inference(model)
 
     - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)`` does, with rotary
       frequencies in float32. ``int8`` has 8-bit weights with one scale per output, and 8-bit inputs with one scale per token. It is the

@@ -37,7 +37,7 @@ from .family.definition import Family, module_name
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
 from .family.rotary import positions_without_end
-from .inference import optimize_for_inference, warn_of_overflow
+from .inference import warn_of_overflow
 from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
 from .masks import DOCUMENTS, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
@@ -307,24 +307,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             new = len(model_kwargs["attention_mask"][0]) - mask.shape[1] if "attention_mask" in model_kwargs else 1
             model_kwargs["global_attention_mask"] = nn.functional.pad(mask, (0, new))
         return model_kwargs
-
-    def optimize_for_inference(self, precision: str = "bf16") -> Self:
-        """Make this model fast for inference on the CPU, in place, with linear layers in bf16 or 8 bits.
-
-            model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
-
-        The same as :func:`hf_longattn.optimize_for_inference`, which explains which results are equal.
-
-        Args:
-            precision: ``fp32``, ``bf16`` or ``int8``.
-
-        Returns:
-            This model.
-
-        Raises:
-            OptionError, BackendError: as for :func:`hf_longattn.optimize_for_inference`.
-        """
-        return optimize_for_inference(self, precision)
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, pipeline
 from transformers.models.auto import modeling_auto
 
+import hf_longattn
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
@@ -317,15 +318,15 @@ def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, t
     expected = floats_of(
         rounded, {name: x.to(torch.bfloat16) if x.is_floating_point() and name != "noise" else x for name, x in inputs.items()}
     )
-    fast = load().optimize_for_inference("bf16")
+    fast = hf_longattn.optimize_for_inference(load(), "bf16")
     measured = floats_of(fast, inputs)
     if base not in FLOAT_POSITIONS:
         for value, wanted in zip(measured, expected, strict=True):
             assert torch.equal(value.float(), wanted.float())
-    small = floats_of(load().optimize_for_inference("int8"), inputs)
+    small = floats_of(hf_longattn.optimize_for_inference(load(), "int8"), inputs)
     for value, of_int8, wanted in zip(measured, small, exact, strict=True):
         rounding = (value.float() - wanted).norm()
         assert rounding < 0.2 * wanted.norm()
         assert (of_int8.float() - wanted).norm() < 0.1 * wanted.norm() + 2 * rounding
-    plain = floats_of(load().optimize_for_inference("fp32"), inputs)
+    plain = floats_of(hf_longattn.optimize_for_inference(load(), "fp32"), inputs)
     torch.testing.assert_close(plain, exact, rtol=1e-5, atol=1e-5)  # SigLIP's pooling is fused without gradients

@@ -56,7 +56,7 @@ def run(model: Any, base: str, **inputs: Any) -> Tensor:
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    fast = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).optimize_for_inference("bf16")
+    fast = hf_longattn.optimize_for_inference(AutoModel.from_pretrained(tmp_path, dtype=torch.float32), "bf16")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     inputs = {"input_ids": tokens(2, 40)}
     assert torch.equal(run(fast, base, **inputs), run(loaded, base, **inputs))
@@ -86,8 +86,8 @@ def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)
     inputs = batch(60)
-    expected = run(copy.deepcopy(model).optimize_for_inference("bf16"), base, **inputs).float()
-    fast = copy.deepcopy(model).optimize_for_inference("int8")
+    expected = run(hf_longattn.optimize_for_inference(copy.deepcopy(model), "bf16"), base, **inputs).float()
+    fast = hf_longattn.optimize_for_inference(copy.deepcopy(model), "int8")
     found = run(fast, base, **inputs).float()
     linears = [module for module in fast.base_model.modules() if isinstance(module, Int8Linear)]
     assert len(linears) >= 6
@@ -107,9 +107,11 @@ def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         for precision in ("bf16", "int8"):
-            assert copy.deepcopy(model).optimize_for_inference(precision)(**inputs).last_hidden_state.isfinite().all()
+            assert hf_longattn.optimize_for_inference(copy.deepcopy(model), precision)(**inputs).last_hidden_state.isfinite().all()
         model.double()  # what is chosen by comparison is chosen alike
-        expected, found = (one(**inputs).last_hidden_state[real] for one in (model, copy.deepcopy(model).optimize_for_inference("fp32")))
+        expected, found = (
+            one(**inputs).last_hidden_state[real] for one in (model, hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32"))
+        )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -118,8 +120,8 @@ def test_an_optimised_model_generates() -> None:
     inputs = batch(left=True)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
     expected = model.generate(**inputs, **options)
-    assert torch.equal(copy.deepcopy(model).optimize_for_inference("fp32").generate(**inputs, **options), expected)
-    assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
+    assert torch.equal(hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32").generate(**inputs, **options), expected)
+    assert hf_longattn.optimize_for_inference(model, "int8").generate(**inputs, **options).shape == expected.shape
 
 
 IN_PIECES = (
@@ -131,7 +133,7 @@ IN_PIECES = (
 
 @every_case("base", BASES, of=24, code=kind_of_family)
 def test_optimised_layers_in_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = long_model(base, None, WINDOW).optimize_for_inference("int8")
+    model = hf_longattn.optimize_for_inference(long_model(base, None, WINDOW), "int8")
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
     expected = run(model, base, **batch(100))
     monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)
@@ -157,7 +159,7 @@ def test_inputs_that_are_not_of_tokens_are_not_cut_into_pieces(monkeypatch: pyte
 def test_int8_models_run_their_own_layers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
-    inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8")
+    inputs, whole = batch(100), hf_longattn.optimize_for_inference(copy.deepcopy(model), "int8")
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
         monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)  # 16 tokens of each of three rows
@@ -170,7 +172,7 @@ def test_int8_models_run_their_own_layers_in_pieces(monkeypatch: pytest.MonkeyPa
         assert seen == ([16] * 6 + [4]) * 2
         assert torch.equal(whole(**inputs).last_hidden_state, expected)
         assert len(seen) == 14
-    assert "feed_forward_chunk" not in vars(copy.deepcopy(model).optimize_for_inference("bf16").encoder.layer[0])
+    assert "feed_forward_chunk" not in vars(hf_longattn.optimize_for_inference(copy.deepcopy(model), "bf16").encoder.layer[0])
 
 
 def test_models_without_a_long_class_are_optimised() -> None:
@@ -190,25 +192,25 @@ def test_hooked_and_tied_layers_and_mechanisms_are_not_optimised() -> None:
     model = long_model("bert", "BertForMaskedLM", {"mechanism": "hedgehog"})
     hooked = model.bert.encoder.layer[0].intermediate.dense
     hooked.register_forward_hook(lambda module, args, out: None)
-    fast = model.optimize_for_inference("int8")
+    fast = hf_longattn.optimize_for_inference(model, "int8")
     assert type(fast.bert.encoder.layer[0].intermediate.dense) is nn.Linear
     assert type(fast.cls.predictions.decoder) is nn.Linear
     assert fast.cls.predictions.decoder.weight is fast.bert.embeddings.word_embeddings.weight
     assert isinstance(fast.cls.predictions.transform.dense, PackedLinear)
     mechanism = fast.bert.encoder.layer[0].attention.self.long_attention
     assert not any(isinstance(module, PackedLinear | Int8Linear) for module in mechanism.modules())
-    rotary = long_model("llama", None, WINDOW).optimize_for_inference("bf16")
+    rotary = hf_longattn.optimize_for_inference(long_model("llama", None, WINDOW), "bf16")
     assert rotary.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_a_bf16_model_is_saved_and_pickled_and_an_int8_model_is_not(tmp_path: Path) -> None:
-    model = long_model("bert", None, WINDOW).optimize_for_inference("bf16")
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "bf16")
     expected = model(**batch()).last_hidden_state
     assert torch.equal(pickle.loads(pickle.dumps(model))(**batch()).last_hidden_state, expected)
     model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).optimize_for_inference("bf16")
+    loaded = hf_longattn.optimize_for_inference(type(model).from_pretrained(tmp_path, dtype=torch.bfloat16), "bf16")
     assert torch.equal(loaded(**batch()).last_hidden_state, expected)
-    in_8_bits = long_model("bert", None, WINDOW).optimize_for_inference("int8")
+    in_8_bits = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "int8")
     for save in (lambda: in_8_bits.save_pretrained(tmp_path), lambda: pickle.dumps(in_8_bits)):
         with pytest.raises(BackendError, match="save the model before, or write a quantised checkpoint with `longattn compress`"):
             save()
@@ -249,7 +251,7 @@ def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphMod
 
 
 def test_a_whole_graph_of_an_optimised_model_is_refused() -> None:
-    model = long_model("bert", None, WINDOW, num_hidden_layers=1).optimize_for_inference("bf16")
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW, num_hidden_layers=1), "bf16")
     with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
         torch.compile(model, backend="eager", fullgraph=True)(tokens(1, 40))
 
@@ -267,7 +269,7 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_packed_layers_run_between_two_graphs(precision: str) -> None:
-    model = long_model("bert", None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW, num_hidden_layers=1), precision)
     packed = next(module for module in model.modules() if isinstance(module, InferenceLinear))
     between = Between(packed)
     x = torch.randn(3, packed.in_features, dtype=packed.dtype)
@@ -282,7 +284,7 @@ def test_packed_layers_run_between_two_graphs(precision: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_inductor_compiles_an_optimised_model(precision: str) -> None:
-    model = long_model("bert", None, WINDOW).optimize_for_inference(precision)
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), precision)
     compiled = torch.compile(model)
     with torch.no_grad():
         for length in (40, 100):
@@ -292,7 +294,7 @@ def test_inductor_compiles_an_optimised_model(precision: str) -> None:
 
 
 def test_exporting_an_optimised_model_is_refused() -> None:
-    model = long_model("bert", None, WINDOW).optimize_for_inference("bf16")
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "bf16")
     with pytest.raises(BackendError, match="cannot be exported, since its weights are packed; export it before"):
         torch.export.export(model, (tokens(1, 40),), strict=False)
 
@@ -302,7 +304,7 @@ def test_optimised_fp32_is_fp32_whatever_the_loaded_dtype(loaded: torch.dtype, t
     long_model("bert", None, WINDOW).to(loaded).save_pretrained(tmp_path)
     model, expected = (AutoModel.from_pretrained(tmp_path, dtype=dtype) for dtype in ("auto", torch.float32))
     assert model.dtype == loaded
-    model.optimize_for_inference("fp32")
+    hf_longattn.optimize_for_inference(model, "fp32")
     assert {x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()} == {torch.float32}
     assert model.config.dtype == torch.float32
     with torch.no_grad():
@@ -314,22 +316,22 @@ def test_a_warning_says_where_int8_is_not_the_fastest(amx: bool, monkeypatch: py
     warnings: list[str] = []
     monkeypatch.setattr(optimize, "has_amx", lambda: amx)
     monkeypatch.setattr(optimize.logger, "warning_once", warnings.append)
-    long_model("bert", None, WINDOW).optimize_for_inference("bf16")
-    long_model("bert", None, WINDOW).optimize_for_inference("int8")
+    hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "bf16")
+    hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "int8")
     assert warnings == [optimize.INT8_IS_SLOWER] * amx
 
 
 def test_optimize_for_inference_refuses_precisions_and_models_that_do_not_fit() -> None:
     model = long_model("bert", None, WINDOW)
     with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of fp32, bf16, int8."):
-        model.optimize_for_inference("int4")
+        hf_longattn.optimize_for_inference(model, "int4")
     with pytest.raises(BackendError, match="takes a model of transformers or sentence-transformers, not Linear"):
         hf_longattn.optimize_for_inference(nn.Linear(2, 2))
-    model.optimize_for_inference("fp32")
+    hf_longattn.optimize_for_inference(model, "fp32")
     with pytest.raises(BackendError, match="optimised for inference already \\(fp32\\); load it again to choose anew"):
-        model.optimize_for_inference("bf16")
+        hf_longattn.optimize_for_inference(model, "bf16")
     with pytest.raises(BackendError, match="is for CPUs, but this model is on 'meta'"):
-        long_model("bert", None, WINDOW).to("meta").optimize_for_inference()
+        hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW).to("meta"))
 
 
 def test_evaluating_gives_every_module_its_mode_back() -> None:
@@ -345,7 +347,7 @@ def test_evaluating_gives_every_module_its_mode_back() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_an_optimised_model_refuses_other_dtypes_and_devices_unchanged(precision: str) -> None:
-    model = long_model("bert", None, WINDOW).optimize_for_inference(precision)
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), precision)
     expected = model(**batch()).last_hidden_state
     for change in (model.half, model.float, lambda: model.to("meta"), lambda: nn.Sequential(model).double()):
         with pytest.raises(BackendError, match="load it again to move or convert it"):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hf_longattn
 from hf_longattn.errors import InputError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens
@@ -278,7 +279,7 @@ def under_autocast(call: Call) -> Call:
 
 
 def optimised(precision: str) -> Callable[[Any], Any]:
-    return lambda model: model.optimize_for_inference(precision)
+    return lambda model: hf_longattn.optimize_for_inference(model, precision)
 
 
 def reloaded(model: Any) -> Any:
