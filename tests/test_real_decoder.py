@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longattn.cli import main
 from hf_longattn.conversion import check, convert_checkpoint, plan_conversion, source_models
-from hf_longattn.memory import cache_bytes
+from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.real import DECODER
 from tests.reports import check_of
 

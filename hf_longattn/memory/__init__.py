@@ -1,7 +1,7 @@
 """Decode caches with only those keys that a layer's mechanism still needs, and memory between segments."""
 
 from .attention_cache import STATE_LAYER, AttentionCacheLayer, SparseCacheLayer, StateLayer
-from .decode_cache import FULL, cache_bytes, decode_layer_types, window_layer_type
+from .decode_cache import FULL, decode_layer_types, window_layer_type
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "SparseCacheLayer",
     "StateLayer",
     "TokenMemory",
-    "cache_bytes",
     "decode_layer_types",
     "window_layer_type",
 ]

@@ -15,11 +15,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Cache, cache_utils
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError
 from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
@@ -36,8 +34,6 @@ FULL = "full_attention"
 """transformers' name of the cache layer that holds all keys."""
 MAX_TYPE_NAMES = 1024
 """Maximum number of layer types that this package keeps registered in transformers."""
-COUNTED_PACKAGES = ("transformers", "hf_longattn")
-"""Packages whose objects :func:`cache_bytes` searches for tensors."""
 
 
 def find_cache(values: Iterable[Any]) -> Any:
@@ -51,25 +47,6 @@ def take_cache(arguments: dict[str, Any]) -> Any:
     for name in (CACHE, OTHER_CACHE):
         arguments.pop(name, None)
     return cache
-
-
-def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
-    """Bytes of the storages of all tensors in a cache. A view counts with its complete storage; a shared storage counts once.
-
-    counted: addresses of storages that have been counted.
-    """
-    counted = set() if counted is None else counted
-    if isinstance(cache, Tensor):
-        storage = cache.untyped_storage()
-        is_new = storage.data_ptr() not in counted
-        counted.add(storage.data_ptr())
-        return storage.nbytes() if is_new else 0
-    if isinstance(cache, dict):
-        return sum(cache_bytes(item, counted) for item in cache.values())
-    if isinstance(cache, list | tuple):
-        return sum(cache_bytes(item, counted) for item in cache)
-    inside = getattr(cache, "__dict__", None)
-    return cache_bytes(inside, counted) if inside and type(cache).__module__.startswith(COUNTED_PACKAGES) else 0
 
 
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
@@ -117,13 +94,7 @@ def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[.
     ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of module-level classes, so
     that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names for every cache.
     """
-    try:
-        tables: tuple[dict[str, Any], ...] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING
-    except AttributeError:
-        raise BackendError(
-            "This version of transformers has no tables of cache layers (cache_utils.DYNAMIC_LAYER_TYPE_MAPPING); "
-            "install one that hf_longattn names in its requirements, or pass use_cache=False."
-        ) from None
+    tables: tuple[dict[str, Any], ...] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING
     with _lock:
         if name in _entered:
             _entered.move_to_end(name)

@@ -25,9 +25,9 @@ from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
 from hf_longattn.export import export_checkpoint
 from hf_longattn.inputs.modality import modality_in
 from hf_longattn.inspect import inspect_checkpoint
-from hf_longattn.memory import cache_bytes
 from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
+from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cases import every_case
 from tests.conversion.conftest import change_config

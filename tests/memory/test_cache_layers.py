@@ -15,10 +15,11 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import cache_bytes, decode_layer_types
+from hf_longattn.memory import decode_layer_types
 from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.memory.key_cache import in_text_order, slot_columns
 from hf_longattn.modeling.attach import attachment
+from scripts.dev.benchmarks.memory import cache_bytes
 from tests.cases import every_case
 from tests.grids import alternately
 from tests.reference.small_models import (

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.common.options import read_choice
@@ -25,6 +26,27 @@ from .report import machine, markdown_table
 from .run import implementations
 
 MiB = 2**20
+COUNTED_PACKAGES = ("transformers", "hf_longattn")
+"""Packages whose objects :func:`cache_bytes` searches for tensors."""
+
+
+def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
+    """Bytes of the storages of all tensors in a cache. A view counts with its complete storage; a shared storage counts once.
+
+    counted: addresses of storages that have been counted.
+    """
+    counted = set() if counted is None else counted
+    if isinstance(cache, Tensor):
+        storage = cache.untyped_storage()
+        is_new = storage.data_ptr() not in counted
+        counted.add(storage.data_ptr())
+        return storage.nbytes() if is_new else 0
+    if isinstance(cache, dict):
+        return sum(cache_bytes(item, counted) for item in cache.values())
+    if isinstance(cache, list | tuple):
+        return sum(cache_bytes(item, counted) for item in cache)
+    inside = getattr(cache, "__dict__", None)
+    return cache_bytes(inside, counted) if inside and type(cache).__module__.startswith(COUNTED_PACKAGES) else 0
 
 
 @dataclasses.dataclass(frozen=True)

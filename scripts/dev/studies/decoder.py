@@ -29,10 +29,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longattn import plan_conversion
-from hf_longattn.memory import cache_bytes
 from hf_longattn.memory.decode_cache import CACHE
 from hf_longattn.names import BACKEND
 from scripts.dev.benchmarks import report
+from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.benchmarks.run import in_turn
 from scripts.dev.real import DECODER
 
