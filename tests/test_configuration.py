@@ -50,7 +50,7 @@ def test_config_of_attention_prints_a_table_of_layers() -> None:
         ({"mechanism": "window", "layers": {0: {"mechanism": "ful"}}}, OptionError, "Did you mean 'full'?"),
         ({"mechanism": "window", "layers": {"first": {}}}, OptionError, "numbered from 0"),
         ({"mechanism": "window", "layers": {0: 64}}, OptionError, "must be a mapping"),
-        ({"mechanism": "longformer", "global_tokens": [-1]}, OptionError, "count from 0"),
+        ({"mechanism": "longformer", "global_tokens": [-1]}, OptionError, "must be at least 0"),
     ],
 )
 def test_config_of_attention_refuses_bad_names_values_and_layers(arguments: dict, error: type[Exception], says: str) -> None:

@@ -27,7 +27,7 @@ from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_class
 from .common.capabilities import About, CopiesProjections
-from .common.global_tokens import GlobalTokenIds, check_counted, global_tokens
+from .common.global_tokens import GlobalTokenIds, global_tokens
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.options import option
@@ -42,19 +42,16 @@ class LongformerOptions(BandOptions):
         (0,),
         "positions, counted from the first real token, that are global if no global_attention_mask is given; none = no token",
         "positions",
+        least=0,
     )
     global_token_ids: tuple[int, ...] = option(
-        (), "also make tokens with these ids global if no global_attention_mask is given", "token ids"
+        (), "also make tokens with these ids global if no global_attention_mask is given", "token ids", least=0
     )
     global_first_segment: bool = option(False, "also make all tokens before the first separator global (the question in QA)")
-    separator_token_id: int | None = option(None, "the token that ends a segment; default: the config's sep_token_id", "token id")
+    separator_token_id: int | None = option(None, "the token that ends a segment; default: the config's sep_token_id", "token id", least=0)
     separate_global: bool = option(False, "give global tokens separate projections, initialised as copies of the layer's")
 
     def check(self) -> None:
-        check_counted("longformer", "global_tokens", self.global_tokens, "positions", example=0)
-        check_counted("longformer", "global_token_ids", self.global_token_ids, "token ids", example=0)
-        if self.separator_token_id is not None:
-            check_counted("longformer", "separator_token_id", self.separator_token_id, "token ids", example=102)
         if self.separate_global and self.relative is not None and not issubclass(relative_class(self.relative), DistanceOnly):
             raise OptionError(
                 f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens "

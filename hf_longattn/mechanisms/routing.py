@@ -34,7 +34,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -312,19 +311,17 @@ def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
 
 
 @torch.no_grad()
-def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
+def synchronise_centroids(model: nn.Module) -> None:
     """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
-    Every process of the torch.distributed group must call it at the same point: after each backward pass, or after each optimizer step for
+    Every process must call it at the same point: after each backward pass, or after each optimizer step for
     one move by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal those of
     one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not
     communicate, because such a process would leave the others waiting. In a single process, the function does nothing.
 
-    Args:
-        model: any module; also inside DistributedDataParallel or FSDP.
-        group: the processes among which batches or sequences are divided; ``None`` is all of them.
+    model: any module; also inside DistributedDataParallel or FSDP.
     """
-    if processes(group) < 2:
+    if processes() < 2:
         return
     layers = [module for module in model.modules() if isinstance(module, Routing) and not module.learned]
     if not layers:
@@ -335,13 +332,13 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
         nothing = layer.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32)
         unshared.append((layer.centroids, nothing) if layer._unshared is None else layer._unshared)
     together = torch.cat([sums.flatten() for _, sums in unshared])
-    torch.distributed.all_reduce(together, group=group)
+    torch.distributed.all_reduce(together)
     for layer, (earlier, local), sums in zip(layers, unshared, together.split([local.numel() for _, local in unshared]), strict=True):
         layer.centroids.copy_(moved(earlier, sums.view(local.shape), layer.options.decay))  # undoes the moves by this process's own tokens
         layer._unshared = None
 
 
-def processes(group: Any = None) -> int:
-    """Number of processes in a torch.distributed group; 1 if torch.distributed is not initialised."""
+def processes() -> int:
+    """Number of processes of torch.distributed; 1 if it is not initialised."""
     distributed = torch.distributed
-    return distributed.get_world_size(group) if distributed.is_available() and distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

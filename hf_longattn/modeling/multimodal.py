@@ -278,18 +278,9 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         text_model.set_attn_implementation(implementation)
         return cls(config, text_model)
 
-    def with_embedders(self, *, images: ImageInput | None = None, sound: AudioInput | None = None) -> LongMultimodalModel:
-        """This model, with new embedders for inputs that it does not read yet.
-
-        Raises:
-            OptionError: it already has such an embedder.
-        """
-        given = {"images": images, "sound": sound}
-        added: dict[str, Any] = {name: read for name, read in given.items() if read is not None}
-        if twice := next((name for name in added if name in self.config.embedded), None):
-            kind = {"images": "images", "sound": "audio"}[twice]
-            raise OptionError(f"The model has an embedder of {kind} already; leave the options of a new one out.")
-        new = type(self).of(self.text_model, **self.config.embedded, **added)
+    def with_embedders(self, **inputs: Any) -> LongMultimodalModel:
+        """This model, with new embedders for inputs that it does not read yet: the arguments of :meth:`of`."""
+        new = type(self).of(self.text_model, **self.config.embedded, **inputs)
         new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
         return new
 

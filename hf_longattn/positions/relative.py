@@ -492,11 +492,8 @@ RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi,
 CLASSES: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
 
 
-def read_relative(value: str | Mapping[str, Any]) -> str:
+def read_relative(value: str) -> str:
     """Check a choice of relative positions and return its normal form, ``kind`` or ``kind:name=value,...``.
-
-    Args:
-        value: text in that form, or a mapping such as ``{"kind": "shaw", "clip": 32}``.
 
     Raises:
         OptionError: unknown kind or setting (the message names the nearest), or an impossible value.
@@ -507,22 +504,20 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     return f"{cls.name}:{written}" if written else cls.name
 
 
-def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions], dict[str, int], dict[str, int]]:
+def settings_in(value: str) -> tuple[type[RelativePositions], dict[str, int], dict[str, int]]:
     """The class of a choice, the settings that it gives, and all settings. They are not yet checked together.
 
     Raises:
         OptionError: as in :func:`read_relative`.
     """
-    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
-        kind, texts = value["kind"], {name: number for name, number in value.items() if name != "kind"}
-    else:
-        pairs = [pair.partition("=") for pair in value.partition(":")[2].split(",") if pair.strip()] if isinstance(value, str) else []
-        if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
-            raise OptionError(
-                f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
-                "relative='t5_buckets:num_buckets=32'."
-            )
-        kind, texts = value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}
+    kind, _, written = str(value).partition(":")
+    pairs = [pair.partition("=") for pair in written.split(",") if pair.strip()]
+    if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
+        raise OptionError(
+            f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
+            "relative='t5_buckets:num_buckets=32'."
+        )
+    kind, texts = kind.strip(), {name.strip(): number for name, _, number in pairs}
     cls, given = relative_class(kind), dict[str, int]()
     for name, number in texts.items():
         if name not in cls.settings:

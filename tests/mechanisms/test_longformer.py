@@ -125,7 +125,7 @@ def test_longformer_refuses_calls_and_options_without_what_global_tokens_need() 
     with pytest.raises(InputError, match="pass the global tokens as a mask"):
         attend(q, k, v, "longformer", global_token_ids=(3,))
     for options in ({"global_token_ids": (-1,)}, {"separator_token_id": -5}):
-        with pytest.raises(OptionError, match="token ids count from 0"):
+        with pytest.raises(OptionError, match="must be at least 0"):
             build_mechanism("longformer", num_heads=2, head_dim=4, **options)
     for base, match in (("llama", "rotated by position"),):
         config = families.FAMILIES[base].config_class(**SIZES, num_key_value_heads=2, long_attention=SEPARATE)

@@ -90,9 +90,7 @@ def test_separate_global_rows_have_the_relative_bias() -> None:
 
 
 def test_a_configuration_holds_relative_positions_per_layer() -> None:
-    config = LongAttentionConfig(
-        "window", window=64, relative="alibi", layers={1: {"relative": {"kind": "shaw", "clip": 8}}, 2: {"relative": None}}
-    )
+    config = LongAttentionConfig("window", window=64, relative="alibi", layers={1: {"relative": "shaw:clip=8"}, 2: {"relative": None}})
     assert [config.for_layer(index)[1].get("relative") for index in range(3)] == ["alibi", "shaw:clip=8", None]
     assert LongAttentionConfig.from_dict(config.to_dict()) == config
     assert "relative=shaw:clip=8" in config.table(3)

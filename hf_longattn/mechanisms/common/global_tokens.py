@@ -139,9 +139,3 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, sk
 
     key = ("global positions", positions, skips_padding)
     return BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make) if call.batch is None else call.batch.cached(key, make)
-
-
-def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:
-    """Raise :class:`OptionError` for negative positions or token ids."""
-    if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {values}, but {what} count from 0; for example {name}={example}.")
