@@ -22,7 +22,7 @@ from huggingface_hub import errors, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file
 
-from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, is_failure, listed
+from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed
 from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -130,22 +130,19 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
     variable, seconds = "DISABLE_SAFETENSORS_CONVERSION", dynamic_module_utils.TIME_OUT_REMOTE_CODE
     before = os.environ.get(variable)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
+    subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
     try:
-        yield
-    except LongAttentionError:
-        raise
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
-        if "trust_remote_code" in str(error):
+        with checkpoint_errors(f"{subject} cannot be loaded"):
+            yield
+    except CheckpointError as error:
+        if "trust_remote_code" in str(error.__cause__):
             raise CheckpointError(
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
+        if isinstance(error.__cause__, OSError) and "file named" in str(error.__cause__) and "safetensors" in str(error.__cause__):
             raise CheckpointError(only_pickles(str(name))) from error
-        raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
+        raise
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
         del os.environ[variable]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_longattn"
 FIELDS = {
-    "grid", "audio", "sound", "series", "page", "towers", "reads", "reads_text", "reads_images", "reads_photographs", "planned_as"
+    "grid", "audio", "sound", "series", "page", "towers", "reads", "reads_images", "reads_photographs", "planned_as"
 }  # fmt: skip
 """Fields that name the modality of a model."""
 FILES_OF_MODALITIES = (

@@ -182,7 +182,13 @@ def model_card(
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
-        data = ModelCardData(**metadata, eval_results=[of_hub(row, task) for row in rows if not row["system"]] or None)
+        measured = []  # the card's ``model-index``
+        for row in (row for row in rows if not row["system"]):
+            dataset, metric = (re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric"))
+            about = {"dataset_split": row["split"], "metric_name": row["metric"]}
+            kind = row["task"] or task or "other"
+            measured.append(EvalResult(kind, dataset, row["dataset"], row["metric_type"] or metric, row["value"], **about))
+        data = ModelCardData(**metadata, eval_results=measured or None)
         card = ModelCard.from_template(
             data, str(Path(__file__).with_name("card.md")), title=title, introduction=introduction, made=start, plan=plan, length=length,
             architecture=architecture, auto=auto, sentences=sentences, graph=graph, ours=ours, example=example, attentions=attentions,
@@ -197,15 +203,6 @@ def model_card(
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)
-
-
-def of_hub(result: Mapping[str, Any], task: str | None) -> EvalResult:
-    """A measured result as an entry of the card's ``model-index``. task: the model's."""
-    dataset, metric = (re.sub(r"[\W_]+", "_", result[name].lower()).strip("_") for name in ("dataset", "metric"))
-    return EvalResult(
-        result["task"] or task or "other", dataset, result["dataset"], result["metric_type"] or metric, result["value"],
-        dataset_split=result["split"], metric_name=result["metric"],
-    )  # fmt: skip
 
 
 def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:

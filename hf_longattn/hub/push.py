@@ -239,7 +239,7 @@ def write_remote_code(folder: str | Path) -> list[str]:
         raise CheckpointError(f"{str(file)!r} would be replaced, but hf_longattn did not write it; rename it or move it away.")
     classes = {"AutoConfig": CONFIG_MAPPING_NAMES[model_type]}
     for auto, table in auto_classes():
-        if names := mapped_names(table)[0].get(model_type):
+        if names := mapped_names(table).get(model_type):
             classes[auto] = names if isinstance(names, str) else names[0]
     write_text(file, FILE.format(names=", ".join(sorted({*classes.values()}))))
     values = {**values, "auto_map": {auto: f"{file.stem}.{name}" for auto, name in classes.items()}}

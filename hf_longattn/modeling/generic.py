@@ -127,7 +127,6 @@ class PlainFamily(Family):
             base_package=base_package(base_config.model_type),
             module=self.config_class.__module__,
             two_stacks=False,  # encoder and decoder have the same attention
-            reads_text=False,
         )
 
     @cached_property

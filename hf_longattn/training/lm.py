@@ -114,7 +114,7 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     """
     config = load_config(name)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    has_head = {name: config.model_type in mapped_names(auto_mapping(loader))[0] for name, loader in HEADS.items()}
+    has_head = {name: config.model_type in mapped_names(auto_mapping(loader)) for name, loader in HEADS.items()}
     if objective == "auto":
         if not has_head["mlm"] and not has_head["clm"]:
             raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens.")

@@ -79,7 +79,7 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
         with pytest.raises(CheckpointError) as caught:
             derive(base)
         assert str(caught.value) == stored_facts()["refused"][base]
-    elif FAMILIES[base].reads_text:
+    elif FAMILIES[base].spec.reads == "text":
         result = check_derived.check(base)
         assert result in (check_derived.VERIFIED, check_derived.UNSCALED)
         assert result == check_derived.stored()["families"].get(base, result)

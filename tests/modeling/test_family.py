@@ -74,7 +74,7 @@ def test_each_family_names_its_base_its_module_and_one_kind_of_positions() -> No
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
-        table, reads_other = bool(family.position_tables), not family.reads_text
+        table, reads_other = bool(family.position_tables), family.spec.reads != "text"
         assert [table, family.rope, family.relative, family.no_positions, reads_other].count(True) == 1
 
 

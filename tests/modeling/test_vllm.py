@@ -228,7 +228,7 @@ def test_every_mechanism_is_equal_or_refused_in_vllm(name: str, form: str) -> No
 @pytest.mark.thorough
 @every_case("base", family_names(CONFIG_MAPPING_NAMES))
 def test_every_family_is_equal_or_refused_in_vllm(base: str) -> None:
-    family, texts = FAMILIES[base], FAMILIES[base].reads_text
+    family, texts = FAMILIES[base], FAMILIES[base].spec.reads == "text"
     values = small_values(base, Shape(tokens=128, vocabulary=200), **SMALL, sliding_window=6) if texts else {}
     config = family.config_class(**values, **({"long_attention": {"layers": "window:window=6"}} if texts else {}))
     if why := refusal(config):

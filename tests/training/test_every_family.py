@@ -112,7 +112,7 @@ def is_decoder(base: str) -> bool:
 
 def pairs() -> Iterator[tuple[str, str]]:
     """Every task with every family that has its head; of derived decoders, which are alike, ``check_derived`` knows small models."""
-    texts = (base for base in FAMILIES if FAMILIES[base].reads_text and not FAMILIES[base].spec.further and base not in APART)
+    texts = (base for base in FAMILIES if FAMILIES[base].spec.reads == "text" and not FAMILIES[base].spec.further and base not in APART)
     for base in (base for base in texts if base in IN_FULL or not is_decoder(base)):
         for task, (table, _) in TASKS.items():
             refused = {

@@ -6,6 +6,7 @@ A frame covers some samples, or some rows of a spectrogram.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,13 +176,7 @@ the attention of {base} instead.
 
     def length_of(self, config: Any, frames: int) -> int:
         """The length of the shortest input with this many frames."""
-        low, high = 0, 1
-        while self.frames(config, high) < frames:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.frames(config, middle) >= frames else (middle, high)
-        return high
+        return bisect_left(range(2**40), frames, key=lambda length: self.frames(config, length))
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
         """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""

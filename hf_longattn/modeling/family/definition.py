@@ -117,8 +117,6 @@ class Family:
     """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
     two_stacks: bool = field(init=False, repr=False, compare=False)
     """Whether the base has an encoder and a decoder, both with attention."""
-    reads_text: bool = field(init=False, repr=False, compare=False)
-    """Whether the input is a text's tokens. Other inputs are images, sound, or inputs of several towers."""
 
     def __post_init__(self) -> None:
         """Check and register the family, and let its module make the Long classes.
@@ -152,7 +150,6 @@ class Family:
             base_package=base_package(model_type),
             module=config.__module__,
             two_stacks=bool(getattr(base_config, "is_encoder_decoder", False)),
-            reads_text=self.spec.reads == PLAIN_TEXT.reads,
         )
 
         # a module may register its family again if it is imported again, for example after an error

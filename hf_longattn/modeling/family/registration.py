@@ -88,7 +88,7 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
 
     complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another model).
     """
-    entries, families = mapped_names(table)[0], importlib.import_module(FAMILIES_MODULE)
+    entries, families = mapped_names(table), importlib.import_module(FAMILIES_MODULE)
     for names in _family_entries():
         entry = entries.get(names.base, names.base_model if complete and names.prefix != GENERIC_CLASS else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
@@ -193,7 +193,7 @@ def register_with_vllm() -> None:
 
     LongConfig.served_by = VLLM
     for table, backend in VLLM_CLASSES.items():
-        for model_type, names in mapped_names(getattr(modeling_auto, table))[0].items():
+        for model_type, names in mapped_names(getattr(modeling_auto, table)).items():
             if model_type.startswith("long_") and model_type != MULTIMODAL_TYPE:
                 for name in (names,) if isinstance(names, str) else names:
                     ModelRegistry.register_model(name, f"vllm.model_executor.models.transformers:{backend}")
@@ -284,9 +284,9 @@ def lazy_mappings(module: ModuleType) -> list[Any]:
     return known
 
 
-def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The mappings from a model type to the name of its class, and to the name of its config."""
-    return table._model_mapping, table._config_mapping
+def mapped_names(table: Any) -> Mapping[str, Any]:
+    """The mapping from a model type to the name of its class."""
+    return table._model_mapping
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
@@ -319,7 +319,7 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
     model_type = getattr(config, "registered_type", config.model_type)
     last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # they also list other heads, for example BART's head that generates text
     for name, table in sorted(auto_classes(), key=lambda entry: last.index(entry[0]) if entry[0] in last else -1):
-        entry = mapped_names(table)[0].get(model_type)
+        entry = mapped_names(table).get(model_type)
         if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
             return name
     return None

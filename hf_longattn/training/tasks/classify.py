@@ -67,7 +67,7 @@ def main(
 ) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))[0]] or MODALITIES[:1]
+    modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))] or MODALITIES[:1]
     for modality in modalities:  # a model of texts, images and sound reads what the data hold
         try:
             parts = read_labelled(data_args, modality[1], training_args.seed)

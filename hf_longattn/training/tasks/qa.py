@@ -149,7 +149,7 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     """
     model_type = load_config(name).model_type
     loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
-    loader = next((each for each in loaders if model_type in mapped_names(auto_mapping(each))[0]), loaders[0])
+    loader = next((each for each in loaders if model_type in mapped_names(auto_mapping(each))), loaders[0])
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:

@@ -85,7 +85,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
     # Model: it reads texts or hears sound.
     config = load_config(model_args.model)
-    hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))[0]
+    hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))
     unused = ("prefix",) if hears else ("language", "letter_case", "max_seconds")
     if option := next((name for name in unused if getattr(data_args, name)), None):
         raise OptionError(f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out.")

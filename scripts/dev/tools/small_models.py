@@ -68,7 +68,7 @@ IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_name(
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
 OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "whisper", "clip")
 """Families of which slow tests run every check; ``run_transformers_tests`` stores the checks of all."""
-TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
+TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].spec.reads == "text"}
 """The families among them whose input is tokens of a text, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""
@@ -172,7 +172,7 @@ def small_towers_config(base: str, shape: Shape = Shape(), **values: Any) -> Any
     """
     towers = {}
     for name, family in FAMILIES[base].towers.items():
-        small = small_config if family.reads_text else small_image_config
+        small = small_config if family.spec.reads == "text" else small_image_config
         config = small(family.base_model_type, shape, **{"projection_dim": shape.half, "projection_size": shape.width, **values})
         towers[tower_field(name)] = {key: value for key, value in config.to_dict().items() if key != "model_type"}
     known = CONFIG_MAPPING[base]().to_dict()

@@ -229,12 +229,13 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = bool(family.base_config_class.is_encoder_decoder)
-        test_resize_embeddings = family.reads_text and not family.towers
+        test_resize_embeddings = family.spec.reads == "text" and not family.towers
         if family.towers:  # which have outputs of their own
             test_attention_outputs = False
         _is_composite = bool(family.towers)
         additional_model_inputs = () if patches is None else ("pixel_attention_mask", patches)
-        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
+        # a mask token has none without masks
+        test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.spec.reads == "text"
 
         def setUp(self) -> None:
             reads_images, reads_sound = family.spec.reads == "grid", family.spec.reads == "sound"
@@ -247,11 +248,11 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             self.model_tester = testers.get(kind, Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
             heads = config_class.attribute_map.get("num_attention_heads", "num_attention_heads")
-            values = {width: 32, **({heads: 4} if family.rope or not family.reads_text else {})}
+            values = {width: 32, **({heads: 4} if family.rope or family.spec.reads != "text" else {})}
             if family.towers:  # which have the sizes
                 values = {"common_properties": []}
             self.config_tester = ConfigTester(
-                self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
+                self, config_class=config_class, has_text_modality=family.spec.reads == "text" and not family.towers, **values
             )
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
