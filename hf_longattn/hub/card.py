@@ -81,7 +81,7 @@ REMOTE_CODE = (
 )
 
 
-NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": None, "standard_error": None, "split": None, "note": ""}
+NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": None, "standard_error": None, "split": None}
 """The fields that a measured result may have besides ``dataset``, ``metric`` and ``value``; see :func:`model_card`."""
 
 
@@ -121,7 +121,7 @@ def model_card(
         source: folder or Hub name of a model whose metadata is inherited; by default, if the folder has no card, the report's source.
         report: the conversion's report; by default the folder's ``conversion_report.json``.
         results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and a finite ``value``;
-            perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``note``, ``task`` (by
+            perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``task`` (by
             its name on the Hub; default: the model's) and ``metric_type``. Results with a ``system`` are compared in the table, and left
             out of the metadata (``model-index``).
         name: Hub name or path from which readers load the model; by default ``model_dir``.
