@@ -174,11 +174,6 @@ def is_generic(values: Mapping[str, Any]) -> bool:
     return str(values.get("model_type")).startswith(GENERIC_TYPE)
 
 
-def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    classes = [str(name).removeprefix(GENERIC_CLASS) for name in values.get("architectures") or []]
-    return {**values, "model_type": str(values.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}
-
-
 # Files of tokenizers, processors and sentence-transformers.
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

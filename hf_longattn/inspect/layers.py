@@ -24,7 +24,7 @@ from ..inputs.modality import InputSizes, WithTowers, modality_in
 from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.shared_options import full_of
-from ..modeling.generic import attention_of_towers, towers_of
+from ..modeling.generic import read_attention, towers_of
 from ..modeling.pruning import KEPT_HEADS
 
 
@@ -134,7 +134,8 @@ def _inspect(source: Source) -> Inspection:
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     longest, modality = text_length(config), modality_in(source.config)
-    attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
+    attention = read_attention(config.long_attention)
+    attention = attention if isinstance(attention, dict) else {"": attention}
     parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
     towers = {
         name: Inspection(

@@ -65,10 +65,6 @@ class SegmentMemory(ABC):
         first = tensors.get(self.contents[0])
         self.batch_size = None if first is None else len(first)
 
-    def nbytes(self) -> int:
-        """The size of the contents in bytes, without single numbers."""
-        return sum(tensor.nbytes for tensor in self.state_dict().values() if tensor.dim())
-
 
 class TokenMemory(SegmentMemory):
     """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with the learned tokens."""

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
-from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
+from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.global_mask import arguments_by_name, check_globals
@@ -50,7 +50,9 @@ class GenericConfig:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
         check_config(config_dict)
-        return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
+        classes = [str(name).removeprefix(GENERIC_CLASS) for name in config_dict.get("architectures") or []]
+        plain = {"model_type": str(config_dict.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}
+        return super().from_dict({**config_dict, **plain}, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The text of ``config.json``, with the names of a model with mechanisms."""
@@ -86,7 +88,7 @@ class GenericModel(LoadsMechanisms):
 
     def post_init(self) -> None:
         """Attach the mechanisms, so that transformers finds their parameters."""
-        _attach(self, _read_attention(getattr(self.config, "long_attention", None) or {}))
+        _attach(self, read_attention(getattr(self.config, "long_attention", None) or {}))
         super().post_init()
 
     @classmethod
@@ -184,7 +186,7 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
         config.__class__ = _generic_class(base)
 
 
-def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
     """The attention of a model, or of each tower by name.
 
     Raises:
@@ -197,13 +199,6 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
     if others := sorted(chosen.keys() - {TOWERS}):
         raise OptionError(f"long_attention gives towers apart and {others[0]!r} for all of them; put {others[0]!r} into each tower.")
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
-
-
-def attention_of_towers(config: Any) -> dict[str, LongAttentionConfig]:
-    """The attention of each tower, by name. Empty if a config has one attention for all towers, or none."""
-    chosen = getattr(config, "long_attention", None)
-    attention = _read_attention(chosen) if isinstance(chosen, Mapping) and TOWERS in chosen else {}
-    return attention if isinstance(attention, dict) else {}
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -297,7 +292,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             raise BackendError(f"{type(model).__name__} has mechanisms already; load the checkpoint again for the model's own attention.")
         model.set_attn_implementation(BACKEND)
         return model
-    _attach(model, _read_attention(long_attention))
+    _attach(model, read_attention(long_attention))
     return _run_mechanisms(model, long_attention)
 
 
@@ -307,7 +302,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
     Raises:
         BackendError: a part keeps its own attention, or a mechanism has memory tokens.
     """
-    chosen = _read_attention(long_attention)
+    chosen = read_attention(long_attention)
     parts = [part for part, _ in _parts(model, chosen)]
     sites = [site for part in parts for site in attention_sites(part)]
     if recursion_of(model) is not None:

@@ -7,7 +7,6 @@ attention, patches are therefore a one-dimensional sequence, row by row.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Mapping
@@ -454,11 +453,3 @@ def check_backbone(model: PreTrainedModel) -> None:
             f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
             "convert it with a mechanism of one dimension, such as window."
         )
-
-
-def head_on(head: type[LongMultimodalHead], model: LongMultimodalModel, **fields: Any) -> LongMultimodalHead:
-    """A new head on ``model``, which other heads share. ``fields`` are set in the head's config."""
-    config = copy.deepcopy(model.config)
-    for name, value in fields.items():
-        setattr(config, name, value)
-    return head(config, model)

@@ -98,9 +98,6 @@ class RelativePositions(nn.Module, ABC):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def extra_repr(self) -> str:
-        return ", ".join([self.name, *(f"{name}={value}" for name, value in self.values.items())])
-
 
 class DistanceOnly(RelativePositions):
     """A term that depends on head and distance only."""

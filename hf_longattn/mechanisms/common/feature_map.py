@@ -57,9 +57,6 @@ class HeadwiseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return repeat_heads(x, self.weight.shape[0]) @ self.weight.to(x.dtype)
 
-    def extra_repr(self) -> str:
-        return "heads={}, in_features={}, out_features={}".format(*self.weight.shape)
-
 
 FEATURES_PER_PIECE = 1 << 18
 """Feature elements computed at a time on a CPU, per thread. With fewer elements, threads wait for one another. More elements do not fit

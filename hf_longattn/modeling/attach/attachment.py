@@ -45,7 +45,7 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .weights import share_parameters
+from .weights import shared_parameters
 
 logger = logging.get_logger(LOGGER)
 
@@ -134,7 +134,9 @@ def attach_mechanisms(
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)
             setattr(site.module, TAKES_CACHE_LAYER, True)
-    share_parameters(model)
+    for target, source in shared_parameters(model).items():
+        owner, _, name = target.rpartition(".")
+        setattr(model.get_submodule(owner), name, model.get_parameter(source))
     mark_for_zero3(model)
     return sites
 

@@ -174,13 +174,6 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     return shared
 
 
-def share_parameters(model: nn.Module) -> None:
-    """Replace the parameters that layers share by a single one."""
-    for target, source in shared_parameters(model).items():
-        mechanism, _, name = target.rpartition(".")
-        setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
-
-
 class LoadsMechanisms(_Base):
     """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
 

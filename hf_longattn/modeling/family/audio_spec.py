@@ -201,8 +201,7 @@ the attention of {base} instead.
             values: whether the values of a mask can be read (not in a graph).
 
         Raises:
-            InputError: the shape or type is wrong, or the sound is too short for one frame.
-            InputError: the mask does not fit, or has padding before the sound.
+            InputError: the shape or type is wrong, the sound is too short for one frame, or the mask does not fit or begins with padding.
         """
         sound = arguments.get(self.input)
         if sound is None:

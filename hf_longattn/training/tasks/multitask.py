@@ -7,6 +7,7 @@ with its backbone.
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.losses import label_count
-from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
+from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, without_pooler
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish
@@ -256,7 +257,10 @@ class Backbone:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
         fields |= {key: saved[key] for key in HEAD_FIELDS if trained and key in saved}
-        model = head_on(auto_mapping(LOADERS[kind])[LongMultimodalConfig], self.model, **fields)
+        config = copy.deepcopy(self.model.config)
+        for key, value in fields.items():
+            setattr(config, key, value)
+        model = auto_mapping(LOADERS[kind])[LongMultimodalConfig](config, self.model)
         if trained:
             model.classifier = load_multitask_head(self.name, task).classifier
         return model, names
