@@ -198,7 +198,7 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer, which pads with its end token if it has no padding token. Refuse one without words, or with ids beyond the model."""
+    """The tokenizer; without a padding token, it pads with its end token. Refuses one without words, or with ids beyond the model."""
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one for a folder without a tokenizer
         raise CheckpointError(f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer.")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -232,7 +232,7 @@ def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
 
 
 def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
-    """``tokenizer(*texts, **options)``, refused if the tokenizer fails, for example at a regular expression that takes too long."""
+    """``tokenizer(*texts, **options)``. Its errors, for example of a regular expression that takes too long, become one sentence."""
     with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
         return tokenizer(*texts, **options)
 
@@ -308,7 +308,7 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
 
 
 def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
-    """A model as of :func:`load_weights`, in float32 unless ``arguments`` name another dtype.
+    """A model from :func:`load_weights`, in float32 unless ``arguments`` name another dtype.
 
     complete: refuse checkpoints that lack weights (for use without training).
     """

@@ -37,7 +37,7 @@ class Command(TyperCommand):
     """A command that explains how to type a mechanism's options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The words of a command line. Wrong usage raises typer's error."""
+        """Parse a command line. Wrong usage raises typer's error."""
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:

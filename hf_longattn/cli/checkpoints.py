@@ -100,7 +100,7 @@ def export(
         str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
     ] = None,
     global_attention_mask: Annotated[
-        bool, typer.Option("--global-attention-mask", help="Take this input; otherwise the config determines the global tokens.")
+        bool, typer.Option("--global-attention-mask", help="Make it an input; otherwise the config determines the global tokens.")
     ] = False,
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
@@ -261,7 +261,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 def _compare(part: ConversionPlan) -> dict[str, Any]:
     """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options.
 
-    Layers of a decoder keep their own windows, as in a conversion, and its rows have the bytes of the cache after the longest text.
+    A decoder's layers keep their own windows, as in a conversion, and its table rows have the cache's bytes after the longest text.
     """
     import torch
 

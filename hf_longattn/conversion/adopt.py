@@ -87,8 +87,8 @@ class Adoption:
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
         """Inputs to run both models on: two texts, one of them padded.
 
-        If both models take a global attention mask, a second probe has one. A decoder that does not read the whole text gets its first
-        tokens.
+        If both models take a global attention mask, a second probe adds one. A decoder that does not read the whole text gets the text's
+        start.
         """
         short = max(1, 2 * length // 3)
         both, pad = text.tokens(length + short)[0], config.pad_token_id

@@ -28,7 +28,7 @@ from .plan import ConversionPlan
 from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
-"""The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
+"""The result's attention in a comparison: as configured; by mechanisms, even up to ``exact_length``; or the source's."""
 ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
 FREE_SHARE = 0.75
@@ -99,7 +99,7 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
         yield plan.modality.check(comparison)
 
     progress("verify", 0, 3 + len(towers))
-    with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
+    with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"):
         for done, step in enumerate(steps(), 1):
             checks += step
             if any(check.status == FAILED for check in step):

@@ -254,7 +254,7 @@ class LanguageLoss:
             lost = f"the result loses {change.change / gain.change:.1%} of what the source gains over chance"
             return decision(self.name, bearable, f"{detail}: {lost if bearable else 'the result is worse'}", values)
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
-            return undecided(self.name, f"{detail}: half of what the source gains over chance could be lost unseen", LONGER_TEXT, values)
+            return undecided(self.name, f"{detail}: losing half of the source's gain over chance could go unnoticed", LONGER_TEXT, values)
         if lengths.at_once and plan.new_length > plan.old_length:
             would_tell = f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
             problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"

@@ -60,7 +60,7 @@ def convert_checkpoint(
         if plan.parameters > 4 * stored + 10**9:  # before allocating weights that no file has
             raise CheckpointError(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
-                "bytes; is it that of another model?"
+                "bytes; does it belong to another model?"
             )
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)

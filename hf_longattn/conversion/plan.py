@@ -83,9 +83,9 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
 
 
 def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
-    """Lengths of the encoder or only stack, and of the decoder of an encoder-decoder (otherwise ``None``).
+    """Lengths of the encoder (or the only stack), and of the decoder beside an encoder (otherwise ``None``).
 
-    By default, a decoder's length does not change, since summaries do not grow, unless the head feeds the whole text to the decoder.
+    By default, a decoder keeps its length, since summaries do not grow, unless the head feeds it the whole text.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -138,7 +138,7 @@ def plan_positions(
     } or {"max_position_embeddings": text.new}
     strategy = why = ""
     if family.relative:
-        strategy, why = "relative", "has positions as terms of its scores, which hold at any length"
+        strategy, why = "relative", "adds its positions to the scores, which works at any length"
         lengths |= {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
     elif family.no_positions:
         strategy, why = "absent", "has no positions"
@@ -476,7 +476,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
 
 def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
-    """Whether the layers are causal; ``None`` if their sinks keep the positions of the text, because no rotation could be followed."""
+    """Whether the layers are causal; ``None`` if sinks keep their positions in the text, because the rotation is not understood."""
     layers, causal = config.attending
     with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
     if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):

@@ -86,7 +86,7 @@ class ConversionConfig(Settings):
     )
     search_input: str | Path | None = setting(
         None,
-        "With --mechanism auto, what mechanisms are chosen by: a UTF-8 text file, or an image or recording, or a folder of these.",
+        "With --mechanism auto, the input to choose by: a UTF-8 text file, an image or recording, or a folder of these.",
         unset="built-in English; required for images and sound",
         type=Path,
     )

@@ -1,4 +1,4 @@
 """Data for training and evaluation: sources, special tokens, token ids, masks, labels, windows and batches.
 
-Conversion, training and evaluation make their inputs here. Modules that read sources need the extra ``train``.
+Conversion, training and evaluation make their inputs here.
 """

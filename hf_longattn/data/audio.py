@@ -35,7 +35,7 @@ CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\
 UNKNOWN_SIZE, UNKNOWN_COUNT = 0x7FFF0000, 1 << 60
 """Byte counts in a header and sample counts from libsndfile mean "unknown" from here on. Programs that write to a pipe use them."""
 LEAST_MISSING = 0.01
-"""Minimum missing seconds of a cut file. Encoders round to frames."""
+"""Missing seconds from which a file counts as cut. Encoders round to frames."""
 ROWS_PER_SECOND = 100
 """Spectrogram rows per second of AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
@@ -149,14 +149,14 @@ def to_utterances(
     fits: Callable[[Any, int], bool] = lambda labels, length: True,
     most_seconds: float | None = None,
 ) -> Dataset:
-    """The rows of :func:`.rows.rows_of` with ``labels`` and ``length``. A bad file is refused before the training.
+    """The rows of :func:`.rows.rows_of` with the columns ``labels`` and ``length``. A bad file is refused before the training.
 
-    Utterances that are too long, or have longer transcripts than the model writes, are left out with a warning.
+    Utterances longer than ``most_seconds``, or with labels that do not fit, are left out with a warning.
 
     Args:
         labels: class number of each row, or tokens of its transcript.
         length: function that returns the length of a sound, for grouping batches; default: number of samples.
-        fits: function of labels and length: whether the model can output these labels for a sound of this length.
+        fits: function of labels and length that says whether the model can output these labels for a sound of this length.
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):

@@ -151,7 +151,7 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     elif not model.packs_documents:
-        why = f"A {type(model).__name__} reads one document in a row."
+        why = f"A {type(model).__name__} reads one document per row."
     elif args.torch_compile:
         why = "A compiled model takes no packed documents."
     elif args.n_gpu > 1:

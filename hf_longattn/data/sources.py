@@ -287,7 +287,7 @@ def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | N
         try:
             for row in [value] if flat is None else flat(value):
                 if not isinstance(row, (dict, str)):
-                    raise ValueError(f"it holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}")
+                    raise ValueError(f"it holds {row!r:.40}, which is not a row; write rows as objects: {{'text': …}}")
                 cells = {"text": row} if isinstance(row, str) else row
                 values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
                 "".join(filter(None, (*values, *values.values()))).encode()

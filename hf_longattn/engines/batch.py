@@ -255,7 +255,7 @@ class _Join(torch.autograd.Function):
 
 
 class _Split(torch.autograd.Function):
-    """Views of sequences. The backward pass writes their gradients into one tensor; slices would sum one zero-padded tensor each."""
+    """Views of sequences. The backward pass writes their gradients into one tensor. With slices, autograd would sum padded tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, spans: Spans) -> tuple[Tensor, ...]:

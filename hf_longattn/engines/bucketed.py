@@ -184,7 +184,7 @@ class ChunkRounds(Rounds):
 
 
 def chunk_offsets(before: int, after: int, chunks: int) -> range:
-    """Offsets of the chunks that a query sees from its own. After as many offsets as there are chunks, the same chunks would return."""
+    """Offsets from a query's chunk to the chunks that it sees. At most ``chunks``, since further offsets would repeat chunks."""
     return range(-before, after + 1 if before + after < chunks else chunks - before)
 
 

@@ -113,7 +113,7 @@ def _with_sink_key(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, sink_scores: Tensor, is_causal: bool = False, scale: float | None = None,
     **settings: Any,
 ) -> Tensor:  # fmt: skip
-    """:func:`fused_attention` with a sink: a key with the value 0. A further feature makes its product with a query the sink's score."""
+    """:func:`fused_attention` with a sink: a key whose value is zeros. An added feature gives the key the sink's score."""
     scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
     if q.shape[2] == 1 and not is_causal:  # a decoding step, for which float32 keys and values are not copied
         return _plain_attention(q, k, v, attn_mask, sink_scores=sink_scores, scale=scale, **settings)

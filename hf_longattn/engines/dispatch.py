@@ -33,8 +33,8 @@ Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
-ONE_CALL = "one call of flex_attention has fewer launches than the parts of global tokens"
-DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
+ONE_CALL = "one call of flex_attention launches fewer kernels than the three parts"
+DRAWN_IN_TILES = "another CPU path draws dropout in tiles"
 GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
     ("blocks", "flex"): "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
     ("linear", "fla"): "correct on an H100, never timed",

@@ -26,7 +26,7 @@ from .dense import at_least_fp32, dense_attention, masked_softmax, products
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False for padding.
 
-    most: a bound on the True entries in a row, as g; by default their exact number, which is read from the device.
+    most: g, a bound on the True entries in a row; default: their exact number, which is read from the device.
     """
     count = mask.sum(-1)
     length = mask.shape[-1]

@@ -39,7 +39,7 @@ SCORE_CELLS = 1 << 19
 PREFILTER_WIDTHS = (32, 8)
 """Scores per block, in the first and the second round of the prefilter."""
 MIN_PREFILTERED_KEYS = 1024
-"""Minimum scores in a row for a round of the prefilter."""
+"""Minimum scores per row for a round of the prefilter."""
 MAX_GATHERED_NUMBERS = 1 << 20
 """Maximum gathered numbers in memory at once, on a CPU without a fused gather operation."""
 CAUSAL_STEPS = 4

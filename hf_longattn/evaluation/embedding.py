@@ -89,8 +89,8 @@ class Embedder:
     def __call__(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Return the columns of a batch with three more, ``start``, ``end`` and ``embedding``.
 
-        With ``vectors="document"``, a row has its vector ``(D,)`` in fp32, and the characters of the text at which the part that was read
-        starts and ends. Otherwise it has a list of each, with an item for every vector.
+        With ``vectors="document"``, a row has its vector ``(D,)`` in fp32, and the start and end, in characters, of the part that was read.
+        Otherwise it has a list of each, with an item for every vector.
 
         Args:
             batch: name of a column -> list or NumPy array of its values, one for each row.
@@ -109,7 +109,7 @@ class Embedder:
         texts = list(batch[self.text_column])
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, no text; leave it out.")
+                raise DataError(f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, not a text; leave it out.")
         result = copy(batch)
         result.update({name: [] for name in COLUMNS})
         for rows in self.embed(texts) if texts else ():
@@ -188,7 +188,7 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(name) else sentence_transformers.SentenceTransformer
     network = load_sentence_model(loader, name, complete=True, device=device)
     if getattr(network.transformers_model, "main_input_name", "") != "input_ids":  # such as StaticEmbedding, or a model of images
-        raise CheckpointError(f"{name!r} is no text encoder of transformers; give a model that reads token ids.")
+        raise CheckpointError(f"{name!r} is not a text encoder of transformers; give a model that reads token ids.")
     if network.model_type == "MultiVectorEncoder":
         if of not in ("parts", "tokens"):
             raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
@@ -196,8 +196,8 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
         modules, pooling = [type(module).__name__ for module in network][1:], getattr(network[1], "pooling_mode", "mean")
         if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
             raise CheckpointError(
-                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, and those of passages "
-                "are means of token states; give a model with mean pooling."
+                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, but vectors of "
+                "passages are means of token states; give a model with mean pooling."
             )
     return network
 
@@ -298,7 +298,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not file.is_file():
         check_writable(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
+            raise CheckpointError(f"{str(folder)!r} holds other files than this command's vectors; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return

@@ -280,8 +280,8 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
     """Merge the documents of a question (TriviaQA) into one example with the best-scored answer.
 
-    Joshi et al. (2017, section 5.2) choose the answer in this way. It gets the candidates and the total length of all documents, and the
-    position of the first correct answer. Examples with one document do not change.
+    Joshi et al. (2017, section 5.2) choose the answer in this way. The example gets the candidates and the total length of all documents,
+    and the position of the first correct answer. Examples with one document do not change.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):

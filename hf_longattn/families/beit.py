@@ -55,7 +55,7 @@ class LongBeitRelativePositionBias(BeitRelativePositionBias):
     config: Any
 
     def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
-        """:class:`MaskWithBias`; for other attention implementations ``(1, H, N, N)``."""
+        """A :class:`MaskWithBias`, or ``(1, H, N, N)`` if no mechanism runs."""
         if not runs_mechanisms(self):
             return super().forward(window_size, interpolate_pos_encoding, dim_size)
         return MaskWithBias(bias_by_distance(self, window_size, self.config))

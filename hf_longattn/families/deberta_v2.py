@@ -63,7 +63,7 @@ class GlobalsInTheMask(OnTheBackend):
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward`` with the arguments of a Long model."""
+        """``base_forward``, taking also the arguments of a Long model."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)

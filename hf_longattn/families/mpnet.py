@@ -28,7 +28,7 @@ class LongMPNetEncoder(MPNetEncoder):
     """MPNetEncoder with one position bias per head and distance for mechanisms."""
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
-        """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""
+        """A :class:`DistanceBias`, or ``(B, H, N, N)`` if no mechanism runs."""
         if not runs_mechanisms(self):
             return super().compute_position_bias(x, position_ids, num_buckets)
         distance = torch.arange(-FURTHEST, FURTHEST + 1, device=x.device)

@@ -294,7 +294,7 @@ def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[st
 
 
 def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """``stated`` completed by ``inherited``. Tags are merged; a stated licence replaces the inherited one, with its name and link."""
+    """``stated`` completed by ``inherited``. Tags are merged; a stated licence also drops the inherited licence's name and link."""
     rest = {name: value for name, value in inherited.items() if not (stated.get("license") and name.startswith("license"))}
     merged = {**rest, **{name: value for name, value in stated.items() if value}}
     return {**merged, "tags": sorted({*inherited.get("tags", []), *(stated.get("tags") or [])})}

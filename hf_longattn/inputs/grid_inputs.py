@@ -201,7 +201,7 @@ class GridModality(SizedModality):
         """Check that the written image processor outputs the new size."""
         name, size = "image processor", plan.inputs.new
         if inputs.processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as in its training")]
         processor: Any = Images(self.spec, plan.config, folder).processor
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]

@@ -96,7 +96,7 @@ class UserFiles:
     def required(self) -> Any:
         """The processor; raises :class:`CheckpointError` if the model has none."""
         if self.processor is None:
-            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy that of its original there.")
+            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy its original's file there.")
         return self.processor
 
     def describe(self) -> str:

@@ -165,7 +165,7 @@ class SoundModality(SizedModality):
         name, new = "feature extractor", plan.inputs.new
         of_tokenizer = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
         if inputs.processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {new.words} as it was trained"), *of_tokenizer]
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {new.words} as in its training"), *of_tokenizer]
         seconds = min(new.value, PROCESSED_SECONDS)
         noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
         sound = np.resize(noise, round(seconds * inputs.sampling_rate))

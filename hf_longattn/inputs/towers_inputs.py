@@ -77,7 +77,7 @@ class TowersModality(Modality):
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
             towers=plans,
-            training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"},
+            training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}; the model returns the loss"},
         )
 
     def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
@@ -85,13 +85,13 @@ class TowersModality(Modality):
         names, model_class, chosen = [*self.towers], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
-                f"The towers of a {model_class}, {' and '.join(names)}, have mechanisms apart, to which --mechanism, --option and --layers "
-                f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
+                f"The towers of a {model_class}, {' and '.join(names)}, have separate mechanisms, to which --mechanism, --option and "
+                f"--layers do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
         strategies = {} if request.positions == AUTO else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
         if "" in strategies.values():  # text=stretch:20,vision=tile
             example = ",".join(f"{name}=RULE" for name in names)
-            raise OptionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
+            raise OptionError(f"The towers of a {model_class} have separate positions; give --positions {example}, or some of them.")
         check_towers({**chosen, **strategies}, names, model_class)
         requests = {}
         for name, modality in self.towers.items():

@@ -109,8 +109,8 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
         if modality is not None and modality.timed:
             long_class = modality.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
-                f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
-                'long_attention={"mechanism": "full"} for what it attends to now.'
+                f"The attention of {type(model).__name__} can only be watched in {long_class}; load that class, with "
+                'long_attention={"mechanism": "full"} for its present attention.'
             )
         check_interface(type(stack))
         others = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}

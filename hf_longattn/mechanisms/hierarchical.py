@@ -156,7 +156,7 @@ class Pyramid:
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
-        """:meth:`centre` of every entry of the key axis, which has the entries of all levels in a row."""
+        """:meth:`centre` of every entry of the key axis, where the entries of all levels follow one another."""
         return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
@@ -176,7 +176,7 @@ class Pyramid:
         return BYTE_CACHE.get(("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device)))
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The pools of ``x (B, H, N, D)`` on all levels above 0, in a row.
+        """The pools of ``x (B, H, N, D)`` on all levels above 0, concatenated.
 
         A pool is the mean or (``by="max"``) the element-wise maximum of its real tokens, and zeros if it has none.
         """

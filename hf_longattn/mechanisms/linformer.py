@@ -62,7 +62,7 @@ class Linformer(Mechanism):
     about = About(
         summary="keys and values projected along the length to a fixed number of rows",
         paper="Wang et al. 2020, Linformer, eq. 7",
-        when="an encoder of a fixed greatest length that you train; not for decoders",
+        when="an encoder of a fixed maximum length that you train; not for decoders",
         engine="low_rank",
         cost="N·rank",
         sample={"rank": 16, "max_length": 640},

@@ -87,7 +87,7 @@ class LSH(BucketedMechanism):
     about = About(
         summary="tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks",
         paper="Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)",
-        when="a model without training that needs similar tokens from anywhere; Reformer's attention",
+        when="a model that needs similar tokens from anywhere, without training; Reformer's attention",
         engine="bucketed",
         cost="N·(log N + rounds·bucket_size)",
         sample={"num_hashes": 2, "bucket_size": 16, "num_buckets": 8},

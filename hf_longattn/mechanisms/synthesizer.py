@@ -58,7 +58,7 @@ class Synthesizer(Mechanism):
     about = About(
         summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
         paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
-        when="experiments with attention that does not compare tokens; inputs of a fixed greatest length",
+        when="experiments with attention that does not compare tokens; inputs of a fixed maximum length",
         engine="dense",
         cost="N²; without an N×N matrix for dense, factorized_random and dot_product",
         sample={"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640},

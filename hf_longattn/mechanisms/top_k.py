@@ -39,7 +39,7 @@ class TopK(Mechanism):
         paper="Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2",
         when="you want exactly the best keys; the time is quadratic, the memory is not",
         engine="selected",
-        cost="N² scores in rows, N·k softmax and memory",
+        cost="N² for the scores, N·k for softmax and memory",
         sample={"num_keys": 8},
         covering=lambda length, causal: {"num_keys": length},
     )

@@ -54,7 +54,7 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
 
 
 class ReservedLayer(CacheLayerMixin):
-    """Memory reserved once. A mask is as long as the cache, as all layers of a model share one.
+    """Memory reserved once. All layers of a model share one mask, which is as long as the cache.
 
     max_cache_len: maximum number of tokens in the cache, padding included.
     """

@@ -36,7 +36,7 @@ class SegmentMemory(ABC):
         """
         if self.batch_size not in (None, batch_size):
             raise InputError(
-                f"The memory is of a batch of {self.batch_size}, but the input has {batch_size} rows; "
+                f"The memory belongs to a batch of {self.batch_size}, but the input has {batch_size} rows; "
                 "pass as many rows as before, or start again with memory=model.new_memory()."
             )
         if reset is not None and reset.shape != (batch_size,):

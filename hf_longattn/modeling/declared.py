@@ -144,7 +144,7 @@ class DeclaredMask(PassCache):
             self.exact = False
 
     def _read_in_graph(self, function: MaskFunction) -> None:
-        """Like :meth:`_read`, from the other arguments of transformers, because a graph cannot inspect a function."""
+        """Like :meth:`_read`, from transformers' other arguments, because a graph cannot inspect a function."""
         config, local_size = self.arguments.get("config"), self.arguments.get("local_size")
         causal = bool(self.arguments.get("allow_is_causal_skip"))
         usual = causal or self.arguments.get("allow_is_bidirectional_skip")  # no documents, blocks or functions of a model
@@ -305,8 +305,8 @@ def attend_as_declared(
     kv_len, width = key.shape[2], value.shape[-1]
     if mask is None and q_len > 1 and causal:
         raise BackendError(
-            f"{in_words(module)} is causal and got no mask, by which transformers' sdpa attention hides later keys and its eager "
-            "attention hides none; pass an attention_mask, or load the model with the attention that you mean."
+            f"{in_words(module)} is causal and got no mask, without which transformers' sdpa attention hides later keys, but its eager "
+            "attention does not; pass an attention_mask, or load the model with the attention that you mean."
         )
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(

@@ -197,7 +197,7 @@ def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtten
             raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
         return LongAttentionConfig.from_dict(chosen)
     if others := sorted(chosen.keys() - {TOWERS}):
-        raise OptionError(f"long_attention gives towers apart and {others[0]!r} for all of them; put {others[0]!r} into each tower.")
+        raise OptionError(f"long_attention gives mechanisms by tower and {others[0]!r} for all; put {others[0]!r} into each tower.")
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
 
 
@@ -238,7 +238,7 @@ def _parts(
         return [(model, attention)]
     towers = towers_of(model)
     if unknown := [name for name in attention if name not in towers]:
-        known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack, for which give the mechanism alone"
+        known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack; give the mechanism alone"
         raise OptionError(f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}")
     return [(towers[name], of_tower) for name, of_tower in attention.items()]
 
@@ -307,7 +307,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
     sites = [site for part in parts for site in attention_sites(part)]
     if recursion_of(model) is not None:
         raise BackendError(
-            "A mechanism with memory tokens passes them through a whole model, for which only the Long classes are made; "
+            "A mechanism with memory tokens passes them through a whole model, which only Long classes do; "
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
     if shared := shared_parameters(model):

@@ -383,7 +383,7 @@ class PackedLinear(InferenceLinear):
 class Int8Linear(InferenceLinear):
     """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
 
-    weight, bias: as of :class:`PackedLinear`.
+    weight, bias: as in :class:`PackedLinear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

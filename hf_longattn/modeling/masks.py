@@ -45,7 +45,7 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`InputError` if a four-dimensional mask has integers (bool or additive?), or does not fit ``query``."""
+    """Raise :class:`InputError` if a four-dimensional mask does not fit ``query``, or has integers, which could mean bool or additive."""
     batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise InputError(
@@ -55,7 +55,7 @@ def check_pairs(mask: Tensor, query: Tensor) -> None:
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
-    """A four-dimensional mask in a simpler form: padding ``(batch, N)``, if only padding and causality hide pairs, or else bool.
+    """A four-dimensional mask in a simpler form: padding ``(batch, N)`` if only padding and causality hide pairs, else a bool mask.
 
     Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all queries becomes
     padding.

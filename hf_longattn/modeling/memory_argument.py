@@ -37,7 +37,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
         return TokenMemory()
     if model.config.is_encoder_decoder or not all(site.causal and not site.cross for site in attention_sites(model)):
         raise InputError(
-            f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
+            f"{type(model).__name__} is not a decoder without cross-attention, but a memory holds past tokens only; "
             "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."
         )
     if positions not in (None, *POSITION_COUNTS):

@@ -420,7 +420,7 @@ class SinkPositions(RelativePositions):
     no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of up to s + w tokens. In causal layers a sink
     is outside of the window of every query from s + w - 1 on, hence the term depends on the query alone. Nothing is learned.
 
-    It is no choice of the option ``relative``: layers of rotary models get it for their sinks.
+    The option ``relative`` does not offer it: layers of rotary models get it for their sinks.
     """
 
     name = "sinks"

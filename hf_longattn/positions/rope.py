@@ -111,8 +111,8 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     window = given.get("window", old_length // 4)
     if window >= old_length:
         raise OptionError(
-            f"rope:self-extend leaves distances below window={window} as they are, which is all that the source was trained for "
-            f"({old_length} tokens); type a window of less, or leave it out."
+            f"rope:self-extend leaves distances below window={window} as they are, and the source was trained for no longer "
+            f"ones ({old_length} tokens); type a smaller window, or leave it out."
         )
 
     def furthest(group: int) -> int:

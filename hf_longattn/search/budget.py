@@ -102,7 +102,7 @@ class SearchConfig(Settings):
     )
     score: str = setting(
         "mass",
-        "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the predictions.",
+        "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, how much it changes the predictions.",
     )
     pieces: int = setting(4, "Pieces of TEXT, or images, that are read at most.", type=int, minimum=1)
     compare_at: int | None = setting(

@@ -58,8 +58,8 @@ class ModelArguments:
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     lora_rank: int = argument(
-        0, "Train LoRA updates of this rank of the attention projections, new heads and the mechanisms' parameters, in place of all "
-        "weights; 0 = all weights. The updates are merged into the saved model. Learning rates are some ten times higher, about 2e-4."
+        0, "Train new heads, the mechanisms' parameters, and LoRA updates of this rank on the attention projections, which are merged "
+        "into the saved model; 0 = train all weights. Learning rates are some ten times higher, about 2e-4."
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class DataArguments:
         [], "Files, folders or names on the Hub (NAME:SUBSET), one or several: .jsonl, .json, .csv, .tsv, .parquet or .txt files, folders "
         "of files, folders written by datasets."
     )  # fmt: skip
-    columns: list[str] = argument([], "Names of columns, ROLE=NAME, where they are not the usual ones; a wrong role lists the roles.")
+    columns: list[str] = argument([], "Names of columns, ROLE=NAME, where they are not the usual ones; give a wrong role to see the roles.")
     split: str = argument("train", "Split to read, if the data have several.")
     validation: str = argument("", "Data to evaluate on; default: a tenth of every source of --data, chosen by --seed.")
     max_length: int | None = argument(None, "Tokens of an input; default: the model's maximum.")
@@ -134,14 +134,14 @@ class LongTrainingArguments(TrainingArguments):
     )
     overwrite: bool = argument(False, "Replace the results of an earlier run in --output, and delete its checkpoints.")
     resume: bool = argument(False, "Resume from the latest complete checkpoint in --output.")
-    do_train: bool = argument(True, "Train; without, as `longattn evaluate` does, the model is only scored.")
+    do_train: bool = argument(True, "Train; if off, the model is only scored, as by `longattn evaluate`.")
     eval_on_start: bool = argument(True, "Evaluate before the first step as well, to compare with.")
     bf16: bool = argument(True, "Train under bfloat16 autocast, except on a processor that has no bfloat16.")
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
     weight_decay: float = argument(0.01, "AdamW's weight decay.")
     logging_steps: float = argument(0.05, "Steps between log entries; a number below 1 is a fraction of the run.")
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
-    hub_strategy: str = argument("end", "When --push-to-hub uploads: end, the complete model. Checkpoints stay on the disk.")
+    hub_strategy: str = argument("end", "When --push-to-hub uploads; only end, with the complete model. Checkpoints stay on the disk.")
 
     def __post_init__(self) -> None:
         self.settings = changed(self)

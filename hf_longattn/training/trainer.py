@@ -316,9 +316,7 @@ class SynchroniseCentroids(TrainerCallback):
 
 
 class SeededGroups(LengthGroupedSampler, EpochSampler):
-    """Groups rows of similar length by seed and epoch.
-
-    Trainer draws groups from the process's generator, which a resumed run does not restore to the start of the epoch."""
+    """Groups rows of similar length. The groups depend only on seed and epoch, so a resumed run draws them again; Trainer's do not."""
 
     seed = 0
 

@@ -370,7 +370,7 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
         (2.0, 1.0, 2.0, 0.1, "cannot tell", "does not predict this text much better"),
         (0.95, 0.01, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # better than chance, but barely
         (0.8, 40.0, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # perhaps by chance
-        (0.8, 1.0, 0.0, 9.0, "cannot tell", "could be lost unseen"),
+        (0.8, 1.0, 0.0, 9.0, "cannot tell", "could go unnoticed"),
         (0.8, 1.0, 0.0, 0.1, "ready to use", "the result is not worse"),
         (0.5, 1.0, 0.0, 0.1, "ready to use", "the result is not worse"),
         (0.5, 1.0, 0.5, 0.1, "train before use", "the result is worse"),

@@ -204,7 +204,7 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
         (DETECTOR, {"max_length": 4096}, OptionError, f"cannot change the positions of a {DETECTOR}"),
         (DETECTOR, {"remote_code": True}, OptionError, "--generic and --remote-code exclude each other"),
         (DETECTOR, {"max_decoder_length": 9}, OptionError, "keeps its other sizes with --generic; leave it out"),
-        (DETECTOR, {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
+        (DETECTOR, {"mechanism": "recurrent_memory"}, BackendError, "which only Long classes do"),
         (f"{ROTARY}ForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
         (f"{OWN_ATTENTION}ForCausalLM", {}, BackendError, "ForCausalLM does not take its attention from transformers' AttentionInterface"),

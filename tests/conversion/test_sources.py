@@ -165,7 +165,7 @@ def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(checkpo
 def test_conversion_refuses_a_config_of_a_far_larger_model_before_it_takes_memory(checkpoint: Checkpoint) -> None:
     source = checkpoint("BertForMaskedLM")
     change_config(source, intermediate_size=40_000_000)
-    assert "bytes; is it that of another model?" in refusal(source)
+    assert "bytes; does it belong to another model?" in refusal(source)
 
 
 ARGUMENTS = {"mechanism": "window", "window": 16, "max_length": 128}

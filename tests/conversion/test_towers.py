@@ -92,10 +92,10 @@ def test_plan_takes_positions_for_each_tower(short: Callable[[str], Path]) -> No
 @every_case(
     ("settings", "sentence"),
     [
-        ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers do not apply"),
+        ({"mechanism": "window"}, r"text and vision, have separate mechanisms, to which --mechanism, --option and --layers do not apply"),
         ({"towers": {"txt": {"mechanism": "full"}}}, r"A CLIPModel has no tower 'txt'; its towers are text and vision\."),
         ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and an image has none"),
-        ({"positions": "tile"}, r"have positions apart; give --positions text=RULE,vision=RULE"),
+        ({"positions": "tile"}, r"have separate positions; give --positions text=RULE,vision=RULE"),
         ({"positions": "txt=tile"}, r"has no tower 'txt'"),
         ({"positions": "text=tile,vision=stretch"}, r"'stretch' does not apply to the positions of images"),
         ({"max_length": 76}, r"takes 77 tokens and conversion only extends it"),

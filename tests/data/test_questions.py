@@ -458,7 +458,7 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for name, contents, message in (
         ("bad.json", "{", "not valid JSON"),
         ("other.json", "{}", "has no rows"),
-        ("number.json", "5", "holds 5, which is no row"),
+        ("number.json", "5", "holds 5, which is not a row"),
         (
             "broken.jsonl",
             '{"question": "a"}\n\n{"question": "a"\n',

@@ -113,7 +113,7 @@ def test_another_embedder_of_the_same_folder_reads_its_weights_again(folder: str
 
 BATCHES = (
     ({"body": ["a"]}, "The batch has the columns body, not 'text'; name one with text_column=NAME"),
-    ({"text": ["a", None]}, "Row 2 of a batch has None in the column 'text', no text; leave it out"),
+    ({"text": ["a", None]}, "Row 2 of a batch has None in the column 'text', not a text; leave it out"),
     ({"text": np.array(["a", "b", float("nan")], dtype=object)}, "Row 3 of a batch has nan"),
     ({"text": [pd.NA]}, "Row 1 of a batch has <NA>"),
     ({"text": [3]}, "Row 1 of a batch has 3 in"),
@@ -171,7 +171,7 @@ def test_embedder_refuses_folders_that_are_no_text_encoders(folder: str, tmp_pat
     (tmp_path / "empty").mkdir()
     for name, words in (
         ("no tokenizer", "The tokenizer of .*no tokenizer' has no words; give a checkpoint with the files of its tokenizer"),
-        ("images", "images' is no text encoder of transformers; give a model that reads token ids"),
+        ("images", "images' is not a text encoder of transformers; give a model that reads token ids"),
         ("empty", "has no config.json"),
         ("nothing", "There is no folder"),
     ):
@@ -234,5 +234,5 @@ def test_ray_maps_an_embedder_over_2000_documents_in_two_actors(folder: str, tmp
         expected = Embedder(folder, vectors=vectors)({"text": SHORT})
         assert [rows[name].to_pylist() for name in ("text", "start", "end")] == [expected[name] for name in ("text", "start", "end")]
         assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (1e-6 if vectors == "document" else 0)
-    refused = r"DataError: Row \d of a batch has \S+ in the column 'text', no text; leave it out\."
+    refused = r"DataError: Row \d of a batch has \S+ in the column 'text', not a text; leave it out\."
     assert re.search(refused, (tmp_path / "error").read_text()) is not None

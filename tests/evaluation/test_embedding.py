@@ -350,12 +350,12 @@ def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, t
         ("A query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
         ("has the columns id, text, not 'body'", [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"]),
         ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
-        ("those of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
+        ("vectors of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
         ("are of a model .* with other weights", [str(other), data, "--output", out]),
         ("are of --vectors document, not tokens", [folder, data, "--vectors", "tokens", "--output", out]),
         (f"are of {len(LENGTHS)} other documents", [folder, table("d.jsonl", text), "--output", out]),
         ("are of other documents", [folder, data, "--id-column", "name", "--output", out]),
-        ("holds files that are no vectors", [folder, data, "--output", str(tmp_path / "full")]),
+        ("holds other files than", [folder, data, "--output", str(tmp_path / "full")]),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as ending:
             main(["embed", *arguments])

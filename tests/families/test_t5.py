@@ -166,7 +166,7 @@ class TestT5(EncoderDecoderContract):
         with torch.no_grad():
             outputs = model(**inputs_of(name, 390))
         assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, Tensor))
-        with pytest.raises(OptionError, match="terms of its scores, which hold at any length; leave --positions out"):
+        with pytest.raises(OptionError, match="adds its positions to the scores, which works at any length; leave --positions out"):
             plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
 
 

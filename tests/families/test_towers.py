@@ -139,7 +139,7 @@ def test_towers_share_no_parameters_of_mechanisms(tmp_path: Path) -> None:
     ("long_attention", "sentence"),
     [
         ({"towers": {"txt": {"mechanism": "window"}}}, r"has no tower 'txt'; its towers are text and vision\. Did you mean 'text'\?"),
-        ({"mechanism": "window", "window": 64}, r"have mechanisms apart, and 'mechanism' is given for all of them"),
+        ({"mechanism": "window", "window": 64}, r"have separate mechanisms, but 'mechanism' is given for all"),
     ],
 )
 def test_a_tower_that_does_not_exist_is_refused(long_attention: dict[str, Any], sentence: str, base: str, tmp_path: Path) -> None:

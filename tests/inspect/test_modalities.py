@@ -245,7 +245,7 @@ def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_pat
         assert sentence in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk)
-    with pytest.raises(BackendError, match=r"is watched in LongWav2Vec2Model; load it as that"):
+    with pytest.raises(BackendError, match=r"can only be watched in LongWav2Vec2Model; load that class"):
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk, processor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
 
 

@@ -270,7 +270,7 @@ def test_masks_that_may_mean_either_kind_are_refused() -> None:
 
 
 def test_a_causal_module_without_a_mask_is_refused_since_transformers_reads_it_in_two_ways() -> None:
-    with pytest.raises(BackendError, match="Module is causal and got no mask, by which transformers' sdpa"):
+    with pytest.raises(BackendError, match="Module is causal and got no mask, without which transformers' sdpa"):
         attend(None, True)
     shown = declare("both", real=torch.ones(2, LENGTH))
     torch.testing.assert_close(attend(None), attend(shown), atol=1e-12, rtol=0)

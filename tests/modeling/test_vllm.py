@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "global tokens": ("bert", {"mechanism": "longformer", "window": 6, "global_tokens": []}, {}, "mechanism 'longformer' with"),
     "two stacks": ("bart", window(6), {}, "the attention of LongBartConfig; use 'longattn'"),
     "score terms": ("mpnet", window(6), {}, "the attention of LongMPNetConfig; use 'longattn'"),
-    "other positions": ("camembert", window(6), {}, "positions that begin after the padding token's, which it knows of RoBERTa encoders"),
+    "other positions": ("camembert", window(6), {}, "positions that begin after the padding token's, except those of RoBERTa encoders"),
     "experts": ("mixtral", {"mechanism": "full"}, {}, "experts, with which it was not compared; use 'longattn'"),
     "recurrent layers": ("falcon_h1", {"mechanism": "full"}, {}, "the layers of LongFalconH1Config; use 'longattn'"),
     "neighbouring tokens": ("mobilebert", window(6), {}, "the layers of LongMobileBertConfig; use 'longattn'"),

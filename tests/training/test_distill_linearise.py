@@ -430,7 +430,7 @@ def test_linearise_refuses_models_without_anything_to_learn(
 ) -> None:
     cases = (
         (converted(mechanism="linear"), "The model has linear, without parameters that could learn; convert it"),
-        (str(tmp_path / "mlm"), "mlm' is no converted model of texts; type longattn convert"),
+        (str(tmp_path / "mlm"), "mlm' is not a converted text model; type longattn convert"),
         (converted("clm", "recurrent_memory", segment_length=48), "The model has recurrent_memory, without parameters"),
     )
     for model, words in cases:

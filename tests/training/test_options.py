@@ -529,6 +529,6 @@ def test_tasks_that_read_text_refuse_a_model_of_images(task: str, sentence: Call
     transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
     rows = [{**ROWS[task], **({"id": str(number)} if task == "qa" else {})} for number in range(8)]
     said = sentence(task, rows, "--model", str(tmp_path / "vit"))
-    refusals = r"is no converted model of texts|\(vit\) has no (head|tokenizer|language-modelling head)|reads pixel_values|has a ViTConfig"
+    refusals = r"is not a converted text model|\(vit\) has no (head|tokenizer|language-modelling head)|reads pixel_values|has a ViTConfig"
     assert re.search(f"{refusals}|cannot be loaded|not 'image' or 'file_name'; name one", said), said
     assert not (tmp_path / "out").exists()

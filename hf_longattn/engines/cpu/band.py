@@ -334,7 +334,7 @@ class BandSource(Source):
     key_mask: Tensor | None
     global_mask: Tensor | None
     plain_backward: ClassVar[bool] = False
-    """Whether the backward pass uses plain products in fp32. Inputs are then converted once per item."""
+    """Whether the backward pass uses plain products in fp32, for which each item converts its inputs once."""
     is_backward: bool
 
     @abstractmethod

@@ -116,10 +116,10 @@ _lock = threading.Lock()
 
 
 def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. Graphs get a plain call.
+    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. In a graph, a plain call.
 
     Args:
-        signature: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
+        signature: contents of the closures of the mask and the score term, except tensors and numbers.
     Raises:
         NoKernel: this machine has no kernel for this kind of call; logged once. Other errors are raised unchanged.
     """

@@ -185,7 +185,7 @@ def projection_copies(mechanism: Any) -> Mapping[str, str]:
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether every sequence is moved to index 0 before the mechanism runs.
 
-    Never without a batch, always for packed documents and for a grid per sequence. Otherwise if padding does not affect outputs and the
+    False without a batch, True for packed documents and for a grid per sequence. Otherwise True if padding must not change outputs and the
     mechanism reads no grid, in which padding would be a gap."""
     if call.batch is None:
         return False

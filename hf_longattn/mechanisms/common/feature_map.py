@@ -203,9 +203,9 @@ class LinearMechanism(Mechanism, Stateful):
             at += size
 
     def key_features(self, k: Tensor, v: Tensor, tokens: slice, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features and values of these keys, and which of them are real, ``(B, n)`` bool (``None``: all).
+        """Features and values of the keys at ``tokens``, and ``(B, n)`` bool, True = real key (``None``: all).
 
-        Values keep their dtype, and features of padding add nothing to sums.
+        Values keep their dtype. Padding gets features that add nothing to sums.
         """
         phi_k = self.keys(at_least_fp32(k[:, :, tokens]), call)
         values = repeat_heads(v[:, :, tokens], phi_k.shape[1])

@@ -308,7 +308,7 @@ def leading_sinks(mechanism: Mechanism) -> int:
 
 
 def has_sinks_in_text(mechanisms: Iterable[Mechanism]) -> bool:
-    """Whether sinks keep the positions of the text in layers of a rotary decoder, because no rotation could be followed."""
+    """Whether sinks keep their positions in the text in layers of a rotary decoder, because the rotation is not understood."""
     return any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms)
 
 

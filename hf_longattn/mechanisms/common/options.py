@@ -114,7 +114,7 @@ class Options:
 
     relative: str | None = option(
         None,
-        "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32; of "
+        "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32; for "
         "rotary models also self_extend",
     )
     order: str | None = option(
@@ -124,7 +124,7 @@ class Options:
     )
     exact_length: int | None = option(
         None,
-        "maximum length for full attention, as in the source of a converted encoder; each longer text is attended by the mechanism",
+        "texts of up to this length get full attention, as in the source of a converted encoder; longer ones get the mechanism",
         "tokens",
         least=0,
     )

@@ -187,7 +187,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
             raise OptionError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
         plain, _, options = name.partition(":")
         if plain in _REGISTRY:
-            raise OptionError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
+            raise OptionError(f"{name!r} names options, too; give {plain!r} and {options!r} separately (--option), or all as layers.")
         raise OptionError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}")
     return _REGISTRY[name]
 
@@ -286,7 +286,7 @@ def _add_full(mechanism: Mechanism) -> None:
     length = mechanism.options.exact_length
     if length and (why := why_not_in_full(mechanism)):
         raise OptionError(
-            f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
+            f"Mechanism {mechanism.name!r} {why}, so it cannot give short texts full attention as another model does; "
             "leave exact_length out, or set exact_length=0."
         )
     if length or getattr(mechanism.options, FULL_DECODING, None):

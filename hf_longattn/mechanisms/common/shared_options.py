@@ -115,7 +115,7 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``sizes.max_length`` tokens, or for decoding (0); ``None`` without either option."""
+    """The full attention for texts of up to ``sizes.max_length`` tokens; 0 = for decoding only. ``None`` without either option."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]

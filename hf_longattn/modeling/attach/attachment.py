@@ -163,7 +163,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function. ``None`` if another layer's cache has its keys (Gemma 3n).
+    """Forward pre-hook: pass the layer's cache to the attention function, or ``None`` if another layer's cache has its keys (Gemma 3n).
 
     Cache layers that retain equal keys share what the first of them computes in a step.
     """

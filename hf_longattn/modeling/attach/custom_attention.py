@@ -133,8 +133,8 @@ def refuse_scoreless(model: nn.Module, why: str) -> None:
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
             raise OptionError(
-                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of single "
-                "tokens that could change; choose one that has, for example mechanism='window'."
+                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of query-key "
+                "pairs that could change; choose one that has, for example mechanism='window'."
             )
 
 

@@ -159,7 +159,7 @@ def _offsets(lengths: Tensor) -> Tensor:
 def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook for packed images: make one attention call. Each image is a document in raster order.
 
-    A module that runs every image separately still does so for mechanisms that read no grid.
+    A module that runs every image separately is left to do so if no mechanism reads a grid.
     """
     positions: PatchPositions | None = kwargs.get(POSITIONS)
     runs_alone = OFFSETS in kwargs

@@ -190,6 +190,6 @@ def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
     built = prototype(mechanism, options)
     if built.capabilities.images == "never":
         raise OptionError(
-            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of an "
             "image have no such order; choose a mechanism on a grid such as 'window2d'."
         )

@@ -86,7 +86,7 @@ class LongConfig(_Base):
     writes_head_dim: ClassVar[bool] = False
     """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
     served_by: ClassVar[str | None] = None
-    """The attention implementation of the engine whose process this is. It is the default of configs read there."""
+    """The attention implementation of the serving engine that runs this process, if any: the default of configs read here."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -210,7 +210,7 @@ class LongConfig(_Base):
         )
 
     def _show_windows(self, fields: Mapping[str, Any]) -> None:
-        """Let the config have these values of :data:`SERVING_WINDOW_FIELDS` in place of the base's, which return with ``{}``."""
+        """Replace the base's values of :data:`SERVING_WINDOW_FIELDS` by ``fields``; ``{}`` restores the base's."""
         values = self.__dict__
         if (base := values.pop(BASE_WINDOWS, None)) is not None:
             for name in SERVING_WINDOW_FIELDS:

@@ -228,7 +228,7 @@ def vllm_windows(config: Any) -> dict[str, Any]:
         ):
             problem = f"the layers of {type(config).__name__}; {elsewhere}"
         elif counted and (config.attending[1] or "roberta" not in config.model_type):
-            problem = f"positions that begin after the padding token's, which it knows of RoBERTa encoders; {elsewhere}"
+            problem = f"positions that begin after the padding token's, except those of RoBERTa encoders; {elsewhere}"
         elif len(widths) > 1:
             problem = "windows of different widths in one model; convert with one --option window=N for all layers."
         elif own not in (None, types) and family.base_model_type not in TYPES_ARE_MASKS:

@@ -89,7 +89,7 @@ class LongTowersConfig(_Base):
         name, known = type(self).__name__, [*self.tower_classes]
         if others := sorted(set(long_attention) - {TOWERS}):
             raise OptionError(
-                f"The towers of a {name} have mechanisms apart, and {others[0]!r} is given for all of them; give long_attention as "
+                f"The towers of a {name} have separate mechanisms, but {others[0]!r} is given for all; give long_attention as "
                 f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
             )
         chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}

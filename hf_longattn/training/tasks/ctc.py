@@ -67,7 +67,7 @@ class CTCDataArguments(UtteranceArguments):
     """Utterances with transcripts, and whether to create a new vocabulary."""
 
     new_vocabulary: bool = argument(
-        False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
+        False, "Make a new vocabulary from the characters of the transcripts, and a new head: for a model without a fitting one."
     )
 
 
@@ -155,11 +155,11 @@ def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
-        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts.") from error
+        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one from the transcripts.") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
-            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
+            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both from the transcripts."
         )
     return tokenizer
 

@@ -61,7 +61,7 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     name, config = model_args.model, load_config(model_args.model)
     family = known_family(config) if config.model_type.startswith("long_") else None
     if family is None:
-        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
+        raise CheckpointError(f"{name!r} is not a converted text model; type longattn convert {name} DST --mechanism hedgehog.")
     if config.is_encoder_decoder:
         raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
     model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)

@@ -175,7 +175,7 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
     generation: Any = model.generation_config
     if language:
         if not getattr(generation, "is_multilingual", False):
-            raise OptionError(f"--language {language} is for a multilingual Whisper, and {type(model).__name__} is none; leave it out.")
+            raise OptionError(f"--language {language} is for a multilingual Whisper, and {type(model).__name__} is not one; leave it out.")
         tokenizer.set_prefix_tokens(language=language, task="transcribe")
         generation.language, generation.task = language, "transcribe"
     if (source := getattr(tokenizer, "src_lang", None)) is not None:

@@ -59,7 +59,7 @@ OTHER_INPUTS = "it reads other inputs than a text"
 OWN_ATTENTION = "it does not use transformers' AttentionInterface"
 OWN_CHOICE = "an indexer beside its attention chooses the keys of each query"
 OWN_CACHE = "its convolutions need cache layers of their own"
-OWN_DECODING = "transformers decodes it with a cache otherwise than in one pass"
+OWN_DECODING = "transformers gives other outputs with a cache than in one pass"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),

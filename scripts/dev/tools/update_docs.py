@@ -199,7 +199,7 @@ def architectures() -> str:
         "Equal. Those in bold have windows that hide keys in the comparison:", table("equal", "compared with"),
         f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
         "Refused, in some or all of the modes:", table("refused", "the layer …"),
-        f"With attention of their own, which transformers computes under any name ({len(others['own'])}): {', '.join(others['own'])}.",
+        f"With their own attention code, whatever attn_implementation is ({len(others['own'])}): {', '.join(others['own'])}.",
         "Not run by themselves:", table("not built", "why"),
     ])  # fmt: skip
 
