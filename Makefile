@@ -88,7 +88,7 @@ test: $(READY)  ## lint and the tests that take seconds each
 	wait $$lint || { cat $(TMPDIR)/lint.txt; failed=1; }; \
 	exit $$failed
 
-test-thorough: $(READY)  ## the other tests that take seconds each, before a release and after a change of many rooms
+test-thorough: $(READY)  ## the other tests that take seconds each, before a release and after a change in many folders
 	$(PYTEST) -m "thorough and not slow" $(ARGS)
 
 test-slow: $(READY)  ## every test, transformers' own suites included (takes hours)

@@ -257,7 +257,7 @@ def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Pat
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "a window of all distances": ("rope:self-extend:window=64", {}, r"all that the source was trained for \(64 tokens\); type a window of"),
+    "a window of all distances": ("rope:self-extend:window=64", {}, r"trained for no longer ones \(64 tokens\); type a smaller window"),
     "a group of none": ("rope:self-extend:group=0", {}, "Setting 'group' of relative positions 'self_extend' is 0, but must be at least 1"),
     "too small a group": ("rope:self-extend:group=2", {}, r"distances of up to 135 at 256 tokens, .* type group=6 or more"),
     "no setting": ("rope:self-extend:groups=2", {}, "have no setting 'groups'; settings are: window, group. Did you mean 'group'"),

@@ -213,7 +213,7 @@ def test_memory_tokens_refuse_inputs_options_and_models_that_do_not_fit() -> Non
     for base in ("albert", "clip_text_model"):  # its embeddings are narrower; it takes none
         with pytest.raises(OptionError, match="cannot read hidden states as embeddings; choose another mechanism"):
             long_model(base, None, RMT)
-    with pytest.raises(BackendError, match="only the Long classes"):
+    with pytest.raises(BackendError, match="only Long classes"):
         enable_long_attention(plain_model("gpt2"), RMT)
 
 

@@ -162,8 +162,8 @@ def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], lis
     return ["checked", "passed", *dtypes], rows
 
 
-TIMES = """Milliseconds of a layer, and how many times those of full attention by SDPA's flash kernel that is: below ×1 is faster. Beside a
-column of the first layer of a pass, longattn is a later one. Host: until all is launched. Device: the kernels alone."""
+TIMES = """Milliseconds of a layer; in brackets, relative to full attention by SDPA's flash kernel (below ×1 is faster). If there is a
+column for the first layer of a pass, longattn is a later layer. Host: until all is launched. Device: the kernels alone."""
 
 
 def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

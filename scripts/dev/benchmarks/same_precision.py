@@ -135,7 +135,7 @@ def markdown(record: dict[str, Any]) -> str:
     verdict = f"Slower than its original by more than 3 %: {', '.join(slower)}." if slower else "Nowhere is it slower by more than 3 %."
     differences = ", ".join(f"{mode}: {value:.0e}" for mode, value in record["differences"].items())
     return (
-        f"How many times as fast as its original in the same precision a converted model is (`longformer`, window {WINDOW}). In brackets: "
+        f"Speed of a converted model (`longformer`, window {WINDOW}) relative to its original in the same precision. In brackets: "
         f"processor time in ms, original → converted. The models have {record['layers']} layers of BERT-base's width, and read one "
         "sequence on one thread. *Optimised*: both after `optimize_for_inference`. Bold: the fastest precision at a length.\n\n"
         f"{markdown_table(['precision', *(f'{n:,} tokens' for n in best)], rows)}\n\n{verdict}\n\n"
