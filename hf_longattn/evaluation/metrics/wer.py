@@ -8,15 +8,15 @@ from hf_longattn.errors import check_extra
 from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
-EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
-"""Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
+EXAMPLE = (["a red fox"], ["one big bear"], "wer")
+"""A prediction and a reference without a common word, and the name of the score that must then be 100. Used by tests."""
 
 
 class Wer(DescribedMetric):
     """Predictions and references are texts.
 
-    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, word_accuracy
-    (100 - wer), and n, the number of texts. Case and punctuation count; white space does not.
+    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, and n, the number of
+    texts. Case and punctuation count; white space does not.
     """
 
     items = "string", "string"
@@ -33,5 +33,4 @@ class Wer(DescribedMetric):
                 wrong = counts.substitutions + counts.deletions
                 pairs.append((wrong + counts.insertions, wrong + counts.hits))
             rates[name] = ratio_and_error(pairs)
-        rate, error = rates["wer"]
-        return in_percent({**rates, "word_accuracy": (1 - rate, error)}, len(predictions))
+        return in_percent(rates, len(predictions))

@@ -125,8 +125,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]  # the rest is padding
         predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])
         references = tokenizer.batch_decode([row[row != IGNORED] for row in evaluation.label_ids], group_tokens=False)
-        scores = load_metric("wer").compute(predictions=predictions, references=references)
-        return {name: score for name, score in scores.items() if not name.startswith("word_accuracy")}  # 100 % minus the error rate
+        return load_metric("wer").compute(predictions=predictions, references=references)
 
     scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
     processor = speech_processor(config, extractor, tokenizer)
