@@ -240,7 +240,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.needs_one_call() and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             # The sums are taken now, with the centroids of this pass, which move after the backward pass.
-            real, sums = call.real(k), list[Tensor]()
+            real = call.real(k)
+            sums: list[Tensor] = []
             with torch.no_grad():
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
                     clusters = self.clusters(x, None)
@@ -314,17 +315,16 @@ def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
 def synchronise_centroids(model: nn.Module) -> None:
     """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
-    Every process must call it at the same point: after each backward pass, or after each optimizer step for
-    one move by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal those of
-    one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not
-    communicate, because such a process would leave the others waiting. In a single process, the function does nothing.
+    Every process must call it at the same point: after each backward pass, or after each optimizer step for one move by all accumulated
+    batches. It first undoes the moves that the process made by itself, so that the centroids equal those of one process with the whole
+    batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not communicate, because such a process
+    would leave the others waiting. In a single process, the function does nothing.
 
-    model: any module; also inside DistributedDataParallel or FSDP.
+    Args:
+        model: any module; also inside DistributedDataParallel or FSDP.
     """
-    if processes() < 2:
-        return
     layers = [module for module in model.modules() if isinstance(module, Routing) and not module.learned]
-    if not layers:
+    if processes() < 2 or not layers:
         return
     unshared = []
     for layer in layers:
@@ -339,6 +339,6 @@ def synchronise_centroids(model: nn.Module) -> None:
 
 
 def processes() -> int:
-    """Number of processes of torch.distributed; 1 if it is not initialised."""
+    """Number of processes; 1 if torch.distributed is not initialised."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
