@@ -43,7 +43,7 @@ from ..inputs.modality import Modality, modality_in
 from ..loading import read_config
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import is_full
-from ..modeling.family.definition import tower_field
+from ..modeling.family.definition import length_before_conversion, tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
 from ..modeling.family.rotary import positions_without_end
 from ..modeling.generic import TOWERS
@@ -168,7 +168,7 @@ def model_card(
             takes_globals = prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
 
         # What it was made from.
-        title = in_one_line(title or (folder.resolve().name if name == str(model_dir) else name.rstrip("/").rpartition("/")[2]))
+        title = in_one_line(title or Path(name).resolve().name)
         converted_from = str(plan.get("source") or "")
         origin = source if source is not None or (folder / "README.md").is_file() else converted_from
         of_source = inherited_metadata(origin) if origin else {}
@@ -176,7 +176,7 @@ def model_card(
         metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source))
         start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
-            start = f"Converted from `{in_one_line(public_name(base))}`"
+            start = f"{'Fine-tuned' if training else 'Converted'} from `{in_one_line(public_name(base))}`"
         elif converted_from:
             start = f"Converted from {origin_of(converted_from)}"
 
@@ -187,14 +187,15 @@ def model_card(
             dataset, metric = (re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric"))
             about = {"dataset_split": row["split"], "metric_name": row["metric"]}
             kind = row["task"] or task or "other"
-            measured.append(EvalResult(kind, dataset, row["dataset"], row["metric_type"] or metric, row["value"], **about))
+            value = float(f"{row['value']:.5g}")
+            measured.append(EvalResult(kind, dataset, row["dataset"], row["metric_type"] or metric, value, **about))
         data = ModelCardData(**metadata, eval_results=measured or None)
         card = ModelCard.from_template(
             data, str(Path(__file__).with_name("card.md")), title=title, introduction=introduction, made=start, plan=plan, length=length,
-            architecture=architecture, auto=auto, sentences=sentences, graph=graph, ours=ours, example=example, attentions=attentions,
-            takes_globals=takes_globals, new_tokens=NEW_TOKENS, config=config, report=report, rows=rows, training=training.strip(),
-            line=in_one_line, quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
-            remote_code=REMOTE_CODE if "auto_map" in config else "",
+            old_length=length_before_conversion(of_model), architecture=architecture, auto=auto, sentences=sentences, graph=graph,
+            ours=ours, example=example, attentions=attentions, takes_globals=takes_globals, new_tokens=NEW_TOKENS, config=config,
+            report=report, rows=rows, training=training.strip(), line=in_one_line,
+            quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None), remote_code=REMOTE_CODE if "auto_map" in config else "",
             layers={tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
             next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
             limits=[*limits_of(modality, of_model, attentions), *limits],
@@ -315,4 +316,4 @@ def from_source(source: str) -> dict[str, Any]:
         return {}
     inherited = inherited_metadata(source, download=True)
     base = inherited.get("base_model") if Path(source).expanduser().exists() else source
-    return {"source": source, **({"base_model": base} if base else {})}
+    return {"source": source, "base_model": base}

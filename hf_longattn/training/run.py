@@ -326,10 +326,9 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
     sources = log["settings"].get("data") or log["settings"].get("tasks", ())
-    trained = f"{steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
-    contents = {"training": f"Fine-tuned from `{in_one_line(public_name(source))}`: {trained}", "results": measured(log, hub_task)}
+    trained = f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
-    write_model_card(folder, **contents, **from_source(source), **repository)
+    write_model_card(folder, training=trained, results=measured(log, hub_task), **from_source(source), **repository)
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
     write_text(folder / LOG_NAME, json.dumps(log, indent=1))
     if args.push_to_hub:

@@ -27,6 +27,7 @@ from hf_longattn.hub.card import inherited_metadata
 from hf_longattn.hub.push import push_loaded
 from hf_longattn.training.trainer import LongTrainer
 from tests.cases import every_case
+from tests.conversion.conftest import LENGTH
 from tests.grids import every_other, quickly
 from tests.hub_server import serve
 from tests.hub_state import WRITER, Hub
@@ -187,12 +188,14 @@ def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tm
         ({"mechanism": "window", "window": 16}, "equals full attention on texts of up to 9 tokens."),
         ({"mechanism": "window", "window": 16, "exact_length": 12}, "equals full attention on texts of up to 12 tokens."),
         ({"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}}, "equals full attention on texts of up to 5 tokens."),
+        ({"mechanism": "longformer", "window": 512}, "equals full attention on texts of up to 257 tokens."),
+        ({"mechanism": "longformer", "window": 2048}, "equals full attention on texts of up to 1,025 tokens."),
         ({"mechanism": "full"}, "equals full attention at every length."),
         ({"mechanism": "linear"}, "never equals full attention."),
     ],
 )
 def test_card_says_up_to_which_length_the_model_equals_full_attention(options: dict[str, object], sentence: str, tmp_path: Path) -> None:
-    config = {"model_type": "long_bert", "architectures": ["LongBertModel"], "max_position_embeddings": 64, "num_hidden_layers": 2}
+    config = {"model_type": "long_bert", "architectures": ["LongBertModel"], "max_position_embeddings": 4096, "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps({**config, "long_attention": options}))
     assert f"- Its attention {sentence}\n" in write_model_card(tmp_path).read_text()
 
@@ -261,6 +264,22 @@ def test_card_refuses_a_folder_without_config_and_results_that_are_none(tmp_path
         write_model_card(folder, results=[{**EXACT, "value": float("nan")}])
     with pytest.raises(LongAttentionError, match=r"these results: 'value' is missing"):
         write_model_card(folder, results=[{"dataset": "lookup", "score": 1}])
+
+
+def test_card_of_a_fine_tuned_model_names_its_base_lengths_and_labels_and_rounds_its_scores(tmp_path: Path) -> None:
+    config = {"model_type": "long_bert", "architectures": ["LongBertForSequenceClassification"], "max_position_embeddings": 1024}
+    config |= {"extended_from": {"max_position_embeddings": 512}, "long_attention": {"mechanism": "window"}}
+    names = {str(number): f"topic {number}" for number in range(21)}
+    for labels, shown in (
+        ({"0": "bad", "1": "good"}, "Labels: `bad`, `good`."),
+        (names, f"Labels: {', '.join(f'`topic {number}`' for number in range(20))} and 1 more."),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
+        scores = [{**EXACT, "value": 50 / 3}]
+        card = ModelCard.load(write_model_card(tmp_path, base_model="some/bert", training="Trained for 2 steps.", results=scores))
+        assert "Fine-tuned from `some/bert`, extended from 512 to 1,024 tokens, with `window` attention" in card.text
+        assert shown in card.text
+        assert [result.metric_value for result in card.data.eval_results] == [16.667]
 
 
 def test_card_that_is_written_anew_keeps_its_licence_and_states_its_results(tmp_path: Path) -> None:
@@ -536,7 +555,9 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=TUNED)
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
-    assert "Fine-tuned from `long-bert`: 1 step on texts (input length 64). " in card.text
+    assert f"Fine-tuned from `someone/small-bert`, extended from {LENGTH} to 256 tokens" in card.text
+    assert "Trained for 1 step on texts (input length 64). " in card.text
+    assert "long-bert" not in card.text, "a folder that nobody else has"
     assert f'from_pretrained("{TUNED}")' in card.text
     there = server.repos[TUNED].branches["main"]
     assert {"model.safetensors", "tokenizer.json"} <= set(there)

@@ -78,7 +78,9 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, to
     assert after["topic_accuracy"] == 100.0
     assert after["names_f1"] > max(60.0, before["names_f1"])
     assert after["ask_f1"] >= before["ask_f1"]
-    assert "head names" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "head names" in card
+    assert "Labels of the head `topic`: `files`, `loops`." in card
     topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
     assert topic.config.id2label == {0: "files", 1: "loops"}
     assert names.config.num_labels == 3
