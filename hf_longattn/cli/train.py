@@ -53,7 +53,7 @@ def embed(
     vectors: Annotated[str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")] = "document",
     task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, else names of files or numbers")] = None,
     split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.

@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..data.rows import chosen_columns, rows_of
-from ..data.sources import DataError
-from ..errors import CheckpointError, OptionError, check_extra
+from ..data.sources import DataError, files_of, saved_by_datasets
+from ..errors import CheckpointError, OptionError, check_extra, visible
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating
@@ -47,7 +47,6 @@ BATCH_TOKENS = 4096
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """Unit of vectors -> default size: parts of a document, or tokens of a passage."""
-TASKS = ("document", "query")
 COLUMNS = ("start", "end", "embedding")
 """The columns that an embedder adds."""
 Row = tuple[int, int, np.ndarray]
@@ -79,7 +78,7 @@ class Embedder:
         self.of, colon, size = str(vectors).partition(":")
         if self.of not in SIZES or (colon and (SIZES[self.of] is None or not size.isdecimal() or int(size) < 1)):
             raise OptionError(f"--vectors is {vectors!r}; give document, parts:8 or passages:256, with any number, or tokens.")
-        if task not in TASKS:
+        if task not in ("document", "query"):
             raise OptionError(f"--task is {task!r}; give document or query.")
         self.size = int(size) if colon else SIZES[self.of]
         self.vectors = self.of if self.size is None else f"{self.of}:{self.size}"
@@ -223,7 +222,7 @@ def embed_documents(
         model, vectors, task: see :class:`Embedder`.
         documents: see :func:`..data.sources.read_table`.
         output: a new folder, or the folder of an interrupted run with the same arguments.
-        text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, or the document numbers.
+        text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, a folder's file names, or numbers.
         note: function called with the number of documents that this process has embedded, and the number of its share.
 
     Returns:
@@ -268,7 +267,10 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     named = {"text": text_column, **({"id": id_column} if id_column else {})}
     data = rows_of(source, split, {"text": (), "id": ("id",)}, named, leave_out=False, option="--{role}-column")
     if "id" not in data.column_names:
-        data = data.add_column("id", list(map(str, range(len(data)))))
+        folder, names = Path(source), list(map(str, range(len(data))))
+        if folder.is_dir() and not saved_by_datasets(folder):
+            names = [visible(str(file.relative_to(folder))) for file in files_of(folder, "text")]
+        data = data.add_column("id", names)
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:

@@ -191,6 +191,15 @@ def test_document_ids_are_texts_as_they_stand_or_refused(ending: str, ids: list[
             read_documents(str(file), "train", "text", "")
 
 
+def test_documents_of_a_folder_have_the_names_of_their_files(tmp_path: Path) -> None:
+    for name in ("10.txt", "2.txt", "of b/1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"the text of {name}")
+    documents = read_documents(str(tmp_path), "train", "text", "")
+    assert documents["id"][:] == ["10.txt", "2.txt", "of b/1.txt"]
+    assert documents["text"][:] == [f"the text of {name}" for name in documents["id"]]
+
+
 def test_embed_writes_integer_ids_as_texts_and_refuses_a_row_without_one(folder: str, tmp_path: Path) -> None:
     Dataset.from_dict({"id": [3, 1], "text": ["some words", "more words"]}).to_parquet(str(tmp_path / "data.parquet"))
     embed_documents(folder, str(tmp_path / "data.parquet"), tmp_path / "out")
@@ -268,31 +277,26 @@ def test_searches_of_the_retrieval_page_find_what_comparing_all_finds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts = {f"d{number}": " ".join(SENTENCES[3 * number : 3 * number + 2 + number]) for number in range(9)}
-    write_rows([{"id": name, "text": text} for name, text in texts.items()], tmp_path / "data.jsonl")
+    write_rows([{"id": name, "text": text} for name, text in texts.items()], tmp_path / "documents.jsonl")
     write_rows([{"text": line} for line in SENTENCES[5:8]], tmp_path / "queries.jsonl")
     for vectors, suffix in (("passages:20", ""), ("tokens", "-tokens")):
-        embed_documents(folder, "data.jsonl", f"index{suffix}", vectors=vectors)
+        embed_documents(folder, "documents.jsonl", f"index{suffix}", vectors=vectors)
         embed_documents(folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query")
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "retrieve.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", page.partition("## A corpus on several machines")[0], flags=re.DOTALL):
         exec(compile(code, "retrieve.md", "exec"), names)
-    by_vectors, by_tokens = (re.findall(r"\w+", line.partition(":")[2].replace("'", " ")) for line in shown(capsys))
+    passages, _, by_tokens = capsys.readouterr().out.partition("MaxSim:")
     query = torch.tensor(read(tmp_path / "queries")[0]["vector"])
     rows = read(tmp_path / "index")
     nearest = sorted(rows, key=lambda row: -float(query @ torch.tensor(row["vector"])))[:3]
-    assert by_vectors == [row["id"] for row in nearest]
+    assert passages == "".join(f"{row['id']} {texts[row['id']][row['start'] : row['end']]}\n" for row in nearest)
     asked = torch.tensor([row["vector"] for row in read(tmp_path / "queries-tokens") if row["id"] == "0"])
     scores = {}
     for name in texts:
         tokens = torch.tensor([row["vector"] for row in read(tmp_path / "index-tokens") if row["id"] == name])
         scores[name] = float((asked @ tokens.T).amax(1).sum())
-    assert by_tokens == sorted(scores, key=lambda name: -scores[name])
-
-
-def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines that were printed, one for each search."""
-    return re.findall(r"^[\w-]+: .*(?:\n .*)*", capsys.readouterr().out, flags=re.M)
+    assert re.findall(r"\w+", by_tokens) == sorted(scores, key=lambda name: -scores[name])
 
 
 @pytest.mark.parametrize("base", ["bert", "roberta", "mbart"])
