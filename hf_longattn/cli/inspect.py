@@ -102,9 +102,10 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     from ..mechanisms.common.options import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
+    longest = f"of any length: a query looks back {model.look_back:,} positions" if model.look_back else model.longest_input
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.tower_names else f"{model.longest_input}, {'causal' if model.shape.causal else 'bidirectional'}",
+        "input": "" if model.tower_names else f"{longest}, {'causal' if model.shape.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),

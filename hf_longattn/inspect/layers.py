@@ -24,6 +24,7 @@ from ..inputs.modality import InputSizes, WithTowers, modality_in
 from ..inputs.plain_inputs import text_length, text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.shared_options import full_of
+from ..modeling.family.rotary import positions_without_end
 from ..modeling.generic import read_attention, towers_of
 from ..modeling.pruning import KEPT_HEADS
 
@@ -37,6 +38,7 @@ class Inspection(WithTowers):
     towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a mechanism.
     other_towers: names of the towers of a plain class that run its own attention.
     generic: whether the model is a plain class with mechanisms.
+    look_back: positions that a query looks back if texts have no maximum length.
     """
 
     source: Source
@@ -51,6 +53,7 @@ class Inspection(WithTowers):
     towers: Mapping[str, Inspection] = field(default_factory=dict)
     other_towers: tuple[str, ...] = ()
     generic: bool = False
+    look_back: int | None = None
 
     @property
     def longest_input(self) -> str:
@@ -88,6 +91,7 @@ class Inspection(WithTowers):
             "kept_heads": dict(self.kept_heads),
             "causal": self.shape.causal,
             "max_length": self.max_length,
+            "look_back": self.look_back,
             **self.inputs.new.values,
             "parameters": self.parameters,
             "bytes": self.parameters * self.shape.element_bytes,
@@ -126,10 +130,9 @@ def _inspect(source: Source) -> Inspection:
         texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
         return replace(texts, **facts, towers=towers)
     shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
-    costs = costs_of(sizes, attention, shape)
-    return Inspection(
-        **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
-    )
+    costs, kept = costs_of(sizes, attention, shape), getattr(config, KEPT_HEADS, None) or {}
+    back = positions_without_end(modality.family, config)
+    return Inspection(**facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back)
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:

@@ -142,6 +142,8 @@ def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path
     # keys and values, 2 heads of 8, fp32, of the 16 + 32 + 16 + 16 tokens that the layers reach back
     assert found["costs"][-1]["cache_bytes"] == 2 * 2 * 8 * 4 * (16 + 32 + 16 + 16)
     shown = output(capsys, "inspect", long)
+    assert "of any length: a query looks back 32 positions, causal" in shown
+    assert found["look_back"] == 32
     assert "window=16" in shown
     states = [line.split() for line in shown.partition("state of each layer")[2].splitlines()]
     assert [words[0] for words in states if words[1:2] == ["window"]] == ["0,2-3", "1"]
