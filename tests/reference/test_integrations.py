@@ -64,6 +64,19 @@ def test_lora_tunes_saves_and_loads_a_long_model(tmp_path: Path) -> None:
         assert torch.allclose(again(ids).logits, after, atol=1e-6)
 
 
+def test_adapter_of_a_saved_long_model_loads_with_an_allowlist(tmp_path: Path) -> None:
+    """As docs/how-to/adapt.md says."""
+    peft = pytest.importorskip("peft")
+    encoder().save_pretrained(tmp_path / "base")
+    model = families.LongBertModel.from_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], r=4, init_lora_weights=False)).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["hf_longattn"]).eval()
+    ids = tokens(2, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids)[0], tuned(ids)[0])
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Any:
     """Save a LongBert of some head with a tokenizer of BERT's class."""
