@@ -294,7 +294,7 @@ def check_new_file(file: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be created or written in, before slow work. Nothing is left there."""
+    """Refuse a folder that cannot be created or written in, before slow work. No file is left in it."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     with disk_errors(existing), tempfile.TemporaryFile(dir=existing):
         pass

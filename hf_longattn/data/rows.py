@@ -1,6 +1,6 @@
 """Rows with the columns that a task needs: texts, labels, scores, words or files. Some rows are held out.
 
-Rows have a column for each of a task's ``roles``; see :class:`~hf_longattn.training.arguments.DataArguments`, also about ``named``.
+Rows have a column for each of a task's ``roles``. :class:`~hf_longattn.training.arguments.DataArguments` explains it and ``named``.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
-        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block. Arbitrary outside x."""
+        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block; arbitrary values outside
+        x."""
         if exporting:
             index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
             return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(*x.shape[:2], blocks, size, x.shape[3])

@@ -41,7 +41,7 @@ class Fixed(GatheredMechanism):
     about = About(
         summary="the query's block and the last c tokens of every (earlier, when causal) block",
         paper="Child et al. 2019, Sparse Transformer, §4.3 (fixed)",
-        when="documents of blocks of a fixed size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`",
+        when="documents in blocks of one size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`",
         engine="gathered",
         cost="N·(l+c·N/l)",
         sample={"block_size": 24, "num_summary": 4},

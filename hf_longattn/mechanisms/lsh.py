@@ -77,8 +77,8 @@ class LSHOptions(Options):
             )
         if self.num_buckets is not None and self.num_buckets > MAX_SINGLE_HASH and self.num_buckets.bit_count() > 1:
             raise OptionError(
-                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two hashes share a bucket's "
-                f"number, which must be a power of two; for example num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two hashes form the number, "
+                f"which must then be a power of two; for example num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
             )
 
 

@@ -97,7 +97,7 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def layer(self) -> int:
-        """Index of the layer, set when the mechanism is attached. Seeded mechanisms draw other numbers in each."""
+        """Index of the layer, set when the mechanism is attached. Seeded mechanisms draw different numbers in each layer."""
         return self._layer
 
     @layer.setter

@@ -43,7 +43,7 @@ VLLM = "vllm"
 TYPES_ARE_MASKS = ("cwm", "gemma2", "ministral", "qwen2", "qwen3", "smollm3", "vaultgemma")
 """Bases that use ``layer_types`` for masks alone. Others also rotate by them, or rotate in some layers only (Gemma 3, Cohere 2)."""
 NOT_IN_VLLM = ("diffllama", "gpt2", "granite_swa", "hrm_text", "mobilebert")
-"""Bases with modules that need another shape of attention's output, or sinks, or that mix neighbouring tokens of a row themselves."""
+"""Bases that need another shape of attention's output, have sinks, or mix neighbouring tokens of a row themselves."""
 UNTRIED_IN_VLLM = {
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "latent attention": ("kv_lora_rank",),

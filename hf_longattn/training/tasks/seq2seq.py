@@ -1,4 +1,4 @@
-"""Fine-tune an encoder-decoder to summarise long documents, or to transcribe speech where the model hears."""
+"""Fine-tune an encoder-decoder to summarise long documents, or a speech model to transcribe recordings."""
 
 from __future__ import annotations
 
