@@ -52,7 +52,7 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
 
     Args:
         names: permitted settings; ``None``: any.
-        command: the command for which a ready recipe must be; "" = any.
+        command: the command to which a ready recipe must belong; "" = any.
     """
     import yaml
 
