@@ -1,6 +1,6 @@
 """Adapt a decoder to long text by LoRA with peft and transformers' Trainer, and measure its loss by position before and after.
 
-    pip install 'hf-longattn[peft]'
+    pip install '.[peft]'
     longattn convert meta-llama/Llama-2-7b-hf llama-streaming --config streaming-llm
     python examples/lora_decoder.py llama-streaming book.txt held_out.txt llama-adapted --minutes 20
 

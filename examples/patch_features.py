@@ -1,6 +1,6 @@
 """Draw the patch features of a photo: their first three principal components as red, green and blue.
 
-    pip install 'hf-longattn[images]'
+    pip install '.[images]'
     longattn convert google/vit-base-patch16-224 vit-1024 --mechanism window2d --image-size 1024
     python examples/patch_features.py vit-1024 photo.jpg features.png
 

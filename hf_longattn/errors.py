@@ -71,7 +71,7 @@ def check_extra(extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"This needs the package {missing[0]!r}, which is not installed; type pip install 'hf-longattn[{extra}]'.")
+        raise MissingExtraError(f"The package {missing[0]!r} is not installed; type pip install '.[{extra}]' in a clone of hf_longattn.")
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     if not name and find_spec("torchvision") is None:
         logger.warning(
             "The images are not augmented: random crops and flips need a torchvision that fits the installed torch; type "
-            f"pip install 'hf-longattn[{EXTRA}]', or --augmentation none to train without."
+            f"pip install '.[{EXTRA}]' in a clone of hf_longattn, or --augmentation none."
         )
         return None
     check_extra(EXTRA, "torchvision")

@@ -425,7 +425,7 @@ class TestAugmentation:
         monkeypatch.setattr("hf_longattn.errors.importlib.util.find_spec", lambda name: None)
         monkeypatch.setattr(images_module.logger, "warning", warnings.append)
         assert augmentation_of("", (8, 8)) is None
-        assert "type pip install 'hf-longattn[images]', or --augmentation none" in warnings[0]
+        assert "type pip install '.[images]' in a clone of hf_longattn, or --augmentation none" in warnings[0]
         assert augmentation_of("none", (8, 8)) is None
         with pytest.raises(MissingExtraError, match="torchvision"):
             augmentation_of("flip", (8, 8))
