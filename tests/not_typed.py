@@ -36,10 +36,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "make bench": TIMES,
     },
     "docs/how-to/hub.md": {"hf auth login": "asks for the token of an account"},
-    "docs/how-to/retrieve.md": {
-        "import pandas": "needs Java and Spark",
-        "from nemo_curator": "needs NeMo Curator",
-    },
+    "docs/how-to/retrieve.md": {"import pandas": "needs Java and Spark"},
     "docs/how-to/recipes.md": {
         "longattn train qa --config longformer-triviaqa": "trains for days",
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",

@@ -51,7 +51,7 @@ def test_commands_listed_as_not_typed_are_on_the_pages() -> None:
         typed = [line for block in found if block.kind in ("bash", "console") for line, _ in commands(block)]
         typed += [block.content for block in found if block.kind == "python"]
         assert [beginning for beginning in listed if not any(one.startswith(beginning) for one in typed)] == [], page
-    assert sum(map(len, NOT_TYPED.values())) == 33
+    assert sum(map(len, NOT_TYPED.values())) == 32
 
 
 def test_text_that_settings_shorten_is_on_the_pages() -> None:

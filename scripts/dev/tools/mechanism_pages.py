@@ -61,11 +61,11 @@ def _section(name: str) -> str:
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
     facts = {
         "when": info.when,
-        "forms": f"{FORMS[info.causal]}; cost {info.cost}",
+        "forms": f"{FORMS[info.causal]}; cost {info.cost} ([all mechanisms](../mechanisms.md), with the options that most have)",
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
-        "input": f"{input_in_words(name)} ([options of most mechanisms](../mechanisms.md#options-of-most-mechanisms))",
+        "input": "" if (words := input_in_words(name)).startswith("a text; an image") else words,
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
