@@ -18,6 +18,7 @@ import hf_longattn.families
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FACTS_FILE, FAMILIES, stored_facts
+from scripts.dev.benchmarks.report import stored_study
 from scripts.dev.tools import check_derived
 from scripts.dev.tools.derived import REFUSED, derive, text_model_types
 from tests.cases import every_case
@@ -52,7 +53,7 @@ def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
 
 
 def test_every_derived_family_is_stored_as_verified() -> None:
-    stored = check_derived.stored()["families"]
+    stored = stored_study(check_derived.STORED)["families"]
     assert {*stored} <= {*stored_facts()["derived"]}
     assert {*stored.values()} <= {check_derived.VERIFIED, check_derived.UNSCALED}
 
@@ -69,7 +70,7 @@ def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
 @pytest.mark.thorough
 @every_case("base", SAMPLE)
 def test_a_derived_family_converts_and_decodes(base: str) -> None:
-    assert check_derived.check(base) == check_derived.stored()["families"][base]
+    assert check_derived.check(base) == stored_study(check_derived.STORED)["families"][base]
 
 
 @pytest.mark.slow
@@ -82,7 +83,7 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
     elif FAMILIES[base].spec.reads == "text":
         result = check_derived.check(base)
         assert result in (check_derived.VERIFIED, check_derived.UNSCALED)
-        assert result == check_derived.stored()["families"].get(base, result)
+        assert result == stored_study(check_derived.STORED)["families"].get(base, result)
 
 
 @pytest.mark.thorough

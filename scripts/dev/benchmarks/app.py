@@ -31,7 +31,6 @@ Options = Annotated[
 Lengths = Annotated[str, typer.Option(help="Tokens, separated by commas.")]
 Against = Annotated[str, typer.Option(help="Implementations to compare with, separated by commas; '' for none.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")]
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
@@ -130,7 +129,6 @@ def attention(
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
     num_globals: Globals = 0,
     dtype: Dtype = "fp32",
-    batch: Batch = 1,
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     repeats: Repeats = 5,
@@ -139,7 +137,7 @@ def attention(
 ) -> None:
     """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
     fields: dict[str, Any] = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals}
-    fields |= {"dtype": dtype, "batch": batch, "heads": heads, "head_dim": head_dim}
+    fields |= {"dtype": dtype, "heads": heads, "head_dim": head_dim}
     measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
 
@@ -152,19 +150,14 @@ def model(
     backward: Annotated[bool, typer.Option("--backward", help="Forward and backward through all parameters.")] = False,
     layers: Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")] = 12,
     base: Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")] = "bert",
-    num_globals: Globals = 0,
     dtype: Dtype = "fp32",
-    batch: Batch = 1,
-    heads: Heads = 12,
-    head_dim: HeadDim = 64,
     repeats: Repeats = 5,
     processor_time: Annotated[bool, typer.Option("--processor-time", help="Where others use the machine; with --threads 1.")] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer."""
-    fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
-    fields |= {"head_dim": head_dim, "backward": backward, "base": base}
+    fields = {"mechanism": mechanism, "layers": layers, "dtype": dtype, "backward": backward, "base": base}
     measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
 
@@ -174,7 +167,6 @@ def memory(
     lengths: Lengths = "4K,16K,64K",
     base: Annotated[str | None, typer.Option(help="Whole encoders of this family and base size, and the stock one; forward only.")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
-    dtype: Dtype = "fp32",
     heads: Heads = 4,
     head_dim: HeadDim = 64,
     threads: Threads = None,
@@ -186,7 +178,7 @@ def memory(
     from .report import store_study
 
     with measuring(output_dir, threads):
-        case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=base is None, base=base or "bert")
+        case = Case(heads=heads, head_dim=head_dim, causal=causal, backward=base is None, base=base or "bert")
         kind = "attention" if base is None else "model"
         record = run_footprint(mechanism, parse_lengths(lengths), case, kind=kind, log=typer.echo)
         of = f"-{case.base}" if kind == "model" else "-causal" * causal

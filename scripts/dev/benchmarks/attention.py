@@ -161,12 +161,11 @@ def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list
     q, k, v = (tensor.detach()[:, heads].double().requires_grad_(case.backward) for tensor in inputs.qkv)
     upstream = inputs.upstream_heads()[:, heads].double()
     pieces = []
-    index = torch.arange(case.length)
-    batch = torch.arange(case.batch).view(-1, 1, 1, 1)
+    index, zero = torch.arange(case.length), torch.zeros(1, 1, 1, 1, dtype=torch.long)
     head = torch.tensor(heads).view(1, -1, 1, 1)
     for start in range(0, case.length, ROWS):
         rows = slice(start, start + ROWS)
-        seen = mask(batch, head, index[rows].view(1, 1, -1, 1), index.view(1, 1, 1, -1))
+        seen = mask(zero, head, index[rows].view(1, 1, -1, 1), index.view(1, 1, 1, -1))
         scores = (q[:, :, rows] @ k.transpose(-1, -2)) * case.head_dim**-0.5
         output = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
         if case.backward:

@@ -1,4 +1,4 @@
-"""What is measured: the shapes, dtype and seed of one comparison, and the tensors that all its implementations share."""
+"""What is measured: the shapes and dtype of one comparison, and the tensors that all its implementations share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Case:
     mechanism: str = "window"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     length: int = 1024
-    batch: int = 1
     heads: int = 12
     head_dim: int = 64
     layers: int = 12
@@ -33,7 +32,6 @@ class Case:
     causal: bool = False
     num_globals: int = 0
     backward: bool = False
-    seed: int = 0
     base: str = "bert"
     """The family of whole models."""
 
@@ -67,11 +65,11 @@ class Case:
 
 
 class AttentionInputs:
-    """Hidden states (B, N, H·D) and the q, k, v (B, H, N, D) projected from them, equal for every implementation."""
+    """Hidden states (1, N, H·D) and the q, k, v (1, H, N, D) projected from them, equal for every implementation."""
 
     def __init__(self, case: Case) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        shape = (case.batch, case.length, case.hidden_size)
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, case.length, case.hidden_size)
         self.case = case
         self.hidden = torch.randn(shape, generator=generator).to(case.torch_dtype).requires_grad_(case.backward)
         self.upstream = torch.randn(shape, generator=generator).to(case.torch_dtype)
@@ -85,7 +83,7 @@ class AttentionInputs:
         self.mechanism = case.build()
         self.global_mask: Tensor | None = None
         if case.num_globals:
-            self.global_mask = torch.zeros(case.batch, case.length, dtype=torch.bool)
+            self.global_mask = torch.zeros(1, case.length, dtype=torch.bool)
             self.global_mask[:, : case.num_globals] = True
 
     @property

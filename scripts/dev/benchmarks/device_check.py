@@ -319,7 +319,7 @@ def measured(run: Callable[[], None], device: str, in_parts: bool = True) -> dic
     synchronise(device)
     repeats = max(3, min(50, int(TARGET_SECONDS / max(time.perf_counter() - start, 1e-6))))
     if not device.startswith("cuda"):
-        return {"ms": round(statistics.median(in_turn({"run": run}, (repeats, repeats))["run"]), 4)}
+        return {"ms": round(statistics.median(in_turn({"run": run}, repeats)["run"]), 4)}
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

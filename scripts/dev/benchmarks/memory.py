@@ -55,7 +55,6 @@ class Memory:
 
     implementation: str
     length: int
-    inputs: float
     extra: float
 
 
@@ -109,8 +108,7 @@ def _measured(kind: str, implementation: str, case: Case) -> Memory | None:
     candidate.run(case.backward)  # compiling, lazy imports and thread pools are not what is measured
     candidate.gradients = ()
     gc.collect()
-    held = _resident("VmRSS") / MiB
-    return Memory(candidate.name, case.length, held, growth(lambda: candidate.run(case.backward)))
+    return Memory(candidate.name, case.length, growth(lambda: candidate.run(case.backward)))
 
 
 STOCK = "stock"

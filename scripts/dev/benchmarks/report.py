@@ -152,13 +152,6 @@ def output_of(options: argparse.Namespace, output: Path) -> Path | None:
     return chosen
 
 
-def finish_study(output: Path | None, record: dict[str, Any], text: str) -> None:
-    """Store the result where there is an ``output``, and print its page."""
-    if output is not None:
-        store_study(output, record, text)
-    print(text)
-
-
 def where(about: dict[str, Any]) -> str:
     """Machine, versions and date of a stored result, in one line."""
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -128,30 +127,25 @@ def time_in_turn(
         start = time.perf_counter()
         run()
         again |= {name} if time.perf_counter() - start < REWARM_SECONDS else set()
-    taken = in_turn(passes, (repeats, repeats), clock=clock, again=again)
+    taken = in_turn(passes, repeats, clock=clock, again=again)
     return [Timing(name, length, tuple(values)) for name, values in taken.items()]
 
 
 def in_turn(
-    passes: Mapping[str, Callable[[], Any]], turns: tuple[int, int], *, clock: Callable[[], float] = time.perf_counter,
-    seconds: float = math.inf, device: str = "cpu", again: Collection[str] = (),
+    passes: Mapping[str, Callable[[], Any]], turns: int, *, clock: Callable[[], float] = time.perf_counter,
+    device: str = "cpu", again: Collection[str] = (),
 ) -> dict[str, list[float]]:  # fmt: skip
     """Milliseconds of every pass by its name, which run A B C A B C …, each with the device synchronised.
 
     Args:
-        turns: the minimum and the maximum number.
         clock: returns seconds of the wall, or of the processor, for a machine that others use as well.
-        seconds: time of the clock after which no further turn begins.
         again: names of passes that run once more untimed before each timed one.
     """
     taken: dict[str, list[float]] = {name: [] for name in passes}
-    deadline = clock() + seconds
     gc.collect()
     gc.disable()
     try:
-        for turn in range(turns[1]):
-            if turn >= turns[0] and clock() >= deadline:
-                break
+        for _ in range(turns):
             for name, run in passes.items():
                 if name in again:
                     run()

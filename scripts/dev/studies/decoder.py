@@ -79,7 +79,7 @@ PIECE, POSITIONS = 8192, 256
 class Sizes(NamedTuple):
     """Ends of the ranges of positions in short texts and in a long one, the number of short texts, and texts of pass keys by length.
 
-    ``steps`` tokens are decoded after each short text. ``turns`` are the minimum and the maximum number that are timed.
+    ``steps`` tokens are decoded after each short text.
     """
 
     ends: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
@@ -87,10 +87,9 @@ class Sizes(NamedTuple):
     texts: int = 5
     keys: tuple[tuple[int, int], ...] = ((2048, 2), (8192, 2), (32768, 1))
     steps: int = 64
-    turns: tuple[int, int] = (1, 1)
 
 
-QUICK = Sizes((256, 512, 1024), (2048,), 1, ((512, 1),), 8, (1, 1))
+QUICK = Sizes((256, 512, 1024), (2048,), 1, ((512, 1),), 8)
 
 
 def load(name: str, options: argparse.Namespace, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -177,7 +176,7 @@ def time_pair(model: Any, base: Any, ids: Tensor, sizes: Sizes) -> dict[str, lis
         decoded(pair[name], ids[:, : sizes.steps], caches[name])
 
     return {
-        what: [[ms / 1e3 / count for ms in turn] for turn in zip(*in_turn({x: partial(run, x) for x in pair}, sizes.turns).values())]  # noqa: B905
+        what: [[ms / 1e3 / count for ms in turn] for turn in zip(*in_turn({x: partial(run, x) for x in pair}, 1).values())]  # noqa: B905
         for what, run, count in (("prompt", prompt, 1), ("step", steps, sizes.steps))
     }
 

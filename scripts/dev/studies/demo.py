@@ -6,7 +6,7 @@
 First, Gemma 3 270M, which has windows, is timed with transformers' attention and with ours; `make demo` has downloaded it. Then
 all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original. Then a question-answering model of 512
 tokens is converted, scored, fine-tuned on long documents, and scored again. It is committed, in model_cards/bert-python-512-qa. All
-scores, times, tables and the model card are made here.
+scores, times, tables and the model's card are made here.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", default="demo_output", help="folder for models and card (default: demo_output)")
     add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
     add("--documents", type=int, default=4, help="documents to score on at each length, with four questions each (default: 4)")
-    add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     return parser.parse_args(arguments)
 
 
 def time_windows() -> list[dict[str, Any]]:
-    """Read texts with Gemma's windows as transformers computes them and as we do: rows of the benchmark of stock windows."""
+    """Read texts with Gemma's windows as transformers computes them and as we do, and draw a bar of seconds for each.
+
+    Returns rows of the benchmark of stock windows.
+    """
     from scripts.dev.benchmarks.stock_windows import measure
 
     step(1, 'A real decoder with windows, Gemma 3 270M: the same model with one word more, attn_implementation="longattn"')
@@ -81,17 +83,12 @@ def time_windows() -> list[dict[str, Any]]:
         console.print("   Left out: it needs Linux, and the model. Type make real-decoder (240 MB; see ai.google.dev/gemma/terms).")
         return []
     rows = [measure(GEMMA, length, str(DECODER), 0.0) for length in track(STOCK_LENGTHS, "   Three lengths", console=console)]
-    draw_windows(rows)
-    return rows
-
-
-def draw_windows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a bar of seconds for each text, for transformers' attention and for ours, with the memory beside it."""
     longest = max(wall for row in rows for wall, _ in row["turns"][0])
     for row in rows:
         for name, (wall, _), size in zip(("sdpa", "longattn"), row["turns"][0], row["mebibytes"], strict=True):
             bar = "█" * max(1, round(50 * wall / longest))
             console.print(f"   {row['length']:>6,} tokens  {name:<9}{bar} {wall:.1f} s, {size:,.0f} MiB")
+    return rows
 
 
 def convert(name: str, source: Path | str, target: Path, length: int, **options: Any) -> Any:
@@ -167,28 +164,6 @@ def show_table(answers: Sequence[Answer]) -> None:
     console.print(table)
 
 
-def write_card(answers: Sequence[Answer], folder: Path, minutes: float) -> None:
-    """Write the model card of the fine-tuned model, with its scores."""
-    from hf_longattn.hub import write_model_card
-
-    results = []
-    for hops in (1, 2):
-        mean, error, count = share_right(answers, FINE_TUNED, hops)
-        row = {
-            "dataset": f"lookup, {hops} line{'s' * (hops > 1)}", "metric": "exact match", "value": round(mean, 2), "unit": "%", "n": count,
-        }  # fmt: skip
-        results.append({**row, "standard_error": round(error, 2), "split": "test"})
-    card = write_model_card(
-        folder,
-        results=results,
-        title="bert-python-8192-qa",
-        training=f"Converted from this project's question-answering model of 512 tokens, and fine-tuned for {minutes:g} minutes.",
-        license="apache-2.0",
-        limits=["A model of 7 M parameters trained on Python source alone: it shows the method, not the state of the art."],
-    )
-    console.print(f"   Model card: {card}")
-
-
 def show_summary(rows: Sequence[Mapping[str, Any]], embeddings: Mapping[str, Any], answers: Sequence[Answer]) -> None:
     """Print the last screen: what each model did before, and what it does now."""
     table = Table("model", "measured", "before", "with hf_longattn")
@@ -219,7 +194,6 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     console.print("[bold]hf_longattn: windows as windows, and models of 512 tokens that read thousands[/bold]")
     console.print("   Loading libraries ...")
-    import torch
     import transformers
 
     import hf_longattn.cli.app  # noqa: F401 (before transformers: it silences warnings about kernels for other devices)
@@ -228,8 +202,6 @@ def main(arguments: list[str] | None = None) -> int:
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.lookup_questions import lookup_questions
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     out = Path(options.output)
@@ -262,12 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
         step(6, "Score the fine-tuned model on the same questions")
         answers += score({FINE_TUNED: long_reader(folder)}, records)
         show_table(answers)
-        write_card(answers, folder, options.minutes)
+        console.print(f"   Model card: {folder / 'README.md'}")
         step(7, "What came out")
         show_summary(rows, embeddings, answers)
-        if rows:
-            console.print("\n   Seconds of Gemma 3 270M by the length of the text, and memory of the pass")
-            draw_windows(rows)
         console.print("\n   Committed: the small BERT of 512 tokens. Made here: both conversions, the training, all scores and times.")
         console.print("   all-MiniLM-L6-v2, trained for questions that need two places of a page, in two hours: docs/results/long_qa.md")
         console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")

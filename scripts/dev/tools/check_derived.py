@@ -11,7 +11,6 @@ class, and a decoder reads a text token by token. Exit code 1 when one fails.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from typing import Any
@@ -26,7 +25,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.definition import stored_facts
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import store_study
+from scripts.dev.benchmarks.report import store_study, stored_study
 from scripts.dev.tools.every_config import small_config
 
 STORED = RESULTS / "derived_families.json"
@@ -116,17 +115,12 @@ def decoded(model: Any, ids: torch.Tensor, logits: torch.Tensor, prompt: int = 4
     return float((torch.cat(pieces, 1) - logits).abs().max() / logits.abs().max())
 
 
-def stored() -> dict[str, Any]:
-    """The stored table."""
-    return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {"transformers": "", "families": {}}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Check the families and store what is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: those that are not stored as verified")
     options = parser.parse_args(arguments)
-    table = stored()
+    table = stored_study(STORED)
     known = sorted(stored_facts()["derived"])
     if unknown := [name for name in options.families if name not in known]:
         parser.error(f"{unknown[0]!r} is no derived family; expected some of {', '.join(known)}")

@@ -15,7 +15,6 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import transformers
@@ -204,14 +203,11 @@ def default(value: Any) -> str:
 
 def output_class(annotation: Any, base: type) -> tuple[str, set[tuple[str, str]]]:
     """The class of a ``forward``'s outputs and where it is; a tuple, which ``return_dict=False`` gives, is left out."""
-    output_class = next((name for name in parts(shown(annotation)) if name[0].isupper() and name != "Any"), None)
+    names = (part.strip() for part in re.sub(r"\[.*?\]", "", shown(annotation)).split("|"))
+    output_class = next((name for name in names if name[0].isupper() and name != "Any"), None)
     if output_class is None:
         return "Any", set()
     return output_class, {(modeling_outputs.__name__ if hasattr(modeling_outputs, output_class) else base.__module__, output_class)}
-
-
-def parts(union: str) -> Iterator[str]:
-    yield from (part.strip() for part in re.sub(r"\[.*?\]", "", union).split("|"))
 
 
 def main() -> None:

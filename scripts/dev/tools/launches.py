@@ -1,4 +1,4 @@
-"""Count what attention asks of a GPU, without one: ``python -m scripts.dev.tools.launches [--json] [--write] [WORDS ...]``.
+"""Count what attention asks of a GPU, without one: ``python -m scripts.dev.tools.launches [--write] [WORDS ...]``.
 
 For every mode the table says how many operations launch a kernel, how many Python functions are called, and how often the host waits for
 the device: in the first layer of a pass, and in a later one. Tensors are on the CPU, paths are chosen as on CUDA, and every fused kernel
@@ -13,7 +13,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import json
 import math
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.mechanisms import mechanism_class
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import machine, markdown_table, store_study
+from scripts.dev.benchmarks.report import machine, markdown_table, store_study, stored_study
 
 STORED = RESULTS / "launches.json"
 LENGTH, HEADS, HEAD_DIM = 2048, 2, 16
@@ -439,16 +438,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="Only modes with one of these in their names.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     write: Annotated[bool, typer.Option("--write", help=f"Store the rows in {STORED.name}.")] = False,
 ) -> None:
     """Operations, Python calls and waits of every mode, counted on a CPU."""
     chosen = [mode for mode in list_modes() if not words or any(word in mode for word in words)]
     rows = [row for mode in chosen for row in rows_of(mode)]
-    typer.echo(json.dumps(rows, indent=1) if as_json else table(rows))
+    typer.echo(table(rows))
     if write:
-        known = json.loads(STORED.read_text(encoding="utf-8"))["rows"] if STORED.exists() else []
-        by_mode = {(row["mode"], row["layer"]): row for row in [*known, *rows]}
+        by_mode = {(row["mode"], row["layer"]): row for row in [*stored_study(STORED)["rows"], *rows]}
         store_study(
             STORED, {"machine": machine(), "rows": [by_mode[key] for key in sorted(by_mode, key=lambda key: list_modes().index(key[0]))]}
         )

@@ -25,17 +25,7 @@ FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirection
 
 def pages() -> dict[str, str]:
     """The file name of every page, and what it says."""
-    return {page_of(name): f"{MADE}\n{_section(name)}\n" for name in list_mechanisms()}
-
-
-def page_of(name: str) -> str:
-    """File name of a mechanism's page, in docs/mechanisms."""
-    return f"{name}.md"
-
-
-def image_of(name: str) -> str:
-    """File name of a mechanism's image, in docs/images."""
-    return f"{name}.png"
+    return {f"{name}.md": f"{MADE}\n{_section(name)}\n" for name in list_mechanisms()}
 
 
 def draw(folder: Path) -> None:
@@ -51,7 +41,7 @@ def draw(folder: Path) -> None:
             {form: one for (one, _), form in shown.items()},
             length=LENGTH,
             causal=[causal for _, causal in shown],
-            file=folder / image_of(name),
+            file=folder / f"{name}.png",
         )
 
 
@@ -70,7 +60,7 @@ def _section(name: str) -> str:
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
     options = ", ".join(f"{option} {_shown(value)}" for option, value in cls.about.sample.items()) or "no options"
-    image = f"![pattern of {name}](../images/{image_of(name)})\n\n*{size}, {options}; {rest}.*"
+    image = f"![pattern of {name}](../images/{name}.png)\n\n*{size}, {options}; {rest}.*"
     about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
     definition = f"## Definition\n\n{definition}\n\n" if definition else ""

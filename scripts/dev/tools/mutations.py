@@ -1,6 +1,6 @@
 """Plant faults of one line in the package, one after the other, and say whether the quick tests of the rooms named catch each:
 
-    python -m scripts.dev.tools.mutations [--revision COMMIT] [--faults mutations.toml] [--only WORDS] [--output table.md]
+    python -m scripts.dev.tools.mutations [--revision COMMIT] [--only WORDS] [--output table.md]
 
 A fault whose old text is not in its file exactly once is refused. Nothing of the checkout changes: a fault is planted in a new work tree.
 """
@@ -72,11 +72,10 @@ def caught(fault: Fault, tree: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revision", default="HEAD")
-    parser.add_argument("--faults", type=Path, default=FAULTS)
     parser.add_argument("--only", default="", help="the faults with these words in their names")
     parser.add_argument("--output", type=Path, help="write the table there as well")
     arguments = parser.parse_args()
-    faults = [Fault(**values) for values in tomllib.loads(arguments.faults.read_text(encoding="utf-8"))["fault"]]
+    faults = [Fault(**values) for values in tomllib.loads(FAULTS.read_text(encoding="utf-8"))["fault"]]
     rows = ["| fault | file | caught |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"

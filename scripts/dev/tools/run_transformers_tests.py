@@ -6,16 +6,15 @@ families and store the table.
 
 A test that fails is run on the base's plain classes as well; one that fails there, too, is no failure of ours.
 
-The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty replacements for them are put beside it (generation
-and export are tested by this project's own tests). What is skipped on purpose is in tests/reference/model_tester/skips.json, with its
-reason; everything else that is skipped is skipped by the suite itself.
+The sdist is downloaded once into ~/.cache/hf_longattn. It lacks a few helper modules; empty replacements for them are put beside it
+(generation and export are tested by this project's own tests). What is skipped on purpose is in tests/reference/model_tester/skips.json,
+with its reason; everything else that is skipped is skipped by the suite itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from typing import Any
 import transformers
 
 from scripts.dev import ROOT
-from scripts.dev.benchmarks.report import store_study
+from scripts.dev.benchmarks.report import store_study, stored_study
 from scripts.dev.tools.small_models import IN_FULL
 
 OURS = ROOT / "tests" / "reference" / "model_tester"
@@ -168,8 +167,7 @@ def markdown(result: dict[str, dict], version: str) -> str:
 
 def stored_suite(folder: Path, version: str = transformers.__version__) -> dict[str, dict]:
     """What ``folder``/model_tester.json says of every family, if it was written with this ``version`` of transformers."""
-    file = folder / "model_tester.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = stored_study(folder / "model_tester")
     return stored["families"] if stored.get("transformers") == version else {}
 
 
@@ -185,7 +183,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where the sdist is kept, default %(default)s")
     parser.add_argument(
         "--output",
         type=Path,
@@ -197,7 +194,7 @@ def main() -> int:
         parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(FAMILIES)}")
     families = options.families or list(FAMILIES)
 
-    folder = unpacked_sdist(options.cache, transformers.__version__)
+    folder = unpacked_sdist(CACHE, transformers.__version__)
     module = prepare(folder)
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"

@@ -20,18 +20,15 @@ from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines
+from scripts.dev.benchmarks import engines, stock_windows
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
-from scripts.dev.benchmarks.stock_windows import brief as stock_windows_brief
 from scripts.dev.studies import decoder
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-PAGES = ("same_precision", "stock_windows")
-"""Stored results whose page is a block of its own name."""
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -107,9 +104,7 @@ def mechanisms() -> str:
     """All mechanisms, one line each."""
     infos = [mechanism_info(name) for name in list_mechanisms()]
     forms = {"both": "both", True: "causal", False: "bidirectional"}
-    rows = [
-        [f"[`{info.name}`](mechanisms/{mechanism_pages.page_of(info.name)})", info.summary, forms[info.causal], info.cost] for info in infos
-    ]
+    rows = [[f"[`{info.name}`](mechanisms/{info.name}.md)", info.summary, forms[info.causal], info.cost] for info in infos]
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost"], rows))
 
 
@@ -211,22 +206,14 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
-def study_page(name: str) -> str:
-    """The page of a study, as its command wrote it next to its JSON, without its title; then the page of a GPU with it, if there is one."""
-    on_gpu = RESULTS / f"{name}_cuda.md"
-    text = re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8"))
-    text += re.sub(r"\A# (.*)", r"\n**\1**", on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else ""
-    return text.strip()
-
-
 def left(table: str) -> str:
     """The table with all columns aligned left."""
     return table.replace("---:", "---")
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    **{name.replace("_", "-"): partial(study_page, name) for name in PAGES},
-    "stock-windows-brief": lambda: stock_windows_brief(stored("stock_windows")),
+    "stock-windows": lambda: stock_windows.markdown(stored("stock_windows")).strip(),
+    "stock-windows-brief": lambda: stock_windows.brief(stored("stock_windows")),
     "benchmarks": benchmarks,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
@@ -268,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(after, encoding="utf-8")
     images = ROOT / "docs" / "images"
     if check:
-        names = [*map(mechanism_pages.image_of, list_mechanisms()), first_look.FILE]
+        names = [*(f"{name}.png" for name in list_mechanisms()), first_look.FILE]
         stale += [path for name in names if not (path := images / name).exists()]
     else:
         mechanism_pages.draw(images)
