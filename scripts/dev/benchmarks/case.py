@@ -11,7 +11,6 @@ from torch import Tensor
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
 
@@ -57,12 +56,6 @@ class Case:
         """The same case with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def build(self) -> Mechanism:
-        """The mechanism."""
-        return mechanism_from(
-            self.mechanism, self.options, num_heads=self.heads, head_dim=self.head_dim, hidden_size=self.hidden_size, max_length=self.length
-        )
-
 
 class AttentionInputs:
     """Hidden states (1, N, H·D) and the q, k, v (1, H, N, D) projected from them, equal for every implementation."""
@@ -80,7 +73,8 @@ class AttentionInputs:
         self.qkv = (q, k, v)
         for tensor in self.qkv:
             tensor.requires_grad_(case.backward)
-        self.mechanism = case.build()
+        sizes = {"num_heads": case.heads, "head_dim": case.head_dim, "hidden_size": case.hidden_size, "max_length": case.length}
+        self.mechanism = mechanism_from(case.mechanism, case.options, **sizes)
         self.global_mask: Tensor | None = None
         if case.num_globals:
             self.global_mask = torch.zeros(1, case.length, dtype=torch.bool)

@@ -8,7 +8,6 @@ One layer of Gemma 3 270M's sizes with random weights in float32, a window of 51
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 
 from hf_longattn.families import FAMILIES
-from scripts.dev import ROOT
+from scripts.dev import RESULTS
 
 from .memory import growth
-from .report import machine
+from .report import machine, store_study
 
 STEPS = [("all logits", 1024), ("all logits", 2048), ("all logits", 4096), ("in pieces", 1024), ("in pieces", 4096), ("in pieces", 16384)]
 SIZES = {"vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 1, "head_dim": 256}
@@ -48,5 +47,4 @@ if __name__ == "__main__":
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # processes give freed tensors back to the system
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
         steps = processes.starmap(step, STEPS, chunksize=1)
-    record = {"machine": machine(), "kind": "loss memory", "sizes": SIZES, "steps": steps}
-    (ROOT / "scripts/dev/results/loss_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+    store_study(RESULTS / "loss_memory", {"machine": machine(), "kind": "loss memory", "sizes": SIZES, "steps": steps})

@@ -67,15 +67,11 @@ def _section(name: str) -> str:
     return f"# {name}\n\n{summary}\n\n{about}\n\n{image}\n\n{definition}## Options\n\n{table}"
 
 
-def _shared_options(name: str) -> list[str]:
-    return [option.name for option in mechanism_info(name).options if option.name in SHARED]
-
-
 def shared_options() -> str:
     """The options that most mechanisms have, described once."""
     lines = []
     for shared in SHARED:
-        without = [f"`{name}`" for name in list_mechanisms() if shared not in _shared_options(name)]
+        without = [f"`{name}`" for name in list_mechanisms() if shared not in {option.name for option in mechanism_info(name).options}]
         option = next(option for option in mechanism_info("full").options if option.name == shared)
         lines.append(f"- `{shared}` (default none): {option.help}. All mechanisms except {', '.join(without)} have it.")
     return "\n".join(lines)

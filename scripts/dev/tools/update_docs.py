@@ -88,16 +88,10 @@ def describe(record: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def recipes() -> str:
-    """The trainings with published values, one line each; ``longattn recipes NAME`` prints the rest."""
-    recipes = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
-    return left(markdown_table(["recipe", "training"], [[f"`{recipe.name}`", recipe.title] for recipe in recipes]))
-
-
-def conversions() -> str:
-    """The recipes of `longattn convert`, one line each."""
-    recipes = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
-    return left(markdown_table(["recipe", "attention"], [[f"`{recipe.name}`", recipe.title] for recipe in recipes]))
+def recipes(command: str, about: str) -> str:
+    """The recipes of a command with published values, one line each; ``longattn recipes NAME`` prints the rest."""
+    recipes = [recipe for recipe in ready_recipes().values() if recipe.command.startswith(command)]
+    return left(markdown_table(["recipe", about], [[f"`{recipe.name}`", recipe.title] for recipe in recipes]))
 
 
 def mechanisms() -> str:
@@ -222,8 +216,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
     "mechanisms": mechanisms,
-    "recipes": recipes,
-    "conversions": conversions,
+    "recipes": partial(recipes, "train", "training"),
+    "conversions": partial(recipes, "convert", "attention"),
     "mechanism-options": mechanism_pages.shared_options,
     "families": families,
     "architectures": architectures,
