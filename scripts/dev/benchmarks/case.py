@@ -73,7 +73,8 @@ class AttentionInputs:
         self.qkv = (q, k, v)
         for tensor in self.qkv:
             tensor.requires_grad_(case.backward)
-        sizes = {"num_heads": case.heads, "head_dim": case.head_dim, "hidden_size": case.hidden_size, "max_length": case.length}
+        sizes: dict[str, Any] = {"num_heads": case.heads, "head_dim": case.head_dim}
+        sizes |= {"hidden_size": case.hidden_size, "max_length": case.length}
         self.mechanism = mechanism_from(case.mechanism, case.options, **sizes)
         self.global_mask: Tensor | None = None
         if case.num_globals:
