@@ -14,7 +14,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
@@ -84,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check_new_file(options.output)
-        with staged_file(options.output) as stage:
-            save_qa((example(each) for source in options.sources for each in rows(source, options.split)), stage)
+        with staged_file(options.output) as stage, stage.open("w", encoding="utf-8") as file:
+            for source in options.sources:
+                file.writelines(json.dumps(example(each), ensure_ascii=False) + "\n" for each in rows(source, options.split))
     except KeyError as error:
         parser.error(f"this is not Natural Questions: a question has no {error}")
     except (LongAttentionError, OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.data.qa_schemas import normalised_alias, occurrences, save_qa
+from hf_longattn.data.qa_schemas import normalised_alias, occurrences
 from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
@@ -95,8 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
             questions: Any = read_table(options.questions, options.split)
         else:
             questions = rows(json.loads(Path(options.questions).read_text(encoding="utf-8")), options.evidence)
-        with staged_file(options.output) as stage:
-            save_qa((example for row in questions for example in examples(row)), stage)
+        with staged_file(options.output) as stage, stage.open("w", encoding="utf-8") as file:
+            for row in questions:
+                file.writelines(json.dumps(example, ensure_ascii=False) + "\n" for example in examples(row))
     except KeyError as error:
         parser.error(f"{options.questions} is not TriviaQA: it has no {error}")
     except (LongAttentionError, OSError, ValueError) as error:

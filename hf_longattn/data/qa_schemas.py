@@ -1,12 +1,11 @@
 """Questions about documents: SQuAD 1 and 2 (nested or flat), MRQA, HotpotQA, and rows of ``question``, ``context`` and ``answers``.
 
 If the data give no position for an answer, every occurrence in the document is an answer (distant supervision, Joshi et al. 2017; Clark &
-Gardner 2018). Convert data in other schemas with :func:`save_qa`.
+Gardner 2018).
 """
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,13 +94,6 @@ def load_qa(
     if not any(question.strip() for question in rows["question"]):
         raise DataError(f"All questions of {name} are empty or cannot be used; check its column 'question'.")
     return rows
-
-
-def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write examples, as :func:`load_qa` gives them, as JSON lines, one question per line."""
-    with Path(path).open("w", encoding="utf-8") as file:
-        for example in data:
-            file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
 
 def _questions(value: Any) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from ..names import public_names
 
 if TYPE_CHECKING:
     from ..data.batching import DataCollatorWithGlobals, DataCollatorWithPacking
-    from ..data.qa_schemas import load_qa, save_qa
+    from ..data.qa_schemas import load_qa
     from ..data.rows import read_rows, read_texts
     from ..data.tokenization import longest_input
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments

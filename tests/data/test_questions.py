@@ -16,14 +16,14 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.qa_features import QACollator, answer_tokens, qa_inputs
-from hf_longattn.data.qa_schemas import load_qa, occurrences, save_qa
+from hf_longattn.data.qa_schemas import load_qa, occurrences
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import InputError
 from hf_longattn.training.tasks.classify import encode_documents
 from scripts import prepare_natural_questions, prepare_triviaqa
 from tests.cases import every_case
 from tests.lookups import lookups
-from tests.training.conftest import SOURCES
+from tests.training.conftest import SOURCES, write_rows
 
 RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]
@@ -50,7 +50,7 @@ def test_questions_are_the_same_from_every_kind_of_file(form: str, tmp_path: Pat
     elif form == "records.json":
         path.write_text(json.dumps([RECORD]))
     elif form == "data.jsonl":
-        save_qa([RECORD], path)
+        write_rows([RECORD], path)
     elif form == "spans.csv":
         write_csv(path, {**{name: RECORD[name] for name in ("id", "context", "question")}, "answer": "fox", "answer_start": 4})
     elif form == "data.parquet":
@@ -72,7 +72,7 @@ def write_csv(path: Path, *records: dict) -> None:
 
 
 def read(rows: list[dict[str, Any]], folder: Path, **options: Any) -> list[dict[str, Any]]:
-    save_qa(rows, folder / "rows.jsonl")
+    write_rows(rows, folder / "rows.jsonl")
     return load_qa(folder / "rows.jsonl", **options).to_list()
 
 
@@ -243,7 +243,7 @@ def test_mrqa_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None
         "answers": ["Fox"],
         "detected_answers": [{"text": "fox", "char_spans": [[4, 6]], "token_spans": [[1, 1]]}],
     }
-    save_qa([{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl")
+    write_rows([{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl")
     (record,) = load_qa(tmp_path / "mrqa.jsonl").to_list()
     assert (record["id"], record["answers"], record["gold"]) == ("q", {"text": ["fox"], "answer_start": [4]}, ["Fox"])
     hub = {"text": ["fox"], "char_spans": [{"start": [4], "end": [6]}], "token_spans": [{"start": [1], "end": [1]}]}
@@ -394,7 +394,7 @@ def test_prepare_natural_questions_reads_hub_rows_and_released_files(tmp_path: P
     with gzip.open(tmp_path / "simplified.jsonl.gz", "wt") as file:
         file.write("\n".join(map(json.dumps, rows)))
     tokens = [{"token": word, "html_token": word.startswith("<"), "start_byte": 0, "end_byte": 1} for word in words]
-    save_qa([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path / "nq.jsonl")
+    write_rows([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path / "nq.jsonl")
     prepare_natural_questions.main([str(tmp_path / name) for name in ("simplified.jsonl.gz", "nq.jsonl", "out.jsonl")])
     first, second, whole = load_qa(tmp_path / "out.jsonl").to_list()
     assert whole == first

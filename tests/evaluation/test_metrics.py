@@ -222,7 +222,7 @@ def test_iob1_tags_are_told_from_iob2(tags: str, expected: bool) -> None:
     documents = [tags.split(), ["O"]]
     assert (scheme_of([], documents) == "IOB1") is expected
     if expected:
-        result = load_metric("entities").compute(predictions=documents, references=documents, scheme="IOB1")
+        result = load_metric("entities").compute(predictions=documents, references=documents)
         seqeval, scheme = (pytest.importorskip(f"seqeval.{module}") for module in ("metrics", "scheme"))
         strict = {"mode": "strict", "scheme": scheme.IOB1}
         assert result["f1"] == pytest.approx(100 * seqeval.f1_score(documents, documents, **strict)) == pytest.approx(100)

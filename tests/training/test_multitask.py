@@ -28,7 +28,6 @@ from transformers import (
 
 from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.data.audio import AudioCollator
-from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.attach.global_mask import global_token_ids
@@ -63,7 +62,7 @@ def three_tasks(folder: Path) -> list[str]:
         {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
         for n in range(10, 30)
     ]
-    save_qa(records, folder / "qa.jsonl")
+    write_rows(records, folder / "qa.jsonl")
     tags = write_rows(tagged(), folder / "tags.jsonl")
     return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{folder / 'qa.jsonl'}"]
 
@@ -149,7 +148,7 @@ def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokeniz
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     answers = [{"text": ["tree"], "answer_start": [12]}, {"text": [], "answer_start": []}]
     records = [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers[n % 2]} for n in range(40)]
-    save_qa(records, tmp_path / "qa.jsonl")
+    write_rows(records, tmp_path / "qa.jsonl")
     tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}"]
     given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": tasks, "validation": [f"ask={tmp_path / 'qa.jsonl'}"]}
     log = start_task("multitask", **given, max_steps=2, **FAST)
@@ -272,7 +271,7 @@ def test_multimodal_batches_are_those_of_the_single_tasks(
 
 def test_multimodal_model_keeps_questions_global_when_saved(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
     answers = {"text": ["tree"], "answer_start": [12]}
-    save_qa(
+    write_rows(
         [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers} for n in range(20)], tmp_path / "q.jsonl"
     )
     start(backbone, tmp_path / "out", [f"ask=qa:{tmp_path / 'q.jsonl'}", f"photo=images:{tasks['photo']}"])

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_longattn import convert_checkpoint
-from hf_longattn.data.qa_schemas import load_qa, save_qa
+from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
@@ -55,7 +55,7 @@ def data(tmp_path: Path) -> str:
         context = "\n".join(lines)
         found = {"text": [answer], "answer_start": [context.index("module is ") + len("module is ")]}
         records.append({"id": str(number), "question": "what is the module?", "context": context, "answers": found})
-    save_qa(records, tmp_path / "data.jsonl")
+    write_rows(records, tmp_path / "data.jsonl")
     return str(tmp_path / "data.jsonl")
 
 
@@ -161,7 +161,7 @@ def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data
     records = load_qa(data).to_list()
     for record in records[::3]:
         record |= {"answers": {"text": [], "answer_start": []}, "gold": []}
-    save_qa([{name: record[name] for name in ("id", "question", "context", "answers")} for record in records], tmp_path / "some.jsonl")
+    write_rows([{name: record[name] for name in ("id", "question", "context", "answers")} for record in records], tmp_path / "some.jsonl")
     given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "some.jsonl")]}
     log = start_task("qa", **given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST)
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -207,7 +207,7 @@ def test_qa_reads_long_documents_in_windows(checkpoint: str, data: str, tmp_path
     assert run(max_length=64)["features"] > run(max_length=128)["features"] > 16
     assert run(stride=32)["features"] < run(stride=40)["features"]
     question = {"question": "why " * 200, "context": "because", "answers": {"text": ["because"], "answer_start": [0]}}
-    save_qa([{**question, "id": str(number)} for number in range(4)], tmp_path / "long.jsonl")
+    write_rows([{**question, "id": str(number)} for number in range(4)], tmp_path / "long.jsonl")
     with pytest.raises(InputError, match=r"--max-length 160 leaves 0 tokens .*; shorten the question, or raise --max-length"):
         run(data=[str(tmp_path / "long.jsonl")])
     with pytest.raises(OptionError, match="does not keep documents of one row apart"):

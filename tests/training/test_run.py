@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import write_model_card
 from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
 from tests.permissions import bound_by_permissions
-from tests.training.conftest import FAST, checkpoint, converted, losses, start_task
+from tests.training.conftest import FAST, checkpoint, converted, losses, start_task, write_rows
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classify import rows, table
 
@@ -244,7 +243,7 @@ def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
         {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
         for n in range(10, 30)
     ]
-    save_qa(records, tmp_path / "qa.jsonl")
+    write_rows(records, tmp_path / "qa.jsonl")
     labelled = table(tmp_path, rows())
     return {
         "mlm": ["--data", texts],

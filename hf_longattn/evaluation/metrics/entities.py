@@ -23,17 +23,15 @@ class Entities(DescribedMetric):
     Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its type is ignored, as in seqeval's
     strict mode. A tag without a prefix is an entity of one word; O is not an entity.
 
-    scheme: IOB2, IOBES, BILOU or IOB1; default: from the prefixes. B and I mean IOB2, unless entities of the references begin with I-.
+    The scheme is found from the prefixes. B and I mean IOB2, or IOB1 if entities of the references begin with I-.
     Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n,
     the number of documents.
     """
 
     items = ["string"], ["string"]
 
-    def _compute(
-        self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], scheme: str | None = None
-    ) -> dict[str, float]:
-        scheme = scheme or scheme_of(predictions, references)
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        scheme = scheme_of(predictions, references)
         counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
         for tags, gold_tags in zip(predictions, references, strict=True):
             entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)

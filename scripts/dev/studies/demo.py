@@ -12,6 +12,7 @@ scores, times, tables and the model's card are made here.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import statistics
@@ -130,13 +131,13 @@ def score(readers: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> list
 def fine_tune(options: argparse.Namespace, converted: Path, out: Path, tokenizer: Any) -> Path:
     """Train the converted model for some minutes on questions about other packages, by `longattn train qa`."""
     from hf_longattn.cli.train import train
-    from hf_longattn.data.qa_schemas import save_qa
     from hf_longattn.errors import LongAttentionError
     from scripts.dev.studies.lookup_questions import lookup_questions
 
     step(5, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
     records = lookup_questions("validation", tokenizer, lengths=TRAINING_LENGTHS, documents=TRAINING_DOCUMENTS)
-    save_qa([{name: record[name] for name in ("id", "title", "question", "context", "answers")} for record in records], out / "train.jsonl")
+    rows = [{name: record[name] for name in ("id", "title", "question", "context", "answers")} for record in records]
+    (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
     command += ["--max-minutes", f"{options.minutes:g}", "--learning-rate", "2e-5"]
     command += ["--no-eval-on-start", "--max-eval-samples", "8"]  # all questions are asked below, and were asked above
