@@ -29,7 +29,7 @@ from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
-from ..modeling.pruning import whole_shapes, with_silent_heads
+from ..modeling.pruning import whole_shapes
 from ..reports import FAILED, PASSED, Check
 from .adopt import ADOPTIONS, HEAD_GLOBALS, Adoption, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
@@ -104,7 +104,10 @@ class Stock:
         config, shapes, state = self.stock_config(), whole_shapes(long), {}
         adoption = ADOPTIONS.get(config.model_type)
         for name, tensor in long.state_dict().items():
-            values = with_silent_heads(tensor, shapes[name]) if name in shapes else tensor
+            values = tensor
+            if name in shapes:  # heads of zeros add nothing to the output
+                values = tensor.new_zeros(shapes[name])
+                values[tuple(map(slice, tensor.shape))] = tensor
             if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from ..files import (
     read_json_object,
     sentence_modules,
     sentence_values,
+    write_json,
 )
 
 OLD_KEYS = {
@@ -89,9 +88,6 @@ def write_for_servers(folder: Path, max_length: int) -> None:
         max_length: maximum tokens of the graph.
     """
 
-    def write(file: Path, values: Any) -> None:
-        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
     if not (folder / MODULES).is_file():
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
@@ -99,14 +95,14 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     for settings in folder.glob(TRANSFORMER_SETTINGS):
         limit = read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT) if (folder / TOKENIZER_CONFIG).is_file() else None
         values = {SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length, **sentence_values(settings)}
-        write(settings, {name: value for name, value in values.items() if name not in new_fields})
+        write_json(settings, {name: value for name, value in values.items() if name not in new_fields})
     if pooling is None:
         return
     for module in modules:
         module["type"] = "sentence_transformers.models." + module["type"].rpartition(".")[2]
-    write(folder / MODULES, modules)
+    write_json(folder / MODULES, modules)
     file = folder / modules[1]["path"] / "config.json"
     values = sentence_values(file)
     flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
-    write(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})
+    write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})

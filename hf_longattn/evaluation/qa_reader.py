@@ -6,7 +6,6 @@ answer's position, with SQuAD 2's threshold and TriviaQA's several documents.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from hf_longattn.data.qa_features import Offset, QACollator, qa_inputs
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
+from hf_longattn.files import write_json
 from hf_longattn.modeling.inference import evaluating
 
 EXAMPLES_AT_ONCE = 256
@@ -340,4 +340,4 @@ def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answe
     if each:
         files[BY_DOCUMENT] = {**files[PREDICTIONS], **{name: answer.text for name, answer in each.items()}}
     for name, contents in files.items():
-        (folder / name).write_text(json.dumps(contents, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(folder / name, contents)

@@ -28,7 +28,7 @@ from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import needs_training_by
 from ..modeling.family.audio_spec import audio_seconds
-from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
+from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input
 from ..modeling.family.grid_spec import PIXELS
 from ..modeling.grids import family_of
 from ..positions.trained_distances import TILE
@@ -99,7 +99,9 @@ def load_to_watch(
         OptionError: there is no such device.
     """
     if isinstance(model, nn.Module):
-        return LoadedCheckpoint(model, model_name(model), type(model).__name__, has_mechanisms(model))
+        class_name = type(model).__name__
+        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or class_name
+        return LoadedCheckpoint(model, name, class_name, has_mechanisms(model))
     target = chosen_device(device)
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)

@@ -148,10 +148,3 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
         tensors = type(model)(config).state_dict()
     cut = model.state_dict()
     return {name: tuple(values.shape) for name, values in tensors.items() if name in cut and cut[name].shape != values.shape}
-
-
-def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``values`` with zeros for the removed heads. Heads of zeros add nothing to the output."""
-    padded = values.new_zeros(shape)
-    padded[tuple(slice(size) for size in values.shape)] = values
-    return padded

@@ -50,11 +50,6 @@ def without_head(model: Any) -> Any:
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
-def model_name(model: Any) -> str:
-    """The name of a model in messages and reports: the folder or Hub name it was loaded from, or its class name."""
-    return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
-
-
 @dataclass(frozen=True)
 class AttentionNames:
     """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual ones.
