@@ -367,5 +367,6 @@ def search_report(result: SearchResult) -> Iterator[Part]:
     yield table(("design", score, "cost"), uniform, "the same in every layer")
     if result.reasons:
         yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
-    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    length = f"{result.length:,} tokens" if result.sizes is None else str(result.sizes[0])
+    yield f"length {length}, cost of attention {result.cost_of(result.chosen)}"
     yield Line(f"written: {result.file}\nnext: {result.command}")

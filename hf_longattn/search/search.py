@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.folders import versions
-from ..conversion.plan import ConversionPlan
 from ..conversion.settings import ConversionConfig
 from ..conversion.source_models import Source, chosen_device, quiet_libraries
 from ..errors import InputError, OptionError, in_a_line
@@ -82,10 +81,6 @@ class SearchResult:
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
     material: str = "texts"
-
-    @property
-    def target(self) -> str:
-        return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
     @property
     def command(self) -> str:
@@ -207,23 +202,6 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     return result.chosen.design.attention(), {**values, result.material: result.text}
 
 
-def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
-    """The size at which mechanisms are compared: the user's ``value``, or the largest size that the checkpoint reads quickly.
-
-    Raises:
-        InputError: the checkpoint or the result does not read this size.
-    """
-    sizes = plan.inputs
-    most = sizes.new if sizes.reads_new else sizes.old
-    size = sizes.at(value) if value is not None else affordable_size(plan) if sizes.reads_new else sizes.old
-    if not 0 < size.tokens <= most.tokens:
-        raise InputError(
-            f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; "
-            "change --compare-at, or leave it out."
-        )
-    return size
-
-
 class Search:
     """State of a search: candidates, their scores and costs, and the designs found.
 
@@ -251,8 +229,14 @@ class Search:
             raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
-        original = self.model.original
-        size = compared_size(original, config.compare_at)
+        sizes = self.model.original.inputs
+        most, size = (sizes.new, affordable_size(self.model.original)) if sizes.reads_new else (sizes.old, sizes.old)
+        size = size if config.compare_at is None else sizes.at(config.compare_at)
+        if not 0 < size.tokens <= most.tokens:
+            raise InputError(
+                f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint reads, not of "
+                f"{size.words}; change --compare-at, or leave it out."
+            )
         self.length: int | InputSize = size if size.name else size.tokens
         self.text = read_inputs(text, self.model, config.pieces)
         self.notes: list[str] = []
