@@ -62,7 +62,6 @@ def test_commands_run_without_extras_and_export_names_its_extra(tmp_path: Path, 
         run("inspect long")
         run("mechanisms window")
         run("train mlm --model long --data texts.txt --validation texts.txt --output trained --max-steps 1 --max-length 64 --batch-size 1")
-        run("card long")
         run("push --help")
         run("export long graph --format torch")
         try:
