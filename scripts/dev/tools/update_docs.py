@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from examples import planted_entities
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES, Family
@@ -215,6 +216,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
+    "planted-entities": lambda: planted_entities.tags_table(stored("planted_entities")),
+    "planted-instructions": partial(measured, "planted_entities", planted_entities.guard_table),
     "mechanisms": mechanisms,
     "recipes": partial(recipes, "train", "training"),
     "conversions": partial(recipes, "convert", "attention"),
