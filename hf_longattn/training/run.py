@@ -326,7 +326,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
     sources = log["settings"].get("data") or log["settings"].get("tasks", ())
-    trained = f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
+    trained = f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}; {describe(log)}."
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
     write_model_card(folder, training=trained, results=measured(log, hub_task), **from_source(source), **repository)
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)

@@ -556,7 +556,7 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
     assert f"Fine-tuned from `someone/small-bert`, extended from {LENGTH} to 256 tokens" in card.text
-    assert "Trained for 1 step on texts (input length 64). " in card.text
+    assert "Trained for 1 step on texts (input length 64); " in card.text
     assert "long-bert" not in card.text, "a folder that nobody else has"
     assert f'from_pretrained("{TUNED}")' in card.text
     there = server.repos[TUNED].branches["main"]

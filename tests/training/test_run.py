@@ -195,7 +195,7 @@ def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp
     (result,) = card.data.eval_results
     assert (result.task_type, result.metric_type, result.dataset_name) == ("fill-mask", "loss", "held.txt")
     assert result.metric_value == pytest.approx(log["metrics"]["after"]["loss"], rel=1e-4)
-    assert f"## Training\n\nTrained for 2 steps on texts (input length 64). {describe(log)}." in card.text
+    assert f"## Training\n\nTrained for 2 steps on texts (input length 64); {describe(log)}." in card.text
 
 
 def log_of(rows: dict[str, int], after: dict[str, Any], before: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
