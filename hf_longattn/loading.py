@@ -397,7 +397,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with without_load_report():
-            again, info = load_weights(type(network), name, **options)
+            again, info = load_weights(type(network), name, device_map="meta", **options)  # keeps no second copy of the weights
         read = {key for key in info["missing_keys"] if loader.__name__ == "CrossEncoder" or ".pooler." not in f".{key}"}
         # Many encoders are saved without the pooler: sentence-transformers pools the last hidden states itself.
         check_complete(again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them")
