@@ -62,7 +62,36 @@ LONG_ARGUMENTS: dict[str, str] = {
 """Arguments of Long text models, with their types."""
 
 
-class LongAttentionMixin(LoadsMechanisms, _Base):
+class HubMixin(_Base):
+    """Saving and uploading of a model whose class only this package has."""
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the model. If it was loaded from a folder with the file of `--remote-code`, it is saved with such a file."""
+        source, model_type = self.config.name_or_path, str(self.config.model_type)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        had_code = bool(source) and Path(source, f"modeling_{module_name(model_type)}.py").is_file()
+        if had_code and kwargs.get("is_main_process", True):
+            importlib.import_module("hf_longattn.hub.push").write_remote_code(save_directory)
+
+    def push_to_hub(self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any) -> Any:
+        """As in transformers; ``private`` refuses a repository that exists and is public."""
+        if private:
+            importlib.import_module("hf_longattn.hub.push").check_login(repo_id, token, private=True)
+        return super().push_to_hub(repo_id, *args, private=private, token=token, **arguments)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any) -> str:
+        """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this with the folder.
+
+        Args:
+            files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed since.
+        """
+        unchanged = [name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time]
+        push_loaded = importlib.import_module("hf_longattn.hub.push").push_loaded
+        address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
+        return address
+
+
+class LongAttentionMixin(LoadsMechanisms, HubMixin):
     """Mixin before the base's model class that makes it a Long class."""
 
     family: ClassVar[Family]
@@ -155,23 +184,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
 
-    def push_to_hub(self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any) -> Any:
-        """As in transformers; ``private`` refuses a repository that exists and is public."""
-        if private:
-            importlib.import_module("hf_longattn.hub.push").check_login(repo_id, token, private=True)
-        return super().push_to_hub(repo_id, *args, private=private, token=token, **arguments)
-
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any) -> str:
-        """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this with the folder.
-
-        Args:
-            files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed since.
-        """
-        unchanged = [name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time]
-        push_loaded = importlib.import_module("hf_longattn.hub.push").push_loaded
-        address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
-        return address
-
     def after_class_swap(self) -> None:
         """Called once after an instance of the base has become a Long model."""
         table, old = getattr(self, "position_table", None), getattr(self, "embed_positions", None)
@@ -263,12 +275,12 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
-        overwritten it with the tokenizer's. A model loaded from a folder with the file of `--remote-code` is saved with such a file."""
+        overwritten it with the tokenizer's."""
         tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
         counting: list[Any] = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
         counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
         config: Any = self.config
-        padding, source = getattr(config, "pad_token_id", None), config.name_or_path
+        padding = getattr(config, "pad_token_id", None)
         if counted is not None:
             config.pad_token_id = counted
         try:
@@ -276,9 +288,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         finally:
             if counted is not None:
                 config.pad_token_id = padding
-        had_code = bool(source) and Path(source, f"modeling_{module_name(config.model_type)}.py").is_file()
-        if had_code and kwargs.get("is_main_process", True):
-            importlib.import_module("hf_longattn.hub.push").write_remote_code(save_directory)
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:

@@ -28,6 +28,7 @@ from .attach.global_mask import takes_globals
 from .family.definition import longest_input
 from .family.long_config import attention_implementation
 from .family.registration import auto_mapping
+from .mixin import HubMixin
 
 TEXTS, IMAGES, SOUND = "input_ids", "pixel_values", "input_features"
 """The arguments of ``forward`` for a text, an image and a recording."""
@@ -224,7 +225,7 @@ class FrameEmbedder(Embedder):
         return self.with_first(frames), None if mask is None else F.pad(mask, (1, 0), value=1)
 
 
-class LongMultimodalPreTrainedModel(PreTrainedModel):
+class LongMultimodalPreTrainedModel(HubMixin, PreTrainedModel):
     """Base class of multimodal models."""
 
     config_class = LongMultimodalConfig

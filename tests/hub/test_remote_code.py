@@ -16,7 +16,7 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
-from hf_longattn.families import LongBertForMaskedLM
+from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertModel, LongMultimodalModel
 from hf_longattn.hub import push_model, write_remote_code
 
 from ..fresh_processes import run_fresh
@@ -132,6 +132,17 @@ def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(converted: 
     (repo / "modeling_long_bert.py").unlink()
     LongBertForMaskedLM.from_pretrained(repo).save_pretrained(tmp_path / "without")
     assert "auto_map" not in json.loads((tmp_path / "without" / "config.json").read_text()), "it would name files that are not there"
+
+
+def test_remote_code_is_saved_with_a_model_of_several_modalities(tmp_path: Path) -> None:
+    config = LongBertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    LongMultimodalModel.of(LongBertModel(config)).save_pretrained(tmp_path / "images")
+    assert write_remote_code(tmp_path / "images") == ["modeling_long_multimodal.py", "config.json"]
+    LongMultimodalModel.from_pretrained(tmp_path / "images").save_pretrained(tmp_path / "saved")
+    files = [(folder / "modeling_long_multimodal.py").read_text() for folder in (tmp_path / "images", tmp_path / "saved")]
+    assert files[0] == files[1]
+    maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (tmp_path / "images", tmp_path / "saved")]
+    assert maps[0] == maps[1]
 
 
 def test_writing_remote_code_again_replaces_its_file_alone(converted: Callable[[str], Path], tmp_path: Path) -> None:
