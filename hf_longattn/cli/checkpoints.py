@@ -92,7 +92,7 @@ def search(
 
 def export(
     context: typer.Context,
-    model: Annotated[str, flags.model_argument("A long checkpoint")],
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
@@ -107,24 +107,22 @@ def export(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Export a long checkpoint as a graph or a stock checkpoint.
+    """Export a checkpoint as a graph, or a long one as a stock checkpoint.
 
-    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
-    at all. A decoder's graph reads a whole text at once, without a cache.
+    The result is checked. A graph takes any batch size and length, with memory linear in the length. OUT appears complete, and equal to
+    the model at three lengths, or not at all.
     """
     from ..export import export_checkpoint, export_native
 
-    if format != "onnx":
-        flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
-    if format == "native":
-        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
     shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
-    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
+    of_graph: dict[str, Any] = {"opset": opset, "task": task, "global_attention_mask": global_attention_mask}
+    if format == "native":
+        flags.refuse_typed(context, tuple(of_graph), "is for graphs, not for --format native; leave it out.")
     with progress() as tell:
         if format == "native":
             report: Any = export_native(model, destination, progress=tell, **shared)
         else:
-            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
+            report = export_checkpoint(model, destination, format=format, progress=tell, **of_graph, **shared)
     parts = conversion_report(report) if format == "native" else export_report(report)
     show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
 

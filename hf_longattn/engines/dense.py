@@ -53,7 +53,7 @@ def dense_attention(
             visible = chosen if visible is None else visible & chosen
     # With q_idx, Nq is data-dependent. The fused kernel is chosen by Nq, so torch.export would fail.
     if score_mod is None and (last or not torch.compiler.is_exporting()):
-        if visible is not None:
+        if visible is not None and not torch.compiler.is_exporting():  # a graph keeps a mask of one row for all queries
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
         return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
     if last and not torch.compiler.is_compiling() and no_fused_kernels() is None and batch * heads * q_len * kv_len > MAX_SCORES:

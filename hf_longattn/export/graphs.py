@@ -1,4 +1,4 @@
-"""Export a long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export.
+"""Export a checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export.
 
 The model is traced and the file written. Then a runtime runs the file, and outputs are compared with the model's.
 """
@@ -6,20 +6,18 @@ The model is traced and the file written. Then a runtime runs the file, and outp
 from __future__ import annotations
 
 import bisect
-import contextlib
 import importlib
 import inspect
-import itertools
-import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from ..conversion.folders import add_source_files, versions, with_report, write_report
@@ -28,30 +26,45 @@ from ..conversion.source_models import (
     OWN_FIELDS,
     Source,
     attached_mechanisms,
+    class_of,
     load_checked,
     open_source,
     quiet_libraries,
+    read_long,
     refuse_quantised,
 )
-from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
+from ..errors import EXTRAS, BackendError, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import SentencePooling, sentence_pooling, write_for_servers
 from ..evaluation.token_loss import verification_text
-from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
+from ..files import (
+    GRAPHS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_LIMIT,
+    check_destination,
+    destination_path,
+    is_long,
+    read_json_object,
+    staged_folder,
+    write_json,
+)
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
-from ..inspect import inspect_checkpoint
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import is_full
+from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.classes import check_interface
 from ..modeling.family.definition import known_family, known_length
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in
-from ..names import look_up
+from ..names import BACKEND, look_up
 from ..reports import FAILED, Check, Difference, equality
 
 REPORT = "export_report.json"
+UNLIMITED = 1 << 20
+"""Maximum tokens of a graph whose model has no maximum."""
 LONG_CONFIG = "long_config.json"
 
 
@@ -97,15 +110,17 @@ def export_checkpoint(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Export a long checkpoint that reads texts as one graph, and compare it with the model.
+    """Export a checkpoint that reads texts as one graph, and compare it with the model.
 
-    They are compared at three lengths. Weights are written in float32. A decoder is exported as one pass over a whole text, without a
-    cache. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and normalised by the model's modules;
-    their files are copied next to the graph. config.json is the base's config, for programs without this package (sentence-transformers,
-    optimum, text-embeddings-inference), since the graph contains the attention. The Long config is written as long_config.json.
+    A stock model needs no conversion; its attention is computed exactly. An ONNX graph computes full attention in blocks of queries, so
+    memory is linear in the length. Graph and model are compared at three lengths. Weights are written in float32. The graph of a
+    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised by the model's modules; their files are copied
+    next to the graph. config.json is the stock architecture's, for programs without this package (sentence-transformers, optimum,
+    text-embeddings-inference), since the graph contains the attention. A Long config is written as long_config.json. If the tokenizer has
+    no lower limit, its ``model_max_length`` becomes the graph's.
 
     Args:
-        model: the folder of a long checkpoint, or a Hub repository id.
+        model: the folder of a checkpoint, long or not, or a Hub repository id.
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: ONNX opset; None takes PyTorch's default.
@@ -117,35 +132,32 @@ def export_checkpoint(
 
     Raises:
         MissingExtraError: a package that the format needs is not installed.
-        CheckpointError: the model cannot be exported, or the graph differs from the model.
-        CheckpointError: the source cannot be read, or the destination must not be written.
+        CheckpointError: the model cannot be read or exported, the graph differs from it, or the destination must not be written.
     """
     if format not in GRAPHS:
         raise CheckpointError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
     if opset is not None and format != "onnx":
-        raise CheckpointError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
-    if format == "onnx":
+        raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave out one of format and opset (--format, --opset).")
+    onnx = format == "onnx"
+    if onnx:
         check_extra("onnx")
     target = destination_path(destination)
-    inspection = inspect_checkpoint(model, revision=revision, token=token)
-    source, max_length = inspection.source, inspection.max_length
+    source = open_source(model, revision=revision, token=token, weights=False)
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
-    if inspection.tower_names:
-        raise CheckpointError(
-            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.tower_names)}; save "
-            f"one apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}"
-            f".from_pretrained({source.name!r}).save_pretrained(...)."
-        )
-    family: Any = family_in(source.config)
-    if not reads_only_text(family.model_class(inspection.class_name)):
-        raise CheckpointError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")
+    model_class = _model_class(source)
+    if not reads_only_text(model_class):
+        raise CheckpointError(f"A graph reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # now with its weights
     say = progress or (lambda sentence: None)
     say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
-    loaded = _load(source, inspection.class_name, task)
-    if getattr(loaded.config, "is_encoder_decoder", False):
-        raise CheckpointError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
+    loaded = _load(source, model_class, task)
+    max_length = known_length(loaded.config, None, loaded) or UNLIMITED
+    if any(site.causal for site in attention_sites(loaded)):
+        raise CheckpointError(
+            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch, or a stock checkpoint of it "
+            "(--format native) in a server."
+        )
     refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if mechanism.capabilities.exports == "never"})
     if refused:
         good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports != "never")
@@ -156,7 +168,6 @@ def export_checkpoint(
     tokenizer = words.tokenizer
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
-    onnx = format == "onnx"
     with staged_folder(target, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
         say(f"comparing {GRAPHS[format]} with the model")
@@ -165,19 +176,19 @@ def export_checkpoint(
             raise CheckpointError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        plain = {name: value for name, value in with_base_windows(loaded.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
-        heads = [name for name, class_name in family.model_classes.items() if type(loaded).__name__ in (name, class_name)]
-        shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
-        write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
+        add_config(source, stage, loaded)
         add_source_files(source, stage, max_length)
-        write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
+        limit = known_length(loaded.config, tokenizer, loaded) or max_length
+        if tokenizer is not None and tokenizer.model_max_length > limit:  # a runtime cannot say that a text is too long
+            write_json(stage / TOKENIZER_CONFIG, {**read_json_object(stage / TOKENIZER_CONFIG), TOKENIZER_LIMIT: limit})
+        write_for_servers(stage, limit)
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, max_length, used, tuple(checks),
             with_report(stage, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
             text=words.describe(),
         )  # fmt: skip
         introduction = (
-            f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
+            f"The model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for up to {max_length:,} tokens, "
             f"made by `longattn export` from {origin_of(source.name)}."
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
@@ -199,28 +210,61 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
     return (*names, *(() if family is None else family.spec.further))
 
 
-def _load(source: Source, class_name: str, task: str | None) -> Any:
-    """Load the model with the head for ``task`` (``None``: its own head), in float32."""
-    import transformers
+def _model_class(source: Source) -> Any:
+    """The class of a long or stock checkpoint.
 
-    family = family_in(source.config)
-    assert family is not None
-    model_class = family.model_class(class_name)
+    Raises:
+        CheckpointError: there is no class, or the attention of a stock model is not on transformers' AttentionInterface.
+    """
+    if is_long(source.config):
+        return type(read_long(source)[3])
+    model_class: Any = class_of(source.config)
+    if model_class is None:
+        model_type, version = source.config.get("model_type"), transformers.__version__
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, and transformers {version} has no class for it; give another.")
+    try:
+        check_interface(model_class)
+    except BackendError as error:
+        known = family_in(source.config) is not None
+        raise CheckpointError(
+            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so its graph would hold all N×N "
+            f"scores; {f'type longattn convert {source.name} DST, and export DST' if known else 'give another model'}."
+        ) from error
+    return model_class
+
+
+def _load(source: Source, model_class: Any, task: str | None) -> Any:
+    """Load the model with the head for ``task`` (``None``: its own head), in float32."""
+    saved = model_class.__name__
     if task is not None:
         if task not in AUTO_CLASSES:
             raise CheckpointError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
+        config_class = model_class.config_class
         heads = auto_mapping(getattr(transformers, AUTO_CLASSES[task]))
-        if family.config_class not in heads:
-            raise CheckpointError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
-        chosen = heads[family.config_class]
+        if config_class not in heads:
+            raise CheckpointError(f"A {config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
+        chosen = heads[config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    model, missing = load_checked(model_class, source.folder, source.name, headless=True, dtype=torch.float32)
+    settings: dict[str, Any] = {} if is_long(source.config) else {"attn_implementation": BACKEND}
+    model, missing = load_checked(model_class, source.folder, source.name, headless=True, dtype=torch.float32, **settings)
     if missing:
         raise CheckpointError(
-            f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
+            f"{source.name!r} was saved as {saved} and has no weights for {min(missing)!r} of {type(model).__name__}; "
             "export the head that it has, or fine-tune this one first."
         )
     return model
+
+
+def add_config(source: Source, stage: Path, model: Any) -> None:
+    """Write the config of the stock architecture. That of a long checkpoint is kept as ``long_config.json``."""
+    values, heads, family = source.config, [type(model).__name__], family_in(source.config)
+    if is_long(values):
+        assert family is not None
+        shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
+        plain = {name: value for name, value in with_base_windows(model.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
+        heads = [name for name, class_name in family.model_classes.items() if heads[0] in (name, class_name)]
+        values = {"model_type": family.base_model_type, **plain}
+    write_json(stage / "config.json", {**values, "architectures": heads})
 
 
 def write_graph(
@@ -234,7 +278,8 @@ def write_graph(
     Raises:
         CheckpointError: PyTorch cannot write this model as one graph.
     """
-    with torch.no_grad(), _hushed():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters warn of their own steps
         try:
             say(f"tracing {type(graph.model).__name__} as one graph")
             traced = graph.traced(max_length)
@@ -246,47 +291,29 @@ def write_graph(
             if format == "torch":
                 torch.export.save(traced.program, file)
                 return traced.outputs, traced.shortest, None
+            from . import onnx_blocks
+
+            translations = {torch.ops.aten.scaled_dot_product_attention.default: onnx_blocks.attention}
             onnx = torch.onnx.export(
                 traced.program, kwargs=traced.example, input_names=list(traced.example), output_names=list(traced.outputs),
-                opset_version=opset, verbose=False,
+                opset_version=opset, verbose=False, custom_translation_table=translations,
             )  # fmt: skip
+            assert onnx is not None
         except OSError:
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
-            failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
-            if any(type(module).__name__.endswith("Experts") for module in graph.model.modules()):
-                raise CheckpointError(
-                    f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
-                    "or write one with windows for serving engines with --format native."
-                ) from error
+            cause: BaseException = error  # those raised from it are for PyTorch's developers
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
             raise CheckpointError(
-                f"{failed}; run the model itself, or export one with another mechanism, for example longformer."
+                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({why}); run the model "
+                "itself, or export one with another mechanism, for example longformer."
             ) from error
-        assert onnx is not None
-        onnx.save(str(file))
+        onnx_blocks.divide_feed_forward(onnx.model.graph)
+        # Weights beside the graph, in a file named as optimum's: ONNX Runtime maps it into memory, and copies those in the graph's own.
+        onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
-
-
-def _cause(error: BaseException) -> str:
-    """First line of the original error, because the errors raised from it are for PyTorch's developers."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Silence the exporters' warnings about their steps and missing packages."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -312,36 +339,24 @@ class Traced:
 def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
     """Trace a module for all sizes of its dynamic axes.
 
-    For models of several layers PyTorch 2.15 wrongly reports violations of conditions that always hold, such as n != 1 if 513 <= n.
-    Then PyTorch infers the sizes of the dynamic axes, which are compared with the requested sizes.
+    PyTorch infers the sizes. If it is told them, release 2.15 wrongly reports violations of conditions that hold, such as n != 1 if n > 9.
 
     Args:
         sizes: input -> dynamic axis -> its ``Dim``.
+
+    Raises:
+        AssertionError: the program does not take all sizes.
     """
-    try:
-        return torch.export.export(module, (), kwargs=example, dynamic_shapes=sizes)
-    except trace_errors() as error:
-        if "Constraints violated" not in str(error):
-            raise
-        hints = {
-            name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()} for name, axes in sizes.items()
-        }
-        program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
-        if not _are_free(program, sizes):
-            raise
-        return program
-
-
-def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> bool:
-    """Whether a program takes every requested size of the dynamic axes."""
+    hints = {name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()} for name, axes in sizes.items()}
+    program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     for name, axes in sizes.items():
         for axis, size in axes.items():
             limits = ranges.get(str(values[name].shape[axis]))
             if limits is None or limits.lower > max(size.min, 2) or limits.upper < size.max:
-                return False
-    return True
+                raise AssertionError(f"axis {axis} of {name} is not free")
+    return program
 
 
 class ModelGraph(nn.Module):
@@ -393,8 +408,8 @@ class ModelGraph(nn.Module):
         which it is not full attention, since full attention is a separate path.
         """
         ends = set(MIN_LENGTHS)
-        for mechanism, causal in itertools.product(attached_mechanisms(self).values(), (False, True)):
-            covered = max_length - bisect.bisect_left(range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=causal))
+        for mechanism in attached_mechanisms(self).values():
+            covered = max_length - bisect.bisect_left(range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=False))
             ends.add(1 + covered)
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
@@ -406,8 +421,8 @@ class ModelGraph(nn.Module):
                 if shortest == lengths[-1]:
                     raise
             else:
-                return Traced(program, example, tuple(self(**example)), shortest)
-        raise AssertionError("no minimum length to try")
+                break
+        return Traced(program, example, tuple(self(**example)), shortest)
 
     def check(self, run: Runner, limits: tuple[int, int]) -> list[Check]:
         """Compare the graph that ``run`` runs with the model, at lengths between ``limits``."""

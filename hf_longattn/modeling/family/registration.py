@@ -225,11 +225,11 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Context that silences torchao's warnings about kernels for other devices. transformers imports torchao with any model.
+    """Context that silences torchao's and torch.onnx's warnings about what is absent. transformers imports torchao with any model.
 
     A log level set by the user is not changed.
     """
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.onnx", "torch.utils._pytree")]
     loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -18,9 +18,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-import torch
 
-from hf_longattn import convert_checkpoint, export_native
+from hf_longattn import convert_checkpoint, export_checkpoint, export_native
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks import report
 from scripts.dev.real import make_llama_cpp, real_checkpoint
@@ -56,33 +55,28 @@ def llama_cpp(stock: Path, tokenizer: Any) -> Embed:
     return lambda text: server.handle_embeddings({"input": text})["data"][0]["embedding"]
 
 
-def onnx_file(stock: Path, tokenizer: Any) -> str:
-    """The stock model as PyTorch's exporter writes it, with attention over N × N scores."""
-    from transformers import AutoModel
-
-    file = stock.parent / "model.onnx"
-    if not file.exists():
-        inputs = dict(tokenizer("A text of a few words.", return_tensors="pt"))
-        shapes = {name: {1: torch.export.Dim("length", min=2, max=LONGEST)} for name in inputs}
-        model = AutoModel.from_pretrained(stock).eval()
-        torch.onnx.export(model, kwargs=inputs, f=file, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    return str(file)
+def graph_of(stock: Path) -> str:
+    """The file of `longattn export`, made at the first call."""
+    folder = stock.parent / "graph"
+    if not folder.exists():
+        export_checkpoint(stock, folder)
+    return str(folder / "model.onnx")
 
 
 def onnx_runtime(stock: Path, tokenizer: Any) -> Embed:
-    """ONNX Runtime; the mean over tokens is taken here."""
+    """ONNX Runtime."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx_file(stock, tokenizer))
-    return lambda text: session.run(None, dict(tokenizer(text, return_tensors="np")))[0][0].mean(0)
+    session = onnxruntime.InferenceSession(graph_of(stock))
+    return lambda text: session.run(["sentence_embedding"], dict(tokenizer(text, return_tensors="np")))[0][0]
 
 
 def openvino(stock: Path, tokenizer: Any) -> Embed:
     """OpenVINO in float32, with the same file."""
     import openvino
 
-    model = openvino.compile_model(onnx_file(stock, tokenizer), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda text: model(dict(tokenizer(text, return_tensors="np")))[0][0].mean(0)
+    model = openvino.compile_model(graph_of(stock), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda text: model(dict(tokenizer(text, return_tensors="np")))["sentence_embedding"][0]
 
 
 ENGINES = {"llama.cpp, F16": ("xllamacpp", llama_cpp), "ONNX Runtime": ("onnxruntime", onnx_runtime), "OpenVINO": ("openvino", openvino)}

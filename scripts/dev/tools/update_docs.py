@@ -21,7 +21,7 @@ from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS_FILE, stored_facts
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines, stock_windows
+from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -213,6 +213,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
     "engines": partial(measured, "engines", engines.table),
+    "onnx-graphs": partial(measured, "onnx_graphs", onnx_graphs.table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
