@@ -59,7 +59,7 @@ def prune_heads(source: CompressionInput) -> Compressed:
     total = sum(heads.count for heads in layers)
     if total == len(layers):
         raise OptionError(
-            f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be removed; choose --method prune-ffn."
+            f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be cut out; choose --method prune-ffn."
         )
     for heads in layers:
         heads.check()

@@ -368,7 +368,7 @@ def test_a_memory_refuses_batches_masks_and_models_that_do_not_fit() -> None:
         longer(ids, memory=memory, attention_mask=torch.ones(2, 64))
     with pytest.raises(OptionError, match="positions is 'absolute'"):
         longer.new_memory("absolute")
-    with pytest.raises(InputError, match="is no decoder"):
+    with pytest.raises(InputError, match="is not a decoder"):
         long_like(plain_model("bert"), "bert", {"mechanism": "window"}).new_memory()
     longer.transformer.gradient_checkpointing = True
     with pytest.raises(InputError, match="Gradient checkpointing"):
