@@ -155,8 +155,8 @@ def export_checkpoint(
     max_length = known_length(loaded.config, None, loaded) or UNLIMITED
     if any(site.causal for site in attention_sites(loaded)):
         raise CheckpointError(
-            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch, or a stock checkpoint of it "
-            "(--format native) in a server."
+            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch. A server takes stock models, "
+            "which --format native writes."
         )
     refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if mechanism.capabilities.exports == "never"})
     if refused:
