@@ -65,7 +65,8 @@ class Stock:
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
         self.class_name = f"{self.stem}{self.head}" if self.stem else self.base_class
-        self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(config.attending[0]))
+        layers = config.attending[0] if family.base_model_type in self.families else 0
+        self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is impossible."""
