@@ -311,7 +311,7 @@ def write_graph(
                 "itself, or export one with another mechanism, for example longformer."
             ) from error
         onnx_blocks.divide_feed_forward(onnx.model.graph)
-        # Weights beside the graph, in a file named as optimum's: ONNX Runtime maps it into memory, and copies those in the graph's own.
+        # Weights in a file of their own, named as optimum's, which ONNX Runtime maps into memory in place of a copy.
         onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
 

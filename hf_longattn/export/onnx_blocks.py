@@ -1,8 +1,7 @@
 """ONNX graphs with memory linear in the length: attention and feed-forward networks in blocks.
 
 PyTorch writes attention as two products with a softmax between them, over all pairs of tokens. :func:`attention` writes a loop over blocks
-of queries, so a runtime holds the scores of one block. The graph computes the size of a block from the length. All operators are in opset
-18.
+of queries, sized when the graph runs, so a runtime holds the scores of one block. All operators are in opset 18.
 """
 
 from __future__ import annotations
