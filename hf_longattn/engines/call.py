@@ -321,7 +321,7 @@ def clear_padding(
 DENSE_CELLS = 256 * 256
 """Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
 ANY_CALL = AttentionCall()
-ELSEWHERE = "the tensors are on another device"
+ELSEWHERE = "it is for another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
 
 

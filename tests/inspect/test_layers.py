@@ -100,7 +100,7 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     with observe(lambda _, choice: answers.append((choice.path, choice.refused))):
         assert try_path("tiles", context, {"flex": lambda: run(False)}) == (out, "flex")
         assert try_path("tiles", context, {"flex": lambda: run(True)}) == (None, "plain")
-    elsewhere = ("cpu-gathered", "the tensors are on another device")
+    elsewhere = ("cpu-gathered", "it is for another device")
     assert answers == [("flex", (elsewhere,)), ("plain", (elsewhere, ("flex", "there is none")))]
 
 
