@@ -67,7 +67,7 @@ TASKS = {
 AUTO_CLASSES = {**{task: auto for auto, task in TASKS.items()}, "feature-extraction": "AutoModel", "image-feature-extraction": "AutoModel"}
 """Task, by its name on the Hub -> the Auto class that loads models for it."""
 INHERITED = ("license", "license_name", "license_link", "language", "datasets", "tags", "base_model")
-"""Metadata that a model takes over from its source. Results are not included, because they were measured on another model."""
+"""Metadata that a model takes over from its source. Its results are those of another model."""
 FORMATS = frozenset((
     "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
     "tflite", "torch", "transformers",
@@ -118,7 +118,7 @@ def model_card(
     Args:
         model_dir: a saved model.
         base_model: the Hub name of the model it was made from. Omit it for a local folder.
-        source: folder or Hub name of a model whose metadata is inherited; by default, if the folder has no card, the report's source.
+        source: folder or Hub name of a model whose metadata is inherited; by default, without a card, the report's source.
         report: the conversion's report; by default the folder's ``conversion_report.json``.
         results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and a finite ``value``;
             perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``task`` (by
@@ -126,8 +126,8 @@ def model_card(
             out of the metadata (``model-index``).
         name: Hub name or path from which readers load the model; by default ``model_dir``.
         title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
-        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. The fields of :data:`INHERITED` that are not given
-            are inherited from the cards of the folder and of the source.
+        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Those of :data:`INHERITED` that are not given
+            come from the cards of the folder and of the source.
 
     Raises:
         CheckpointError: the folder has no readable ``config.json``, or a file has values from which no card can be made.
@@ -172,7 +172,9 @@ def model_card(
         converted_from = str(plan.get("source") or "")
         origin = source if source is not None or (folder / "README.md").is_file() else converted_from
         of_source = inherited_metadata(origin) if origin else {}
-        of_source.pop("base_model", None)  # the source's base is not this model's base
+        of_source.pop("base_model", None)  # the source's, not this model's
+        if auto in TASKS and sentences is None:
+            of_source["tags"] = [tag for tag in of_source.get("tags", ()) if not tag.startswith(("sentence-", "feature-"))]
         metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source))
         start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
@@ -239,11 +241,7 @@ def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAtte
 
 
 def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str) -> str:
-    """Maximum length at which the attention of a stack equals full attention, as a predicate.
-
-    Args:
-        layers: layers of the stack. longest: the maximum number of tokens, if there is one. nouns: noun for the inputs.
-    """
+    """Maximum length, at most ``longest``, at which the attention of a stack equals full attention, as a predicate."""
     mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
     exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
     upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
@@ -262,7 +260,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / CONVERSION_REPORT) if (folder / CONVERSION_REPORT).exists() else {}
 
 
-# What a card takes over from the card of the model's source.
+# What a card takes over from the source's.
 
 
 def origin_of(source: str) -> str:
@@ -273,7 +271,7 @@ def origin_of(source: str) -> str:
 def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[str, Any]:
     """The fields in :data:`INHERITED` of the card of a folder, or of a Hub repository in the cache. Without tags in :data:`FORMATS`.
 
-    Warns if the card cannot be read, and returns no metadata then.
+    If the card cannot be read, warns and returns none.
 
     Args:
         download: request the card of a Hub repository, so that it is in the cache.
@@ -311,7 +309,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def from_source(source: str) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model loaded from ``source``, which is the base model or a folder with a card that names it."""
+    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names it."""
     if not source:
         return {}
     inherited = inherited_metadata(source, download=True)

@@ -107,6 +107,13 @@ def test_metadata_of_the_source_completes_the_card_of_a_folder(tmp_path: Path) -
     assert {"saved", "old"} <= set(data.tags)
 
 
+def test_tags_of_a_sentence_encoder_are_not_those_of_a_model_with_another_head(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "README.md").write_text("---\ntags: [sentence-transformers, feature-extraction, old]\n---\n")
+    folder = saved(tmp_path / "model", "BertForSequenceClassification")
+    assert ModelCard.load(write_model_card(folder, source=tmp_path / "source")).data.tags == ["hf_longattn", "long-context", "old"]
+
+
 def test_card_of_every_class_of_every_family_loads_it(tmp_path: Path) -> None:
     loads = re.compile(r'model = (?:AutoModel\w*|hf_longattn\.\w+)\.from_pretrained\("me/long"\)\.eval\(\)')
     classes = [(family, long) for family in FAMILIES.values() for long in family.model_classes.values()]
