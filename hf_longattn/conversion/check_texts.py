@@ -338,7 +338,7 @@ class Embeddings:
             shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
             detail += (
                 f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
-                f"{', both without the first' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
+                f"{', both without the first chunk' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
             )
             values |= {"document": {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": required}, "tokens": tokens}
             ready = ready and cosine >= required

@@ -79,7 +79,7 @@ class Stock:
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
         if length := next(filter(None, (layer.options.exact_length for layer in self.layers)), None):
-            return f"No stock architecture has exact_length={length}; convert with --option exact_length=0."
+            return f"No stock architecture has exact_length={length}; convert with --option exact_length=0, or write 0 into config.json."
         values = [self.layer(mechanism) for mechanism in self.layers]
         odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
         if odd is not None:
@@ -87,9 +87,7 @@ class Stock:
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
             return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
         if self.base_class != self.class_name and self.head not in self.heads:
-            return (
-                f"The head of a {self.base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
-            )
+            return f"The head of a {self.base_class} differs from {self.stem}'s; export the encoder alone, or a model with another head."
         return ""
 
     def stock_config(self) -> Any:

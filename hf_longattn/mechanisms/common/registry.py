@@ -188,7 +188,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
         plain, _, options = name.partition(":")
         if plain in _REGISTRY:
             raise OptionError(f"{name!r} names options, too; give {plain!r} and {options!r} separately (--option), or all as layers.")
-        raise OptionError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}")
+        raise OptionError(f"Unknown mechanism {name!r}; choose from {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}")
     return _REGISTRY[name]
 
 
