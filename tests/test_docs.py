@@ -143,7 +143,12 @@ def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: 
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
 
 
-FOREIGN_QUOTES = {"… does not recognize this architecture", "LOAD REPORT", "Unable to create tensor"}
+FOREIGN_QUOTES = {
+    "… does not recognize this architecture",
+    "You are using a model of type long_bert to instantiate a model of type bert",
+    "LOAD REPORT",
+    "Unable to create tensor",
+}
 """Messages of transformers."""
 COMPOSED = {
     "PyTorch's flash attention has no kernel for heads of …",
