@@ -116,8 +116,8 @@ def export(
 
     shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
     of_graph: dict[str, Any] = {"opset": opset, "task": task, "global_attention_mask": global_attention_mask}
-    if format == "native":
-        flags.refuse_typed(context, tuple(of_graph), "is for graphs, not for --format native; leave it out.")
+    unused = {"torch": ("opset",), "native": tuple(of_graph)}.get(format, ())
+    flags.refuse_typed(context, unused, f"has no effect with --format {format}; leave one of them out.")
     with progress() as tell:
         if format == "native":
             report: Any = export_native(model, destination, progress=tell, **shared)

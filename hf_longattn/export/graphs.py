@@ -137,7 +137,7 @@ def export_checkpoint(
     if format not in GRAPHS:
         raise CheckpointError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
     if opset is not None and format != "onnx":
-        raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave out one of format and opset (--format, --opset).")
+        raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave it out.")
     onnx = format == "onnx"
     if onnx:
         check_extra("onnx")

@@ -230,7 +230,8 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 @every_case("recipe", RECIPES, of=2)
 def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
-    source = sources["rope" in values.get("positions", "")]
+    endless = "max_length" not in values and "image_size" not in values
+    source = sources["rope" in values.get("positions", "") or endless]
     if recipe == "longformer-growing-windows":  # which names layers up to the twelfth
         source = source.parent / "deep"
     if "image_size" in values:
@@ -238,9 +239,9 @@ def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dic
     plan = planned(capsys, source, "--config", recipe)
     if "image_size" in values:
         assert plan["new_image_size"] == [int(values["image_size"])] * 2
-    else:
+    elif not endless:
         assert plan["new_length"] == values["max_length"]
-    assert plan["positions"] == values.get("positions", "tile")
+    assert plan["positions"] == values.get("positions", "rope:none" if endless else "tile")
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
     assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1, "vitdet": 4}.get(recipe, 0)
 
