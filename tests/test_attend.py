@@ -24,7 +24,7 @@ Q = torch.randn(2, 4, 10, 8)
     ("call", "error", "says"),
     [
         (lambda: attend(Q, Q, Q, "widow"), OptionError, "Did you mean 'window'"),
-        (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' apart"),
+        (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' separately"),
         (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "its options are: window"),
         (lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)), InputError, r"must be \(batch, key length\) = \(2, 10\)"),
         (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), InputError, r"global_mask has shape \(10,\)"),
