@@ -339,7 +339,7 @@ class Traced:
 def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
     """Trace a module for all sizes of its dynamic axes.
 
-    PyTorch infers the sizes. If it is told them, release 2.15 wrongly reports violations of conditions that hold, such as n != 1 if n > 9.
+    PyTorch infers the sizes: if they are given, release 2.15 reports violations of conditions that hold, such as n != 1 if n > 9.
 
     Args:
         sizes: input -> dynamic axis -> its ``Dim``.

@@ -122,8 +122,8 @@ def divide_feed_forward(graph: ir.Graph) -> None:
         values = {source: body.Gather(rows, chosen(body), axis=1)}
         for node in (node for node in graph if node in network):
             inputs = [values.get(x, x) for x in node.inputs]
-            made = body.op_multi_out(node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
-            values |= zip(node.outputs, made, strict=True)
+            copies = body.op_multi_out(node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
+            values |= zip(node.outputs, copies, strict=True)
         out = body.stacked(op, blocks, values[last.outputs[0]])
         out = op.Slice(op.Reshape(out, op.Concat(op.ints(-1), sizes, axis=0)), op.ints(0), tokens, op.ints(0))
         out = op.Reshape(out, op.Concat(op.Shape(source, start=0, end=-1), sizes, axis=0))

@@ -106,7 +106,7 @@ class Window(SparseMechanism, GatheredMechanism):
     about = About(
         summary="each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks",
         paper="Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2",
-        when="neighbours suffice, as in tagging (`num_sinks=1` for `[CLS]`); or a decoder goes on in bounded memory (`num_sinks=4`)",
+        when="neighbours suffice, as in tagging (`num_sinks=1` for `[CLS]`); or a decoder needs bounded memory (`num_sinks=4`)",
         engine="block_sparse",
         cost="N·(w+sinks)",
         sample={"window": 32},

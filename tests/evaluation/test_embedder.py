@@ -148,7 +148,7 @@ def test_embedder_refuses_rows_without_text_before_it_loads_a_model(batch: Any, 
         ({"task": "passage"}, "task is 'passage'; give document or query"),
     ],
 )
-def test_an_embedder_with_invalid_options_is_refused_when_it_is_created(options: dict[str, Any], words: str) -> None:
+def test_embedder_refuses_invalid_options_on_creation(options: dict[str, Any], words: str) -> None:
     with pytest.raises(LongAttentionError, match=words):
         Embedder("no/model", **options)
 

@@ -290,7 +290,7 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
 
 
 @every_case("case", REFUSED)
-def test_a_config_that_vllm_cannot_express_is_refused_when_it_is_read(case: str) -> None:
+def test_reading_a_config_under_vllm_refuses_what_vllm_cannot_express(case: str) -> None:
     base, attention, changes, message = REFUSED[case]
     values = {**small_values(base, Shape(vocabulary=200)), "pad_token_id": 1, **changes}
     why = refusal(FAMILIES[base].config_class(**values, long_attention=attention))
