@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo real-decoder llama-cpp test test-thorough test-slow test-lowest test-newest lint format bench docs site release gpu-check clean
+.PHONY: help install demo real-decoder llama-cpp test test-thorough test-slow test-lowest test-newest lint size format bench docs site release gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -66,11 +66,14 @@ test-newest:  ## all tests but the slow ones on the newest versions that pyproje
 	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(NEWEST)/bin/pytest -n $(WORKERS) -m "not slow and not thorough" -p no:cacheprovider $(ARGS)
 
-lint: $(STUBS)  ## ruff, mypy and the ceilings of the package's size
+lint: $(STUBS)  ## ruff, mypy, and the project's size
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PY) -m scripts.dev.tools.ceiling
+
+size: $(READY)  ## fails if the project has grown; for maintainers and continuous integration
+	@$(PY) -m scripts.dev.tools.ceiling --fail
 
 format: $(READY)  ## lay the code out, mend what ruff can mend, and write the types of the Long classes
 	$(PY) -m scripts.dev.tools.class_stubs

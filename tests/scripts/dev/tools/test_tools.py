@@ -15,38 +15,68 @@ import transformers
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import machine, stored_study
 from scripts.dev.tools import first_look, release
-from scripts.dev.tools.ceiling import against_ceilings
-from scripts.dev.tools.launches import LAYERS, NAMES, ONE_OPERATION, STORED, as_on_cuda, launches, list_modes, python_calls, rows_of
+from scripts.dev.tools.ceiling import SLACK, against_ceilings, project_size
+from scripts.dev.tools.launches import (
+    LAYERS,
+    NAMES,
+    ONE_OPERATION,
+    STORED,
+    as_on_cuda,
+    launches,
+    list_modes,
+    python_calls,
+    rows_of,
+)
 from scripts.dev.tools.launches import table as launch_table
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, markdown, name_on_base, store, table
 from scripts.dev.tools.small_models import IN_FULL
 from scripts.dev.tools.update_docs import stored
 from tests.cases import every_case
 
-FUNCTION = "def f():\n    pass\n"
-SIZES = {"lines": 12, "functions": 6, "bytes": 6 * len(FUNCTION)}
-"""Of the package that the fixture writes."""
+SMALL = '''"""A module's docstring is not counted."""
+
+
+def f(x):  # nor is a comment
+    """Nor a function's."""
+    return "a" if x else "b"
+'''
+BRANCHY = "def g(x):\n" + "    if x:\n        pass\n" * 21
+SIZES = {
+    "tokens": 12 + 6 + 21 * 4,
+    "test_tokens": 12,
+    "branchy_functions": 1,
+    "conditional_expressions": round(1000 / 47),
+}
+"""Of the project that the fixture writes: ``def f ( x ) :`` has 6 tokens, its return 6, and each branch 4."""
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name, functions in {"errors.py": 2, "engines/band.py": 4}.items():
-        (tmp_path / "hf_longattn" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "hf_longattn" / name).write_text(FUNCTION * functions)
+    for name, text in {
+        "hf_longattn/errors.py": SMALL,
+        "hf_longattn/engines/band.py": BRANCHY,
+        "tests/x.py": SMALL,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
-@pytest.mark.parametrize(("unit", "slack"), [("lines", 500), ("functions", 40), ("bytes", 25_000)])
-def test_ceiling_forbids_growth_and_follows_a_shrinking_package(tree: Path, unit: str, slack: int) -> None:
-    size = SIZES[unit]
-    said = {}
+def test_size_counts_code_and_neither_comments_nor_docstrings(tree: Path) -> None:
+    assert project_size(tree) == SIZES
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_ceiling_forbids_growth_and_follows_a_shrinking_project(tree: Path, name: str) -> None:
+    size, slack = SIZES[name], SLACK[name]
+    wrong = {}
     for ceiling in (size - 1, size, size + slack - 1, size + slack):
-        ceilings = "\n".join(f"{name} = {number}" for name, number in (SIZES | {unit: ceiling}).items())
+        ceilings = "\n".join(f"{key} = {number}" for key, number in (SIZES | {name: ceiling}).items())
         (tree / "pyproject.toml").write_text(f"[tool.hf_longattn.size]\n{ceilings}\n")
-        said[ceiling - size] = against_ceilings(tree)
-    assert said[0] == said[slack - 1] == ""
-    assert said[-1] == f"hf_longattn has {size} {unit} and may have {size - 1} (pyproject.toml); take out 1\n"
-    assert said[slack] == f"hf_longattn has {size} {unit}; lower [tool.hf_longattn.size] in pyproject.toml from {size + slack:,} to that\n"
+        wrong[ceiling - size] = against_ceilings(tree)[1]
+    assert wrong[0] == wrong[slack - 1] == ""
+    assert f"{size:,}, and the ceiling in pyproject.toml is {size - 1:,}" in wrong[-1]
+    assert f"{size:,}; lower {name} of [tool.hf_longattn.size]" in wrong[slack]
 
 
 matplotlib = pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
@@ -79,13 +109,22 @@ def test_distributions_hold_the_files_that_they_should() -> None:
 
     stubs = release.stub_files()
     wheel, sdist = (builder(str(release.ROOT)) for builder in (WheelBuilder, SdistBuilder))
-    for folder in (".tmp", "runs", "dist"):  # a link in one of them to a folder of the checkout would be taken for that folder
+    # a link in one of them to a folder of the checkout would be taken for that folder
+    for folder in (".tmp", "runs", "dist"):
         assert sdist.config.directory_is_excluded(folder, ""), folder
-    expected = {name for name in release.wheel_files() if not name.startswith(("hf_longattn/configs/", f"{release.NAME}.dist-info"))}
-    packed = {file.distribution_path: 0 for file in wheel.recurse_included_files() if file.distribution_path not in stubs}
+    expected = {
+        name
+        for name in release.wheel_files()
+        if not name.startswith(("hf_longattn/configs/", f"{release.NAME}.dist-info"))
+    }
+    packed = {
+        file.distribution_path: 0 for file in wheel.recurse_included_files() if file.distribution_path not in stubs
+    }
     assert release.differences(packed, expected - stubs, size=0, largest=0) == []
     expected = release.sdist_files() - {"PKG-INFO", ".gitignore", "pyproject.toml"}
-    packed = {file.distribution_path: 0 for file in sdist.recurse_included_files() if file.distribution_path not in stubs}
+    packed = {
+        file.distribution_path: 0 for file in sdist.recurse_included_files() if file.distribution_path not in stubs
+    }
     assert release.differences(packed, expected - stubs, size=0, largest=0) == []
 
 
@@ -121,7 +160,11 @@ def test_stored_families_that_did_not_run_stay(tmp_path: Path) -> None:
     store({"long_bert": entry(5), "long_gpt2": entry(6)}, tmp_path)
     store({"long_t5": entry(7), "long_gpt2": entry(8)}, tmp_path)
     stored = json.loads((tmp_path / "model_tester.json").read_text())
-    assert {name: one["passed"] for name, one in stored["families"].items()} == {"long_bert": 5, "long_gpt2": 8, "long_t5": 7}
+    assert {name: one["passed"] for name, one in stored["families"].items()} == {
+        "long_bert": 5,
+        "long_gpt2": 8,
+        "long_t5": 7,
+    }
     assert "| long_bert | 5 | 0 | 1 |" in (tmp_path / "model_tester.md").read_text()
     assert stored["transformers"] == transformers.__version__
 
@@ -134,8 +177,14 @@ def test_failure_that_the_base_shares_is_told_apart() -> None:
 
 
 def test_backbones_are_counted_with_their_family(tmp_path: Path) -> None:
-    cases = [("LongBeitTest", "test_config", ""), ("LongBeitBackboneTest", "test_config", "<failure/>"), ("PlainBeitTest", "test_a", "")]
-    rows = "".join(f'<testcase classname="tests.models.{kind}" name="{name}">{inner}</testcase>' for kind, name, inner in cases)
+    cases = [
+        ("LongBeitTest", "test_config", ""),
+        ("LongBeitBackboneTest", "test_config", "<failure/>"),
+        ("PlainBeitTest", "test_a", ""),
+    ]
+    rows = "".join(
+        f'<testcase classname="tests.models.{kind}" name="{name}">{inner}</testcase>' for kind, name, inner in cases
+    )
     (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
     result = table(tmp_path / "report.xml")
     assert {name: (counts["passed"], counts["failures"]) for name, counts in result.items()} == {
@@ -161,13 +210,21 @@ PYTHON_SLACK = 1.05
 
 
 def check_ceilings(mode: str) -> None:
-    versions = [{name: about[name].split("+")[0] for name in ("torch", "transformers")} for about in (RECORD["machine"], machine())]
+    versions = [
+        {name: about[name].split("+")[0] for name in ("torch", "transformers")}
+        for about in (RECORD["machine"], machine())
+    ]
     if versions[0] != versions[1]:
         pytest.skip(f"the stored table is of {versions[0]}")
     for row in rows_of(mode):
         ceiling = CEILINGS[row["mode"], row["layer"]]
-        above = {name: row[name] for name in NAMES if row[name] > ceiling[name] * (PYTHON_SLACK if "python" in name else 1)}
-        assert not above, f"{row['layer']} layer: {ceiling}; if more is right, store it by python -m scripts.dev.tools.launches --write"
+        above = {
+            name: row[name] for name in NAMES if row[name] > ceiling[name] * (PYTHON_SLACK if "python" in name else 1)
+        }
+        assert not above, (
+            f"{row['layer']} layer: {ceiling}; if more is right, store it by python -m scripts.dev.tools.launches "
+            "--write"
+        )
 
 
 @every_case("mode", [mode for mode in list_modes() if mode.split(", ")[0] in LAYERS])
@@ -193,7 +250,11 @@ def test_operations_and_waits_are_those_of_a_gpu() -> None:
         "a number": (lambda: x.sum().item(), 1, 1),
         "a condition": (lambda: bool((x > 9).any()), 2, 1),
         "a list": (lambda: x.tolist(), 0, 1),
-        "a copy, whose list and sum are on the host": (lambda: (x.detach().cpu()[0].tolist(), x.to("cpu").sum().item()), 0, 2),
+        "a copy, whose list and sum are on the host": (
+            lambda: (x.detach().cpu()[0].tolist(), x.to("cpu").sum().item()),
+            0,
+            2,
+        ),
         "a copy that returns": (lambda: x.cpu().to(x.device).add(1), 2, 1),
         "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0),
         "rows by a mask": (lambda: x[mask], 1, 1),
